@@ -1,0 +1,9 @@
+"""Amplitude compression of a spectrogram, and back."""
+
+from udse_fast.backends import dispatched
+from udse_fast.kernels.compression import reference
+
+__all__ = ["compress", "decompress"]
+
+compress = dispatched(reference.compress)
+decompress = dispatched(reference.decompress)

@@ -1,0 +1,22 @@
+"""One reverse step of each posterior sampler: the next state and the power of the M-step."""
+
+from udse_fast.backends import dispatched
+from udse_fast.kernels.likelihood_gradient import reference
+from udse_fast.kernels.likelihood_gradient.reference import NoiseVariance
+
+__all__ = [
+    "NoiseVariance",
+    "joint_guidance",
+    "marginal_guidance",
+    "noise_posterior_guidance",
+    "predictor_residual",
+    "product_of_gaussians",
+    "score_noise_guidance",
+]
+
+marginal_guidance = dispatched(reference.marginal_guidance)
+product_of_gaussians = dispatched(reference.product_of_gaussians)
+noise_posterior_guidance = dispatched(reference.noise_posterior_guidance)
+predictor_residual = dispatched(reference.predictor_residual)
+score_noise_guidance = dispatched(reference.score_noise_guidance)
+joint_guidance = dispatched(reference.joint_guidance)

@@ -1,0 +1,261 @@
+"""One reverse step of each posterior sampler: the next state and the power of the M-step.
+
+x: mixture; s: state; S_p: score at the state before the predictor; a = sigma / delta; V: noise variance;
+m, q: mean and variance of the prior transition.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+
+from udse_fast.coefficients import Coefficients
+from udse_fast.kernels.complex_normal.reference import Noise, as_tensor
+from udse_fast.kernels.predictor_corrector.reference import predictor, tweedie_mean, written
+
+NoiseVariance: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""V itself, (F, T) real, or its NMF factors W (F, R) and H (R, T)."""
+
+
+def variance(noise_variance: NoiseVariance) -> torch.Tensor:
+    """V (F, T), formed from its factors where these are given."""
+    return noise_variance[0] @ noise_variance[1] if isinstance(noise_variance, tuple) else noise_variance
+
+
+def mean_power(z: torch.Tensor) -> torch.Tensor:
+    """mean over the samples of |z|^2: (B, F, T) complex -> (F, T) real."""
+    return (z.real**2 + z.imag**2).mean(0)
+
+
+def marginal_guidance(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
+    coefficients: Coefficients,
+    noise: Noise,
+    strength: float | torch.Tensor = 1.5,
+    *,
+    apply: bool = True,
+    power_of_state: bool = False,
+    divide_tweedie: bool = False,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """UDiffSE and UDiffSE+: predictor, then s <- s + lambda g^2 dt (1/delta) (x - s/delta) / (a^2 + V).
+
+    Args:
+        state: s, (B, F, T) complex.
+        score: S_p, (B, F, T) complex.
+        mixture: x, (F, T) complex.
+        noise_variance: V.
+        coefficients: of the step.
+        noise: z_p of the predictor.
+        strength: lambda, one number or (T,).
+        apply: False leaves the guidance out (UDiffSE: round 0, odd steps).
+        power_of_state: P = mean |x - s|^2 (UDiffSE), not mean |x - s0|^2.
+        divide_tweedie: s0 = (s + sigma^2 S_p) / delta (the paper's), not s + sigma^2 S_p (the public code's).
+        out: where the next state goes, may be `state`; None: a new tensor.
+
+    Returns:
+        the next state (B, F, T) and P (F, T).
+    """
+    c = coefficients
+    s = predictor(state, score, c, noise)
+    if apply:
+        residual = mixture - s / c.delta
+        total_variance = (c.sigma / c.delta) ** 2 + variance(noise_variance)
+        s = s + strength * c.g**2 * c.dt / c.delta * residual / total_variance
+    if power_of_state:
+        return written(s, out), mean_power(mixture - s)
+    s0 = tweedie_mean(s, score, c) if divide_tweedie else s + c.sigma**2 * score
+    return written(s, out), mean_power(mixture - s0)
+
+
+def product_of_gaussians(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
+    coefficients: Coefficients,
+    noise: Noise,
+    *,
+    forward_noise: Noise = None,
+    divide_tweedie: bool = False,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """DEPSE: a draw from the product of the prior transition and the likelihood, both Gaussian.
+
+    m = s + gamma s dt + g^2 S_p dt, q = g^2 dt; s <- (R m + q y)/(R + q) + sqrt(q R/(R + q)) z_p.
+    IL (no forward noise): y = delta x, R = delta^2 (a^2 + V). TL: y = delta x + sigma z_f, R = delta^2 V.
+
+    Args:
+        state: s, (B, F, T) complex.
+        score: S_p, (B, F, T) complex.
+        mixture: x, (F, T) complex.
+        noise_variance: V.
+        coefficients: of the step.
+        noise: z_p, None on the last step.
+        forward_noise: z_f of the TL form, drawn on every step; None selects the IL form.
+        divide_tweedie: s0 = (s + sigma^2 S_p) / delta (TL), not s + sigma^2 S_p (IL of the published code).
+        out: where the next state goes, may be `state`; None: a new tensor.
+
+    Returns:
+        the next state (B, F, T) and P = mean |x - s0|^2 (F, T).
+    """
+    c = coefficients
+    m = predictor(state, score, c, None)
+    q = c.g**2 * c.dt
+    R, y = c.delta**2 * variance(noise_variance), c.delta * mixture
+    if forward_noise is None:
+        R = R + c.sigma**2
+    else:
+        y = y + c.sigma * as_tensor(forward_noise, state)
+    s = (R * m + q * y) / (R + q) + (q * R / (R + q)) ** 0.5 * as_tensor(noise, state)
+    s0 = tweedie_mean(s, score, c) if divide_tweedie else s + c.sigma**2 * score
+    return written(s, out), mean_power(mixture - s0)
+
+
+def noise_posterior_guidance(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
+    coefficients: Coefficients,
+    noise: Noise,
+    strength: float | torch.Tensor = 1.75,
+    *,
+    observation_variance: float = 5e-4,
+    paper_posterior: bool = False,
+    want_noise: bool = False,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """DiffUSEEN: predictor, noise posterior given the Tweedie mean s0, guidance with the noise taken off.
+
+    q = a^2 + w; mu = V/(V + q) (x - s0), Sig = V q/(V + q);
+    s <- s + lambda g^2 dt (1/delta) (x - s/delta - mu) / q.
+
+    Args:
+        state: s, (B, F, T) complex.
+        score: S_p, (B, F, T) complex.
+        mixture: x, (F, T) complex.
+        noise_variance: V.
+        coefficients: of the step.
+        noise: z_p of the predictor.
+        strength: lambda, one number or (T,).
+        observation_variance: w.
+        paper_posterior: w in place of q in mu and Sig (paper eq. 35).
+        want_noise: return mu as well.
+        out: where the next state goes, may be `state`; None: a new tensor.
+
+    Returns:
+        the next state (B, F, T), P = mean |mu|^2 + Sig (F, T), and mu (B, F, T) or None.
+    """
+    c = coefficients
+    V = variance(noise_variance)
+    s = predictor(state, score, c, noise)
+    s0 = tweedie_mean(s, score, c)
+    q = (c.sigma / c.delta) ** 2 + observation_variance
+    q_n = observation_variance if paper_posterior else q
+    mu = V / (V + q_n) * (mixture - s0)
+    s = s + strength * c.g**2 * c.dt / c.delta * (mixture - s / c.delta - mu) / q
+    return written(s, out), mean_power(mu) + V * q_n / (V + q_n), mu if want_noise else None
+
+
+def predictor_residual(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    mixture: torch.Tensor,
+    coefficients: Coefficients,
+    noise: Noise,
+    residual_noise: Noise = None,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ParaDiffUSE-IN, first half: predictor, and the residual x - (s - sigma z)/delta for the noise network.
+
+    Args:
+        state: s, (B, F, T) complex.
+        score: S_p, (B, F, T) complex.
+        mixture: x, (F, T) complex.
+        coefficients: of the step.
+        noise: z_p of the predictor.
+        residual_noise: z of the paper's form; None is the published code's.
+        out: where the next state goes, may be `state`; None: a new tensor.
+
+    Returns:
+        the state after the predictor and the residual, both (B, F, T).
+    """
+    s = predictor(state, score, coefficients, noise)
+    perturbed = s - coefficients.sigma * as_tensor(residual_noise, state)
+    return written(s, out), mixture - perturbed / coefficients.delta
+
+
+def score_noise_guidance(
+    state: torch.Tensor,
+    noise_score: torch.Tensor,
+    coefficients: Coefficients,
+    strength: float | torch.Tensor = 1.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """ParaDiffUSE-IN, second half: s - lambda g^2 dt (1/delta) S_noise(x - s/delta, t).
+
+    Args:
+        state: s after the predictor, (B, F, T) complex.
+        noise_score: the noise network's score at the residual of `predictor_residual`, (B, F, T) complex.
+        coefficients: of the step.
+        strength: lambda, one number or (T,).
+        out: where the next state goes, may be `state`; None: a new tensor.
+
+    Returns:
+        the next state (B, F, T).
+    """
+    c = coefficients
+    return written(state - strength * c.g**2 * c.dt / c.delta * noise_score, out)
+
+
+def joint_guidance(
+    speech: torch.Tensor,
+    speech_score: torch.Tensor,
+    noise: torch.Tensor,
+    noise_score: torch.Tensor,
+    mixture: torch.Tensor,
+    coefficients: Coefficients,
+    speech_draw: Noise,
+    noise_draw: Noise,
+    strength: float | torch.Tensor,
+    *,
+    apply: bool = True,
+    observation_variance: float = 1e-3,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ParaDiffUSE-EN: predictors of speech and noise, then guidance of each with the other's Tweedie mean.
+
+    s <- s + lambda g^2 dt (1/delta) (x - s/delta - n0)/(a^2 + w),
+    n <- n + lambda g^2 dt (1/delta) (x - n/delta - s0)/(a^2 + w).
+
+    Args:
+        speech: s, (B, F, T) complex.
+        speech_score: S_p of the speech, (B, F, T) complex.
+        noise: n, (B, F, T) complex.
+        noise_score: S_p of the noise, (B, F, T) complex.
+        mixture: x, (F, T) complex.
+        coefficients: of the step.
+        speech_draw: z_p of the speech predictor.
+        noise_draw: z_p of the noise predictor.
+        strength: lambda, one number or (T,).
+        apply: False leaves the guidance out (the last step).
+        observation_variance: w.
+        out: where the next states go, may be `speech` and `noise`; None: new tensors.
+
+    Returns:
+        the next speech and noise states, both (B, F, T).
+    """
+    c = coefficients
+    s = predictor(speech, speech_score, c, speech_draw)
+    n = predictor(noise, noise_score, c, noise_draw)
+    if apply:
+        s0, n0 = tweedie_mean(s, speech_score, c), tweedie_mean(n, noise_score, c)
+        step = strength * c.g**2 * c.dt / c.delta / ((c.sigma / c.delta) ** 2 + observation_variance)
+        s, n = s + step * (mixture - s / c.delta - n0), n + step * (mixture - n / c.delta - s0)
+    s_out, n_out = out or (None, None)
+    return written(s, s_out), written(n, n_out)

@@ -1,0 +1,1 @@
+"""Fast and streaming unsupervised diffusion-based speech enhancement."""

@@ -1,0 +1,250 @@
+"""Checkpoints: one safetensors file with the configuration as JSON in its header, and the other kinds that are read.
+
+The header's metadata has one key, "udse_fast", whose value is the JSON text of the configuration::
+
+    {"format_version": 1,
+     "architecture": {"name": "ncsnpp" | "compact", **arguments of its class},
+     "sde": {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5},
+     "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
+     "compression": {"exponent": 0.5, "factor": 0.15},
+     "training": {facts: numbers and strings},
+     "licence": "..."}
+
+Matrices and kernels may be stored in 16 bits; vectors (biases, norms, Fourier frequencies) stay in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from udse_fast.errors import UdseError
+from udse_fast.lightning import read_lightning
+from udse_fast.networks import build_network
+from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
+from udse_fast.sde import OUVE
+
+FORMAT_VERSION = 1
+CONFIG_KEY = "udse_fast"
+CONFIG_FILE = "udse_fast.json"
+_DEFAULTS: dict[str, Any] = {
+    "sde": {"name": "ouve", **OUVE().config},
+    "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
+    "compression": {"exponent": 0.5, "factor": 0.15},
+    "training": {},
+    "licence": "not stated",
+}
+
+
+def load_network(
+    path: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+) -> ScoreNetwork:
+    """Load a score network; the kind of file is found out by its content.
+
+    Pickled code never runs. A TorchScript file is itself a program, for PyTorch's own interpreter.
+
+    Args:
+        path: a safetensors checkpoint, an exported TorchScript file, or a PyTorch Lightning checkpoint of the
+            published models; None is the built-in speech prior.
+        device: "cpu", "cuda", "cuda:1", "auto".
+        precision: "float32" (default), "bfloat16" or "float16".
+
+    Raises:
+        UdseError: the file is missing, damaged or of another kind, or there is no such device.
+    """
+    if path is None:
+        with importlib.resources.as_file(importlib.resources.files("udse_fast") / "priors/speech.safetensors") as file:
+            return load_network(file, device, precision)
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UdseError(f"expected a checkpoint file, got {path}: {error.strerror}") from error
+    if start.startswith(b"PK\x03\x04"):
+        network = _load_zip(path)
+    elif start[8:] == b"{":
+        network = _load_safetensors(path)
+    else:
+        raise UdseError(
+            f"{path}: expected a checkpoint (.safetensors, TorchScript .pt, Lightning .ckpt), got "
+            f"{'an empty file' if not start else 'a file of another kind, or an incomplete one'}"
+        )
+    return network.to(device, precision)
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    state_dict: dict[str, Tensor],
+    config: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a safetensors checkpoint; the file appears only when it is whole.
+
+    Args:
+        state_dict: weights of the network that `config["architecture"]` describes.
+        config: see the module's description; missing sections get the published settings.
+        dtype: float32, bfloat16 or float16, of the stored matrices and kernels.
+
+    Raises:
+        UdseError: the file cannot be written.
+    """
+    if dtype not in PRECISIONS.values():
+        raise UdseError(f"expected {', '.join(PRECISIONS)} as the dtype of a checkpoint, got {dtype}")
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.ndim > 1 else torch.float32).contiguous()
+        for name, tensor in state_dict.items()
+    }
+    header = {CONFIG_KEY: json.dumps(complete_config(config))}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name next to `path`, renamed to it at the end, or removed after an error.
+
+    Raises:
+        UdseError: the file cannot be written there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "Is a directory")
+        temporary.touch()
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UdseError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the published settings where it has none, checked.
+
+    Raises:
+        UdseError: a section is missing or malformed.
+    """
+    complete = {"format_version": FORMAT_VERSION, **_DEFAULTS, **config}
+    if complete["format_version"] != FORMAT_VERSION:
+        raise UdseError(
+            f"expected a checkpoint of format {FORMAT_VERSION}, got {complete['format_version']}: use a newer udse-fast"
+        )
+    for section in ("architecture", "sde", "stft", "compression", "training"):
+        if not isinstance(complete.get(section), dict):
+            raise UdseError(f"expected the section {section!r} in the configuration of a checkpoint, got {config}")
+    for section in ("sde", "stft", "compression"):
+        complete[section] = {**_DEFAULTS[section], **complete[section]}
+        for name, default in _DEFAULTS[section].items():
+            value = complete[section][name]
+            if not _is_like(value, default) or (name == "name" and value != default):
+                raise UdseError(f"expected a {name} like {default!r} in the section {section!r}, got {value!r}")
+    return complete
+
+
+def _is_like(value: Any, default: str | int | float) -> bool:
+    """A string, a positive whole number or a positive number, as the default is."""
+    if isinstance(default, str) or isinstance(value, (str, bool)):
+        return isinstance(default, str) and isinstance(value, str)
+    kinds = (int,) if isinstance(default, int) else (int, float)
+    return isinstance(value, kinds) and 0 < value < float("inf")
+
+
+def _load_safetensors(path: Path) -> ScoreNetwork:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
+        raise UdseError(
+            f"{path}: expected a safetensors checkpoint, got a damaged one ({first_line(error)}): copy it again"
+        ) from error
+    if CONFIG_KEY not in metadata:
+        raise UdseError(
+            f"{path}: expected a safetensors file with the key {CONFIG_KEY!r} in its header, got one of another "
+            "program: make it with udse-fast train or udse-fast export"
+        )
+    return _assembled(path, state_dict, _parsed(path, metadata[CONFIG_KEY]))
+
+
+def _load_zip(path: Path) -> ScoreNetwork:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            config_names = [name for name in names if name.endswith(f"extra/{CONFIG_FILE}")]
+            config = archive.read(config_names[0]).decode() if config_names else ""
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
+        raise UdseError(
+            f"{path}: expected a TorchScript or Lightning checkpoint, got an incomplete one ({first_line(error)}): copy it again"
+        ) from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        if not config:
+            raise UdseError(
+                f"{path}: expected TorchScript with the configuration {CONFIG_FILE} inside, got TorchScript of another "
+                "program: make it with udse-fast export"
+            )
+        return _load_torchscript(path, config)
+    if any(name.endswith("/data.pkl") for name in names):
+        state_dict, settings = read_lightning(path)
+        return _assembled(path, state_dict, settings)
+    raise UdseError(
+        f"{path}: expected a TorchScript or Lightning checkpoint, got another zip archive; a torch.export file (.pt2) "
+        "is for torch.export.load, give the checkpoint that it was made from"
+    )
+
+
+def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
+    settings = complete_config(_parsed(path, config))
+    try:
+        module = torch.jit.load(str(path), map_location="cpu")
+    except RuntimeError as error:
+        raise UdseError(f"{path}: expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again") from error
+    return ScoreNetwork(module, settings)
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UdseError(f"{path}: expected the configuration as JSON, got {first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise UdseError(f"{path}: expected the configuration as a JSON object, got {text[:40]!r}")
+    return config
+
+
+def _assembled(path: Path, state_dict: dict[str, Tensor], config: dict[str, Any]) -> ScoreNetwork:
+    try:
+        config = complete_config(config)
+        with torch.device("meta"):  # no memory yet: the configuration of a foreign file may ask for any
+            expected = build_network(config["architecture"]).state_dict()
+    except UdseError as error:
+        raise UdseError(f"{path}: {error}") from error
+    for name in expected.keys() | state_dict.keys():
+        wanted = tuple(expected[name].shape) if name in expected else "none"
+        found = tuple(state_dict[name].shape) if name in state_dict else "none"
+        if wanted != found:
+            raise UdseError(
+                f"{path}: expected the weight {name} of the shape {wanted}, got {found}: "
+                "weights and configuration do not belong together"
+            )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state_dict.values()):
+        raise UdseError(f"{path}: expected finite weights, got NaN or infinity: the training diverged or the file is damaged")
+    with torch.random.fork_rng(devices=[]):
+        module = build_network(config["architecture"])
+    module.load_state_dict(state_dict)
+    return ScoreNetwork(module, config)

@@ -1,0 +1,174 @@
+"""Writes a score network for other programs: safetensors, TorchScript, torch.export (.pt2) and ONNX.
+
+The exported graph maps the real state (B, 2, F, T), the time (B,) and, for joint networks, the label (B,) to the score
+(B, 2, F, T), all float32 (label int64). Every file is read back, run beside the network and removed if they differ.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from udse_fast.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint, written_whole
+from udse_fast.errors import UdseError
+from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
+
+KINDS = {".safetensors": "safetensors", ".pt": "torchscript", ".pt2": "torch.export", ".onnx": "onnx"}
+"""Kinds of export, and the file name extension that each goes with."""
+
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest allowed difference, relative to the largest score: other kernels add in another order over some 40 layers."""
+
+
+def export_network(
+    network: ScoreNetwork,
+    path: str | os.PathLike[str],
+    kind: str | None = None,
+    frames: int | None = None,
+    dtype: str | None = None,
+) -> float:
+    """Export a network and compare the file with it.
+
+    Args:
+        network: from `load_network`, not from TorchScript; on the CPU.
+        path: file to write.
+        kind: "safetensors", "torchscript", "torch.export" or "onnx"; None: by the extension of `path`.
+        frames: a fixed number of frames T for torch.export and ONNX; None: any multiple of the network's
+            `frame_multiple`. TorchScript takes any number.
+        dtype: "float32", "float16" or "bfloat16" storage of a safetensors file; None: the network's precision.
+
+    Returns:
+        Largest difference between the scores of file and network, relative to the largest score.
+
+    Raises:
+        UdseError: unknown kind, a package is missing, the file cannot be written, or its scores differ.
+    """
+    path = Path(path)
+    kind = kind or KINDS.get(path.suffix.lower())
+    if kind not in KINDS.values():
+        raise UdseError(
+            f"expected an export to {', '.join(KINDS.values())} (by extension: {', '.join(KINDS)}), got {kind or path.name!r}"
+        )
+    if network.scripted:
+        raise UdseError("expected a safetensors or Lightning checkpoint to export, got TorchScript: give its source")
+    if network.device.type != "cpu":
+        raise UdseError(f"expected a network on the CPU to export, got one on {network.device}: call to('cpu') first")
+    precision = dtype or network.precision
+    if precision not in PRECISIONS:
+        raise UdseError(f"expected {', '.join(PRECISIONS)} to store weights in, got {dtype!r}")
+    write = {
+        "safetensors": _write_safetensors,
+        "torchscript": _write_torchscript,
+        "torch.export": _write_torch_export,
+        "onnx": _write_onnx,
+    }[kind]
+    with written_whole(path) as temporary, torch.no_grad():
+        run = write(network, temporary, frames, precision)
+        difference = _largest_difference(network, run, frames, any_length=kind in ("safetensors", "torchscript"))
+        if not difference <= TOLERANCES[precision]:
+            raise UdseError(
+                f"{path}: expected the exported scores within {TOLERANCES[precision]:g} of the network's, got "
+                f"{difference:.2g}: the file was removed, use another kind of export"
+            )
+    return difference
+
+
+Run = Callable[..., Tensor]
+
+
+def _write_safetensors(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
+    save_checkpoint(path, network.graph.module.state_dict(), network.config, PRECISIONS[precision])
+    return load_network(path).graph
+
+
+def _write_torchscript(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
+    inputs = _example(network, batch=2, frames=frames or 2 * network.graph.frame_multiple + 1)
+    state, time, *label = inputs
+    per_frame = (state, time[:, None].repeat(1, state.shape[-1]), *label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of each comparison of shapes
+        traced = torch.jit.trace_module(
+            copy.deepcopy(network.graph), {"forward": inputs, "per_frame": per_frame}, check_trace=False
+        )
+        config = json.dumps({**network.config, "precision": network.precision})
+        torch.jit.save(traced, str(path), _extra_files={CONFIG_FILE: config})
+    return load_network(path).graph
+
+
+def _write_torch_export(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
+    torch.export.save(_program(network, frames), path, extra_files={CONFIG_FILE: json.dumps(network.config)})
+    return torch.export.load(path).module()
+
+
+def _write_onnx(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch.onnx needs it and says so only deep inside)
+    except ImportError as error:
+        raise UdseError(f"ONNX export needs the package {error.name}: pip install udse-fast[export]") from error
+    if network.precision != "float32":
+        raise UdseError(f"expected a float32 network for ONNX, got {network.precision}: load it with float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        program = torch.onnx.export(
+            _program(network, frames), input_names=_input_names(network), output_names=["score"], dynamo=True, verbose=False
+        )
+    assert program is not None
+    program.model.metadata_props[CONFIG_KEY] = json.dumps(network.config)
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        feeds = {name: value.numpy() for name, value in zip(_input_names(network), inputs, strict=True)}
+        return torch.from_numpy(session.run(None, feeds)[0])
+
+    return run
+
+
+def _program(network: ScoreNetwork, frames: int | None) -> torch.export.ExportedProgram:
+    multiple = network.graph.frame_multiple
+    inputs = _example(network, batch=2, frames=frames or 2 * multiple)
+    batch = torch.export.Dim("batch")
+    blocks = torch.export.Dim("blocks", min=1, max=1 << 16)
+    state_shape = {0: batch} if frames else {0: batch, 3: blocks if multiple == 1 else multiple * blocks}
+    shapes = (state_shape, {0: batch}, {0: batch})[: len(inputs)]
+    try:
+        return torch.export.export(copy.deepcopy(network.graph), inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise UdseError(f"this network cannot be exported: {first_line(error)}; try a fixed number of frames") from error
+
+
+def _input_names(network: ScoreNetwork) -> list[str]:
+    return ["state", "time", "label"] if network.joint else ["state", "time"]
+
+
+def _example(network: ScoreNetwork, batch: int, frames: int) -> tuple[Tensor, ...]:
+    """A random input of the graph: (B, 2, F, T), (B,), and labels (B,) of a joint network."""
+    bins = network.config["stft"]["n_fft"] // 2 + 1
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(batch, 2, bins, frames, generator=generator) * 0.4
+    time = torch.linspace(0.9, 0.2, batch)
+    label = torch.arange(batch) % 2
+    return (state, time, label) if network.joint else (state, time)
+
+
+def _largest_difference(network: ScoreNetwork, run: Run, frames: int | None, any_length: bool) -> float:
+    """Relative to the largest score, over a batch as exported and, if the length is free, one of another shape."""
+    multiple = network.graph.frame_multiple
+    shapes = [(2, frames or multiple)]
+    if any_length or not frames:
+        shapes.append((1, 2 * multiple + (3 if any_length else 0)))
+    differences = []
+    for batch, length in shapes:
+        inputs = _example(network, batch, length)
+        expected = network.graph(*inputs)
+        differences.append(float((run(*inputs) - expected).abs().max() / expected.abs().max()))
+    return max(differences)

@@ -1,0 +1,30 @@
+"""Networks by name: `build_network({"name": "ncsnpp", **arguments})`, and the named sizes of `architecture`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from udse_fast.errors import UdseError
+
+_CLASSES = {"ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"), "compact": ("udse_fast.networks.compact", "Compact")}
+
+
+def build_network(architecture: dict[str, Any]) -> nn.Module:
+    """A network with fresh weights; `architecture` holds its name and the arguments of its class.
+
+    Raises:
+        UdseError: unknown name or arguments.
+    """
+    arguments = dict(architecture)
+    name = arguments.pop("name", None)
+    if name not in _CLASSES:
+        raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
+    module, class_name = _CLASSES[name]
+    network: type[nn.Module] = getattr(importlib.import_module(module), class_name)
+    try:
+        return network(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UdseError(f"these are no arguments of the network {name}: {arguments} ({error})") from error

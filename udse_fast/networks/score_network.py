@@ -1,0 +1,159 @@
+"""A trained network with its configuration, as a score function on complex spectrograms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udse_fast.errors import UdseError
+from udse_fast.sde import OUVE
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ScoreGraph(nn.Module):
+    """The score on real tensors: what is exported. Pads the frames as the network needs and cuts them again.
+
+    The module is a noise predictor (`forward(state, time, label)`, NCSN++), whose score is -noise / sigma(t), or a
+    denoiser (`denoise(u, a, label)` of the unit-gain state u = s / delta at the noise level a = sigma / delta), whose
+    score is (delta D(u, a) - s) / sigma^2 by Tweedie's formula.
+    """
+
+    def __init__(self, module: nn.Module, sde: OUVE) -> None:
+        super().__init__()
+        self.module = module
+        self.sde = sde
+        self.denoises = hasattr(module, "denoise")
+        self.frame_multiple: int = getattr(module, "frame_multiple", 1)
+
+    def forward(self, state: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """(B, 2, F, T), one time per item (B,), (B,) int for joint networks -> (B, 2, F, T) float32."""
+        frames = state.shape[-1]
+        state = F.pad(state, (0, -frames % self.frame_multiple))
+        return self._score(state, time, time[:, None, None, None], label)[..., :frames]
+
+    def per_frame(self, state: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """The same with one time per frame, (B, T)."""
+        frames = state.shape[-1]
+        padding = (0, -frames % self.frame_multiple)
+        state, time = F.pad(state, padding), F.pad(time, padding, mode="replicate")
+        return self._score(state, time, time[:, None, None, :], label)[..., :frames]
+
+    def _score(self, state: Tensor, time: Tensor, time_per_bin: Tensor, label: Tensor | None) -> Tensor:
+        sigma = self.sde.sigma(time_per_bin)
+        if not self.denoises:
+            return -self.module(state, time, label) / sigma
+        delta = self.sde.delta(time_per_bin)
+        clean = self.module.denoise(state / delta, self.sde.noise_level(time), label)  # type: ignore[operator]
+        return (delta * clean - state) / sigma**2
+
+
+class ScoreNetwork:
+    """What `load_network` returns: a score function with its configuration, device and precision.
+
+    Args:
+        module: an NCSN++, a denoiser, or an exported TorchScript graph.
+        config: {"architecture", "sde", "stft", "compression", "training", ...}, see `udse_fast.checkpoint`.
+    """
+
+    def __init__(self, module: nn.Module, config: dict[str, Any]) -> None:
+        self.config = config
+        self.joint: bool = bool(config["architecture"].get("joint", False))
+        self.scripted = isinstance(module, torch.jit.ScriptModule)
+        sde = {name: value for name, value in config["sde"].items() if name != "name"}
+        self.graph = module if self.scripted else ScoreGraph(module, OUVE(**sde))
+        self.graph.eval().requires_grad_(False)
+        self.device = torch.device("cpu")
+        self.precision: str = config.get("precision", "float32") if self.scripted else "float32"
+        self.to("cpu", self.precision)
+
+    def to(self, device: str | torch.device | None = None, precision: str | None = None) -> ScoreNetwork:
+        """Move and convert the network in place; `precision` is "float32", "bfloat16" or "float16".
+
+        What rounding to 16 bits takes from the weights does not come back with "float32".
+
+        Raises:
+            UdseError: no such device or precision, or another precision than that of a TorchScript file.
+        """
+        precision = precision or self.precision
+        if precision not in PRECISIONS:
+            raise UdseError(f"expected the precision {', '.join(PRECISIONS)}, got {precision!r}")
+        if self.scripted and precision != self.precision:
+            raise UdseError(
+                f"expected the precision {self.precision}, in which this TorchScript file was exported, got "
+                f"{precision}: export it anew"
+            )
+        self.device = usable_device(device if device is not None else self.device)
+        self.precision = precision
+        if self.scripted:
+            self.graph.to(self.device)
+            return self
+        for module in self.graph.modules():
+            dtype = torch.float32 if getattr(module, "keep_float32", False) else PRECISIONS[precision]
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                tensor.data = tensor.data.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
+        self.graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def score(self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None) -> Tensor:
+        """The gradient of the log density of the diffused spectrogram, S(s_t, t).
+
+        Args:
+            state: (B, F, T) complex; any number of frames.
+            time: diffusion time in (0, 1]: one, one per item (B,), or one per frame (B, T).
+            label: (B,) int or one for all, 1 speech, 0 noise; None is speech. Networks that are not joint ignore it.
+
+        Returns:
+            (B, F, T) complex, in the precision and on the device of `state`.
+
+        Raises:
+            UdseError: shapes that do not fit each other or the network.
+        """
+        bins = self.config["stft"]["n_fft"] // 2 + 1
+        if state.ndim != 3 or not state.is_complex() or state.shape[1] != bins:
+            raise UdseError(
+                f"expected a complex state of the shape (B, {bins}, T), got {state.dtype} {tuple(state.shape)}: "
+                "make the spectrogram with the network's own settings (config['stft'])"
+            )
+        batch, _, frames = state.shape
+        time = time if isinstance(time, Tensor) else torch.full((batch,), time, device=self.device)
+        time = time.expand(batch) if time.ndim == 0 else time
+        if time.shape not in ((batch,), (batch, frames)):
+            raise UdseError(
+                f"expected one time, one per item ({batch},) or one per frame ({batch}, {frames}), "
+                f"got {tuple(time.shape)}"
+            )
+        real_state = torch.view_as_real(state).movedim(-1, 1)
+        inputs = [real_state.to(self.device, torch.float32), time.to(self.device, torch.float32)]
+        if self.joint:
+            label = 1 if label is None else label
+            label = label if isinstance(label, Tensor) else torch.full((batch,), label, device=self.device)
+            if label.shape != (batch,):
+                raise UdseError(f"expected one label or one per item ({batch},), got {tuple(label.shape)}")
+            inputs.append(label.to(self.device, torch.long))
+        score: Tensor = self.graph(*inputs) if time.ndim == 1 else self.graph.per_frame(*inputs)  # type: ignore[operator]
+        return torch.view_as_complex(score.movedim(1, -1).contiguous()).to(state.device, state.dtype)
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """A device by name; "auto" is the CUDA device if there is one.
+
+    Raises:
+        UdseError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UdseError(f"expected a device of this machine (cpu, cuda, cuda:1, auto), got {name!r}: {first_line(error)}") from error
+    return device
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text: user-facing errors are one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

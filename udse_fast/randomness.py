@@ -1,0 +1,31 @@
+"""The noise source that is handed to the reverse pass. The loop itself never calls a random generator.
+
+A draw is named by what it is for and by its step, and is either an explicit tensor (recorded draws in tests) or a
+`NoiseKey`, from which every backend makes the same numbers inside its own kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from udse_fast.kernels.complex_normal import NoiseKey
+
+Draw = Callable[[str, int], Tensor | NoiseKey]
+"""draw(name, index) -> circular complex normal (B, F, T), E|z|^2 = 1, or the key it is made from."""
+
+
+def counter_based(seed: int, first_frame: int = 0, first_sample: int = 0) -> Draw:
+    """Philox 4x32-10 draws that depend on seed, name, index, frame, bin and sample only, not on how the signal is cut.
+
+    `first_frame` is the absolute number of the first frame of the spectrogram, `first_sample` that of the first
+    posterior sample.
+    """
+
+    def draw(name: str, index: int) -> NoiseKey:
+        return NoiseKey(
+            seed=seed, role=name, step=index, first_frame=first_frame, first_sample=first_sample
+        )
+
+    return draw

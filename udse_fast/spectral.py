@@ -1,0 +1,81 @@
+"""From audio to the compressed, normalised spectrogram in which everything happens, and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from udse_fast.errors import UdseError
+from udse_fast.kernels.compression import compress, decompress
+
+
+@lru_cache(maxsize=16)
+def _window(name: str, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    hann = torch.hann_window(n_fft, periodic=True, device=device, dtype=dtype)
+    if name == "hann":
+        return hann
+    if name == "sqrt_hann":
+        return hann.sqrt()
+    raise UdseError(f"stft window: expected 'hann' or 'sqrt_hann', got {name!r}")
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """Centred STFT with amplitude compression `c(z) = factor |z|^exponent exp(i arg z)`. Part of every checkpoint.
+
+    The defaults are those of the published systems: 16 kHz, periodic Hann of 510 samples, hop 128, F = 256 bins.
+    """
+
+    sample_rate: int = 16000
+    n_fft: int = 510
+    hop_length: int = 128
+    window: str = "hann"
+    exponent: float = 0.5
+    factor: float = 0.15
+
+    @property
+    def bins(self) -> int:
+        return self.n_fft // 2 + 1
+
+    @property
+    def config(self) -> dict[str, object]:
+        return asdict(self)
+
+    def frames(self, length: int) -> int:
+        """Frames of a signal of `length` samples."""
+        return length // self.hop_length + 1
+
+    def stft(self, audio: Tensor) -> Tensor:
+        """(..., L) float -> (..., F, T) complex. Signals shorter than half a window are padded with zeros."""
+        window = _window(self.window, self.n_fft, audio.device, audio.dtype)
+        return torch.stft(
+            audio, self.n_fft, self.hop_length, window=window, center=True, pad_mode="constant", return_complex=True
+        )
+
+    def istft(self, spectrogram: Tensor, length: int) -> Tensor:
+        """(..., F, T) complex -> (..., length) float, the least-squares inverse."""
+        window = _window(self.window, self.n_fft, spectrogram.device, spectrogram.real.dtype)
+        return torch.istft(
+            spectrogram, self.n_fft, self.hop_length, window=window, center=True, length=length
+        )
+
+    def compress(self, spectrogram: Tensor) -> Tensor:
+        """`factor |z|^exponent exp(i arg z)`, same shape."""
+        return compress(spectrogram, self.exponent, self.factor)
+
+    def decompress(self, compressed: Tensor) -> Tensor:
+        """Inverse of `compress`."""
+        return decompress(compressed, self.exponent, self.factor)
+
+    def analyse(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """(L,) float -> mixture x (F, T) complex with largest modulus 1, and that level NF (0-d; 0 for silence)."""
+        compressed = self.compress(self.stft(audio))
+        level = compressed.abs().amax()
+        return compressed / torch.where(level > 0, level, torch.ones_like(level)), level
+
+    def synthesise(self, normalised: Tensor, level: Tensor, length: int) -> Tensor:
+        """Inverse of `analyse`: (..., F, T), NF -> (..., length) float at the level of the input."""
+        return self.istft(self.decompress(normalised * level), length)

@@ -1,0 +1,123 @@
+"""Recordings to train on: a folder (any format soundfile reads), decoded once, cropped at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from udse_fast.errors import UdseError
+
+AUDIO_SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) | {".opus", ".oga"}
+SILENCE = 1e-4  # peak below which a recording (or crop) is not used: -80 dBFS
+
+
+def audio_files(folder: Path, listed: Path | None = None) -> list[Path]:
+    """Audio files of `folder`, recursively and sorted; with `listed`, those that this text file names (one a line)."""
+    if not folder.is_dir():
+        raise UdseError(f"expected a folder of recordings, got {folder}; give an existing folder")
+    if listed is not None:
+        try:
+            names = [line.strip() for line in listed.read_text().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UdseError(f"expected a readable list of file names, got {listed} ({error})") from None
+        files = [folder / name for name in names if name]
+        missing = [f for f in files if not f.is_file()]
+        if missing:
+            raise UdseError(
+                f"{listed} names {len(missing)} files that are not in {folder} (first: {missing[0].name})"
+            )
+    else:
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES)
+    if not files:
+        raise UdseError(f"expected audio files in {folder}, found none; give a folder of wav, flac or opus files")
+    return files
+
+
+def speaker_of(path: Path, folder: Path) -> str:
+    """Folder of the recording below `folder`, else its name up to the first '_' (speaker_utterance.flac)."""
+    relative = path.relative_to(folder)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem.split("_")[0]
+
+
+def split_speakers(files: list[Path], folder: Path, share: float) -> tuple[list[Path], list[Path]]:
+    """(training, validation) files with no speaker in both; about `share` of the speakers go to validation."""
+    speakers = sorted({speaker_of(f, folder) for f in files})
+    if len(speakers) < 2:
+        raise UdseError(
+            f"expected recordings of two or more speakers in {folder} (one folder or file-name prefix each), "
+            f"got {len(speakers)}; give --valid-speech / --valid-noise a folder of its own"
+        )
+    held_out = set(speakers[:: max(2, round(1 / share))])
+    return (
+        [f for f in files if speaker_of(f, folder) not in held_out],
+        [f for f in files if speaker_of(f, folder) in held_out],
+    )
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random excerpts: audio (N, L) float32, and `peak` (N,), the largest sample of each whole recording."""
+
+    audio: NDArray[np.float32]
+    peak: NDArray[np.float32]
+
+
+class Corpus:
+    """Mono recordings at `sample_rate`; decoded on first use and kept as 16-bit integers up to `cache_bytes`."""
+
+    def __init__(self, files: Iterable[Path], sample_rate: int, cache_bytes: int = 8 << 30) -> None:
+        self.files = list(files)
+        self.sample_rate = sample_rate
+        self._cache: dict[int, NDArray[np.int16]] = {}
+        self._cache_room = cache_bytes
+        seconds = []
+        for path in self.files:
+            try:
+                seconds.append(soundfile.info(path).duration)
+            except (soundfile.LibsndfileError, OSError) as error:
+                raise UdseError(f"expected a readable recording, got {path} ({error})") from None
+        self.seconds = float(sum(seconds))
+        if self.seconds <= 0:
+            raise UdseError(f"expected recordings with sound, got {len(self.files)} empty files")
+        self._cumulative = np.cumsum(seconds) / self.seconds
+
+    def recording(self, index: int) -> NDArray[np.int16]:
+        """Samples of file `index`, (L,) int16."""
+        if index in self._cache:
+            return self._cache[index]
+        audio, rate = soundfile.read(self.files[index], dtype="float32", always_2d=True)
+        mono = audio.mean(1)
+        if rate != self.sample_rate:
+            mono = soxr.resample(mono, rate, self.sample_rate)
+        samples = np.clip(np.rint(mono * 32767), -32768, 32767).astype(np.int16)
+        if samples.nbytes <= self._cache_room:
+            self._cache_room -= samples.nbytes
+            self._cache[index] = samples
+        return samples
+
+    def crops(self, rng: np.random.Generator, count: int, length: int) -> Crops:
+        """`count` excerpts of `length` samples; recordings drawn in proportion to their length.
+
+        A crop may reach a quarter of its length over either end of the recording (zeros there), so that onsets,
+        ends and silence are learnt too.
+        """
+        audio = np.zeros((count, length), np.float32)
+        peak = np.zeros(count, np.float32)
+        for row in range(count):
+            for _ in range(20):  # a crop of digital silence teaches nothing: draw again
+                index = int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.files) - 1))
+                whole = self.recording(index)
+                start = int(rng.integers(-length // 4, max(1, len(whole) - 3 * length // 4)))
+                excerpt = whole[max(0, start) : start + length].astype(np.float32) / 32768
+                if excerpt.size and np.abs(excerpt).max() > SILENCE:
+                    break
+            offset = max(0, -start)
+            audio[row, offset : offset + len(excerpt)] = excerpt
+            peak[row] = np.abs(whole.astype(np.float32)).max() / 32768
+        return Crops(audio, peak)
