@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,9 @@ def load_network(
         UdseError: the file is missing, damaged or of another kind, or there is no such device.
     """
     if path is None:
-        with importlib.resources.as_file(importlib.resources.files("udse_fast") / "priors/speech.safetensors") as file:
+        with importlib.resources.as_file(
+            importlib.resources.files("udse_fast") / "priors/speech.safetensors"
+        ) as file:
             return load_network(file, device, precision)
     path = Path(path)
     try:
@@ -121,15 +124,19 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         UdseError: the file cannot be written there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "Is a directory")
         temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors makes its own file, which only the owner may read
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UdseError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}") from error
+        raise UdseError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -147,13 +154,17 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     for section in ("architecture", "sde", "stft", "compression", "training"):
         if not isinstance(complete.get(section), dict):
-            raise UdseError(f"expected the section {section!r} in the configuration of a checkpoint, got {config}")
+            raise UdseError(
+                f"expected the section {section!r} in the configuration of a checkpoint, got {config}"
+            )
     for section in ("sde", "stft", "compression"):
         complete[section] = {**_DEFAULTS[section], **complete[section]}
         for name, default in _DEFAULTS[section].items():
             value = complete[section][name]
             if not _is_like(value, default) or (name == "name" and value != default):
-                raise UdseError(f"expected a {name} like {default!r} in the section {section!r}, got {value!r}")
+                raise UdseError(
+                    f"expected a {name} like {default!r} in the section {section!r}, got {value!r}"
+                )
     return complete
 
 
@@ -211,9 +222,13 @@ def _load_zip(path: Path) -> ScoreNetwork:
 def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
     settings = complete_config(_parsed(path, config))
     try:
-        module = torch.jit.load(str(path), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # deprecated, and what older users have
+            module = torch.jit.load(str(path), map_location="cpu")
     except RuntimeError as error:
-        raise UdseError(f"{path}: expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again") from error
+        raise UdseError(
+            f"{path}: expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again"
+        ) from error
     return ScoreNetwork(module, settings)
 
 
@@ -243,7 +258,9 @@ def _assembled(path: Path, state_dict: dict[str, Tensor], config: dict[str, Any]
                 "weights and configuration do not belong together"
             )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state_dict.values()):
-        raise UdseError(f"{path}: expected finite weights, got NaN or infinity: the training diverged or the file is damaged")
+        raise UdseError(
+            f"{path}: expected finite weights, got NaN or infinity: the training diverged or the file is damaged"
+        )
     with torch.random.fork_rng(devices=[]):
         module = build_network(config["architecture"])
     module.load_state_dict(state_dict)

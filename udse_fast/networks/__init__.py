@@ -9,7 +9,10 @@ from torch import nn
 
 from udse_fast.errors import UdseError
 
-_CLASSES = {"ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"), "compact": ("udse_fast.networks.compact", "Compact")}
+_CLASSES = {
+    "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
+    "compact": ("udse_fast.networks.compact", "Compact"),
+}
 
 
 def build_network(architecture: dict[str, Any]) -> nn.Module:
@@ -21,7 +24,9 @@ def build_network(architecture: dict[str, Any]) -> nn.Module:
     arguments = dict(architecture)
     name = arguments.pop("name", None)
     if name not in _CLASSES:
-        raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
+        raise UdseError(
+            f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?"
+        )
     module, class_name = _CLASSES[name]
     network: type[nn.Module] = getattr(importlib.import_module(module), class_name)
     try:

@@ -159,7 +159,9 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(ch_mult)
-        if not (1 <= levels <= 7 and 1 <= num_res_blocks <= 16 and nf >= 8 and nf % 4 == 0 and min(ch_mult) >= 1):
+        if not (
+            1 <= levels <= 7 and 1 <= num_res_blocks <= 16 and nf >= 8 and nf % 4 == 0 and min(ch_mult) >= 1
+        ):
             raise UdseError(
                 "expected an NCSN++ of 1 to 7 levels, 1 to 16 residual blocks a level and nf a multiple of 4, got "
                 f"nf={nf}, ch_mult={tuple(ch_mult)}, num_res_blocks={num_res_blocks}"
@@ -222,7 +224,7 @@ class NCSNpp(nn.Module):
         """
         module = iter(self.all_modules)
         dtype = self.output_layer.weight.dtype
-        time = time_condition.float().reshape(x.shape[0], -1)  # (B, 1 or T)
+        time = time_condition if time_condition.ndim == 2 else time_condition[:, None]  # (B, 1 or T)
         x = x.to(dtype)
 
         embedding = next(module)(time).to(dtype)

@@ -63,9 +63,11 @@ class ScoreNetwork:
         self.config = config
         self.joint: bool = bool(config["architecture"].get("joint", False))
         self.scripted = isinstance(module, torch.jit.ScriptModule)
-        sde = {name: value for name, value in config["sde"].items() if name != "name"}
-        self.graph = module if self.scripted else ScoreGraph(module, OUVE(**sde))
-        self.graph.eval().requires_grad_(False)
+        sde = OUVE(**{name: config["sde"][name] for name in OUVE().config})
+        self.graph = module if self.scripted else ScoreGraph(module, sde)
+        self.graph.eval()
+        for parameter in self.graph.parameters():
+            parameter.requires_grad = False
         self.device = torch.device("cpu")
         self.precision: str = config.get("precision", "float32") if self.scripted else "float32"
         self.to("cpu", self.precision)
@@ -94,7 +96,9 @@ class ScoreNetwork:
         for module in self.graph.modules():
             dtype = torch.float32 if getattr(module, "keep_float32", False) else PRECISIONS[precision]
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                tensor.data = tensor.data.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
+                tensor.data = tensor.data.to(
+                    self.device, dtype if tensor.is_floating_point() else tensor.dtype
+                )
         self.graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
@@ -150,7 +154,9 @@ def usable_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise UdseError(f"expected a device of this machine (cpu, cuda, cuda:1, auto), got {name!r}: {first_line(error)}") from error
+        raise UdseError(
+            f"expected a device of this machine (cpu, cuda, cuda:1, auto), got {name!r}: {first_line(error)}"
+        ) from error
     return device
 
 

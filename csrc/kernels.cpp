@@ -1,0 +1,596 @@
+// The kernels, compiled once per instruction set into the namespace UDSE_ISA.
+//
+// Plain loops over blocks of a fixed number of frames, which the compiler vectorises: a short last block is padded, so that a
+// frame is computed the same way wherever it lies in a block. Only code of this file's anonymous namespace is called: an inline
+// function shared with other files could be kept by the linker in the version of the wrong instruction set.
+#include "kernels.hpp"
+
+#include <math.h>
+
+#if defined(__clang__)
+#define UDSE_VECTORISE _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define UDSE_VECTORISE _Pragma("GCC ivdep")
+#else
+#define UDSE_VECTORISE
+#endif
+
+namespace udse {
+namespace UDSE_ISA {
+namespace {
+
+constexpr int L = block_frames;
+using std::int32_t;
+using std::int64_t;
+using std::uint32_t;
+
+struct alignas(64) Row {
+  float v[L];
+  float& operator[](int i) { return v[i]; }
+  float operator[](int i) const { return v[i]; }
+};
+
+struct ComplexRow {
+  Row part[2];  // real, imaginary
+  Row& operator[](int k) { return part[k]; }
+  const Row& operator[](int k) const { return part[k]; }
+};
+
+template <class F>
+inline void each(F f) {
+  UDSE_VECTORISE
+  for (int i = 0; i < L; ++i) f(i);
+}
+
+template <class F>
+inline void each_part(F f) {
+  for (int k = 0; k < 2; ++k) {
+    UDSE_VECTORISE
+    for (int i = 0; i < L; ++i) f(k, i);
+  }
+}
+
+inline int block_length(int64_t frames, int64_t t0) { return frames - t0 < L ? static_cast<int>(frames - t0) : L; }
+
+inline void load(const float* p, int n, Row& row) {
+  if (n == L) return each([&](int i) { row[i] = p[i]; });
+  for (int i = 0; i < L; ++i) row[i] = i < n ? p[i] : 0;
+}
+
+inline void store(const Row& row, int n, float* p) {
+  if (n == L) return each([&](int i) { p[i] = row[i]; });
+  for (int i = 0; i < n; ++i) p[i] = row[i];
+}
+
+inline void load(const cfloat* z, int n, ComplexRow& row) {
+  const float* p = reinterpret_cast<const float*>(z);
+  if (n == L) return each([&](int i) { row[0][i] = p[2 * i], row[1][i] = p[2 * i + 1]; });
+  for (int i = 0; i < L; ++i) row[0][i] = i < n ? p[2 * i] : 0, row[1][i] = i < n ? p[2 * i + 1] : 0;
+}
+
+inline void store(const ComplexRow& row, int n, cfloat* z) {
+  float* p = reinterpret_cast<float*>(z);
+  if (n == L) return each([&](int i) { p[2 * i] = row[0][i], p[2 * i + 1] = row[1][i]; });
+  for (int i = 0; i < n; ++i) p[2 * i] = row[0][i], p[2 * i + 1] = row[1][i];
+}
+
+inline void load(const PerFrame& number, int64_t t0, int n, Row& row) {
+  if (number.values) return load(number.values + t0, n, row);
+  each([&](int i) { row[i] = number.value; });
+}
+
+inline int32_t bits(float x) {
+  int32_t b;
+  __builtin_memcpy(&b, &x, 4);
+  return b;
+}
+
+inline float from_bits(int32_t b) {
+  float x;
+  __builtin_memcpy(&x, &b, 4);
+  return x;
+}
+
+inline float square(float x) { return x * x; }
+
+// ---- noise ----------------------------------------------------------------------------------------------------------
+
+inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
+  const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c0, p1 = std::uint64_t{0xCD9E8D57} * c2;
+  c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+  c1 = static_cast<uint32_t>(p1);
+  c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+  c3 = static_cast<uint32_t>(p0);
+}
+
+// ln((k + 1/2) / 2^24) for k < 2^24, relative error 1.5e-7. The upper half is taken from the distance to 1, which is exact.
+inline float log_uniform(int32_t k) {
+  const bool upper = k >= 1 << 23;
+  const float v = (static_cast<float>(upper ? 0xffffff - k : k) + 0.5f) * 0x1p-24f;  // the uniform number, or 1 less it
+  const int32_t exponent = (bits(v) - 0x3f2aaaab) >> 23;  // v = (1 + f) 2^exponent, 1 + f in [2/3, 4/3)
+  const float lower_f = from_bits(bits(v) - exponent * (1 << 23)) - 1;
+  const bool near_one = v <= 1.f / 3;
+  const float f = upper ? (near_one ? -v : 1 - 2 * v) : lower_f;
+  const float e = upper ? (near_one ? 0.f : -1.f) : static_cast<float>(exponent);
+  float p = -0.121255808f;
+  p = p * f + 0.134257495f;
+  p = p * f - 0.123461902f;
+  p = p * f + 0.141183093f;
+  p = p * f - 0.166701406f;
+  p = p * f + 0.200037807f;
+  p = p * f - 0.249999881f;
+  p = p * f + 0.333333194f;
+  return e * 0.693147181f + (f + f * f * (p * f - 0.5f));
+}
+
+// sqrt(-ln u_0) exp(2 pi j u_1), u = ((x >> 8) + 1/2) / 2^24; absolute error below 1e-6
+inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
+  each([&](int i) {
+    const float modulus = __builtin_sqrtf(-log_uniform(static_cast<int32_t>(x0[i] >> 8)));
+    const int32_t k = static_cast<int32_t>(x1[i] >> 8), quadrant = (k + (1 << 21)) >> 22;
+    const float d = (static_cast<float>(k - quadrant * (1 << 22)) + 0.5f) * 0x1p-24f, u = d * d;  // turns, in [-1/8, 1/8]
+    const float sine = d * (6.28318548f + u * (-41.3416634f + u * (81.5925446f - u * 75.4016113f)));
+    const float cosine = 1 + u * (-19.7392082f + u * (64.9393158f + u * (-85.4428482f + u * 59.2201691f)));
+    const bool odd = quadrant & 1;
+    z[0][i] = modulus * from_bits(bits(odd ? sine : cosine) ^ ((quadrant + 1) & 2) * (1 << 30));
+    z[1][i] = modulus * from_bits(bits(odd ? cosine : sine) ^ (quadrant & 2) * (1 << 30));
+  });
+}
+
+// The rows of an even and the next odd bin: one counter serves both.
+inline void draw(const NoiseKey& key, int64_t sample, int64_t pair, int64_t t0, ComplexRow z[2]) {
+  alignas(64) uint32_t x[4][L];
+  const uint32_t frame = static_cast<uint32_t>(key.first_frame + t0);
+  const uint32_t bin = static_cast<uint32_t>(pair) | static_cast<uint32_t>(key.first_sample + sample) << 16;
+  const uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
+  each([&](int i) {
+    uint32_t c0 = frame + static_cast<uint32_t>(i), c1 = bin, c2 = key.step, c3 = key.role;
+#pragma GCC unroll 10
+    for (uint32_t r = 0; r < 10; ++r) philox_round(c0, c1, c2, c3, k0 + r * 0x9E3779B9, k1 + r * 0xBB67AE85);
+    x[0][i] = c0, x[1][i] = c1, x[2][i] = c2, x[3][i] = c3;
+  });
+  normal_row(x[0], x[1], z[0]);
+  normal_row(x[2], x[3], z[1]);
+}
+
+void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, Range pairs) {
+  ComplexRow z[2];
+  for (int64_t pair = pairs.begin; pair < pairs.end; ++pair)
+    for (int64_t b = 0; b < shape.samples; ++b)
+      for (int64_t t0 = 0; t0 < shape.frames; t0 += L) {
+        draw(key, b, pair, t0, z);
+        for (int64_t f = 2 * pair; f < shape.bins && f < 2 * pair + 2; ++f)
+          store(z[f & 1], block_length(shape.frames, t0), out + (b * shape.bins + f) * shape.frames + t0);
+      }
+}
+
+// ---- fused updates --------------------------------------------------------------------------------------------------
+
+// v += K rows of W H
+template <int K>
+inline void add_products(const float* w, const float* const* h, Row& v) {
+  each([&](int i) {
+    float sum = v[i];
+    for (int k = 0; k < K; ++k) sum += w[k] * h[k][i];
+    v[i] = sum;
+  });
+}
+
+// v = sum over k of w[k] h[k], h[k] being rows of `stride` floats
+inline void product_row(const float* w, const float* h, int64_t stride, int64_t rank, Row& v) {
+  each([&](int i) { v[i] = 0; });
+  int64_t k = 0;
+  for (; k + 4 <= rank; k += 4) {
+    const float* rows[] = {h + k * stride, h + (k + 1) * stride, h + (k + 2) * stride, h + (k + 3) * stride};
+    add_products<4>(w + k, rows, v);
+  }
+  for (; k < rank; ++k) {
+    const float* row = h + k * stride;
+    add_products<1>(w + k, &row, v);
+  }
+}
+
+inline void variance_row(const NoiseVariance& variance, int64_t bin, int64_t frames, int64_t t0, int n, Row& v) {
+  if (variance.values) return load(variance.values + bin * frames + t0, n, v);
+  const float *w = variance.W + bin * variance.rank, *h = variance.H + t0;
+  if (n == L) return product_row(w, h, frames, variance.rank, v);
+  for (int i = 0; i < L; ++i) v[i] = 0;
+  for (int64_t k = 0; k < variance.rank; ++k) {
+    Row row;
+    load(h + k * frames, n, row);
+    const float* p = row.v;
+    add_products<1>(w + k, &p, v);
+  }
+}
+
+// What the equations of a step need, for each frame of a block.
+struct Numbers {
+  Row drift, score_step, spread;     // predictor: gamma dt, g^2 dt, g sqrt(dt)
+  Row langevin_step, langevin;       // corrector: eps, sqrt(2 eps)
+  Row delta, inverse_delta, sigma;   // of the perturbation kernel
+  Row sigma2, a2;                    // sigma^2, (sigma / delta)^2
+  Row pull;                          // lambda g^2 dt / delta
+
+  void fill(const Step& step, int64_t t0, int n) {
+    const Coefficients& c = step.coefficients;
+    Row gamma, g, dt, r, lambda;
+    load(c.gamma, t0, n, gamma);
+    load(c.delta, t0, n, delta);
+    load(c.sigma, t0, n, sigma);
+    load(c.g, t0, n, g);
+    load(c.dt, t0, n, dt);
+    load(c.corrector_snr, t0, n, r);
+    load(step.strength, t0, n, lambda);
+    each([&](int i) {
+      drift[i] = gamma[i] * dt[i];
+      score_step[i] = square(g[i]) * dt[i];
+      spread[i] = g[i] * __builtin_sqrtf(dt[i]);
+      langevin_step[i] = square(r[i] * sigma[i]);
+      langevin[i] = __builtin_sqrtf(2 * langevin_step[i]);
+      inverse_delta[i] = 1 / delta[i];
+      sigma2[i] = square(sigma[i]);
+      a2[i] = square(sigma[i] / delta[i]);
+      pull[i] = lambda[i] * score_step[i] / delta[i];
+    });
+  }
+};
+
+inline bool constant(const Step& step) {
+  const Coefficients& c = step.coefficients;
+  return !(c.gamma.values || c.delta.values || c.sigma.values || c.g.values || c.dt.values || c.corrector_snr.values ||
+           step.strength.values);
+}
+
+// One source's rows of one bin and sample.
+struct SourceRows {
+  ComplexRow s, S;  // state and score; the update writes the next state to s
+};
+
+// What all samples of one bin share.
+struct BinRows {
+  ComplexRow x;          // mixture
+  Row v;                 // V, or what an update makes of it
+  Row w1, w2;            // more weights that depend on V
+  Row p;                 // power, summed over the samples
+};
+
+inline void noise_rows(const Noise& noise, const Shape& shape, int64_t b, int64_t pair, int64_t t0, int n, ComplexRow z[2]) {
+  if (noise.kind == Noise::drawn) return draw(noise.key, b, pair, t0, z);
+  for (int64_t f = 2 * pair; f < shape.bins && f < 2 * pair + 2; ++f) {
+    if (noise.kind == Noise::given)
+      load(noise.values + (b * shape.bins + f) * shape.frames + t0, n, z[f & 1]);
+    else
+      each_part([&](int k, int i) { z[f & 1][k][i] = 0; });
+  }
+}
+
+// Runs an update over pairs of bins: `prepare` once per bin and block, `update` for each sample of it.
+template <class Prepare, class Update>
+inline void sweep(const Step& step, Range pairs, Prepare prepare, Update update) {
+  const auto [B, F, T] = step.shape;
+  const bool same_for_all = constant(step);
+  const bool two_draws = step.noise.draw.kind != Noise::none;
+  Numbers c;
+  BinRows bins[2];
+  SourceRows speech, noise;
+  ComplexRow z[2], z2[2];
+  each_part([&](int k, int i) { z2[0][k][i] = z2[1][k][i] = 0; });
+  if (same_for_all) c.fill(step, 0, L);
+
+  for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+    const int64_t first = 2 * pair, last = first + 2 < F ? first + 2 : F;
+    for (int64_t t0 = 0; t0 < T; t0 += L) {
+      const int n = block_length(T, t0);
+      if (!same_for_all) c.fill(step, t0, n);
+      for (int64_t f = first; f < last; ++f) {
+        BinRows& bin = bins[f & 1];
+        if (step.mixture) load(step.mixture + f * T + t0, n, bin.x);
+        if (step.variance.values || step.variance.W) variance_row(step.variance, f, T, t0, n, bin.v);
+        each([&](int i) { bin.p[i] = 0; });
+        prepare(c, bin);
+      }
+      for (int64_t b = 0; b < B; ++b) {
+        noise_rows(step.speech.draw, step.shape, b, pair, t0, n, z);
+        if (two_draws) noise_rows(step.noise.draw, step.shape, b, pair, t0, n, z2);
+        for (int64_t f = first; f < last; ++f) {
+          const int64_t at = (b * F + f) * T + t0;
+          load(step.speech.state + at, n, speech.s);
+          load(step.speech.score + at, n, speech.S);
+          if (step.noise.state) load(step.noise.state + at, n, noise.s);
+          if (step.noise.score) load(step.noise.score + at, n, noise.S);
+          update(c, bins[f & 1], speech, z[f & 1], noise, z2[f & 1]);
+          store(speech.s, n, step.speech.next + at);
+          if (step.noise.next) store(noise.s, n, step.noise.next + at);
+        }
+      }
+      if (step.power)
+        for (int64_t f = first; f < last; ++f) {
+          Row& p = bins[f & 1].p;
+          each([&](int i) { p[i] /= static_cast<float>(B); });
+          store(p, n, step.power + f * T + t0);
+        }
+    }
+  }
+}
+
+const auto nothing = [](const Numbers&, BinRows&) {};
+
+inline float predicted(const Numbers& c, int i, float s, float S, float z) {
+  return s + c.drift[i] * s + c.score_step[i] * S + c.spread[i] * z;
+}
+
+void corrector(const Step& step, Range pairs) {
+  sweep(step, pairs, nothing,
+        [](const Numbers& c, BinRows&, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
+          each_part([&](int k, int i) { a.s[k][i] += c.langevin_step[i] * a.S[k][i] + c.langevin[i] * z[k][i]; });
+        });
+}
+
+void predictor(const Step& step, Range pairs) {
+  sweep(step, pairs, nothing,
+        [](const Numbers& c, BinRows&, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
+          each_part([&](int k, int i) { a.s[k][i] = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]); });
+        });
+}
+
+// The residual's estimate of the clean signal is (s + with_score sigma^2 S) times 1 or 1/delta.
+struct Estimate {
+  bool divide;
+  float with_score;
+  float operator()(const Numbers& c, int i, float s, float S) const {
+    return (s + with_score * c.sigma2[i] * S) * (divide ? c.inverse_delta[i] : 1.f);
+  }
+};
+
+void marginal_guidance(const Step& step, Range pairs) {
+  const Estimate estimate{step.divide_tweedie && !step.power_of_state, step.power_of_state ? 0.f : 1.f};
+  const float apply = step.apply ? 1.f : 0.f;
+  sweep(
+      step, pairs,
+      [apply](const Numbers& c, BinRows& bin) {
+        each([&](int i) { bin.w1[i] = apply * c.pull[i] / (c.a2[i] + bin.v[i]); });
+      },
+      [estimate](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
+        each_part([&](int k, int i) {
+          float s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
+          s += bin.w1[i] * (bin.x[k][i] - s * c.inverse_delta[i]);
+          bin.p[i] += square(bin.x[k][i] - estimate(c, i, s, a.S[k][i]));
+          a.s[k][i] = s;
+        });
+      });
+}
+
+void product_of_gaussians(const Step& step, Range pairs) {
+  const Estimate estimate{step.divide_tweedie, 1.f};
+  const float marginal = step.noise.draw.kind == Noise::none ? 1.f : 0.f;
+  sweep(
+      step, pairs,
+      [marginal](const Numbers& c, BinRows& bin) {
+        each([&](int i) {
+          const float R = square(c.delta[i]) * bin.v[i] + marginal * c.sigma2[i], q = c.score_step[i];
+          bin.w1[i] = R / (R + q);
+          bin.w2[i] = q / (R + q);
+          bin.v[i] = __builtin_sqrtf(q * bin.w1[i]);
+        });
+      },
+      [estimate](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow& z2) {
+        each_part([&](int k, int i) {
+          const float m = predicted(c, i, a.s[k][i], a.S[k][i], 0);
+          const float y = c.delta[i] * bin.x[k][i] + c.sigma[i] * z2[k][i];
+          const float s = bin.w1[i] * m + bin.w2[i] * y + bin.v[i] * z[k][i];
+          bin.p[i] += square(bin.x[k][i] - estimate(c, i, s, a.S[k][i]));
+          a.s[k][i] = s;
+        });
+      });
+}
+
+void noise_posterior_guidance(const Step& step, Range pairs) {
+  const float w = step.observation_variance, samples = static_cast<float>(step.shape.samples);
+  const float marginal = step.paper_posterior ? 0.f : 1.f;
+  sweep(
+      step, pairs,
+      [=](const Numbers& c, BinRows& bin) {
+        each([&](int i) {
+          const float V = bin.v[i], q = marginal * c.a2[i] + w;
+          bin.w1[i] = V / (V + q);
+          bin.w2[i] = c.pull[i] / (c.a2[i] + w);
+          bin.p[i] = samples * q * bin.w1[i];  // the posterior variance, the same for every sample
+        });
+      },
+      [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& n, const ComplexRow&) {
+        each_part([&](int k, int i) {
+          const float x = bin.x[k][i], s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
+          const float mu = bin.w1[i] * (x - (s + c.sigma2[i] * a.S[k][i]) * c.inverse_delta[i]);
+          a.s[k][i] = s + bin.w2[i] * (x - s * c.inverse_delta[i] - mu);
+          bin.p[i] += square(mu);
+          n.s[k][i] = mu;
+        });
+      });
+}
+
+void predictor_residual(const Step& step, Range pairs) {
+  sweep(step, pairs, nothing,
+        [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& n, const ComplexRow& z2) {
+          each_part([&](int k, int i) {
+            const float s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
+            n.s[k][i] = bin.x[k][i] - (s - c.sigma[i] * z2[k][i]) * c.inverse_delta[i];
+            a.s[k][i] = s;
+          });
+        });
+}
+
+void score_noise_guidance(const Step& step, Range pairs) {
+  sweep(step, pairs, nothing,
+        [](const Numbers& c, BinRows&, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
+          each_part([&](int k, int i) { a.s[k][i] -= c.pull[i] * a.S[k][i]; });
+        });
+}
+
+void joint_guidance(const Step& step, Range pairs) {
+  const float w = step.observation_variance, apply = step.apply ? 1.f : 0.f;
+  sweep(
+      step, pairs,
+      [=](const Numbers& c, BinRows& bin) { each([&](int i) { bin.w1[i] = apply * c.pull[i] / (c.a2[i] + w); }); },
+      [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& o, const ComplexRow& z2) {
+        each_part([&](int k, int i) {
+          const float x = bin.x[k][i], to_clean = c.inverse_delta[i];
+          const float s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
+          const float n = predicted(c, i, o.s[k][i], o.S[k][i], z2[k][i]);
+          const float s0 = (s + c.sigma2[i] * a.S[k][i]) * to_clean, n0 = (n + c.sigma2[i] * o.S[k][i]) * to_clean;
+          a.s[k][i] = s + bin.w1[i] * (x - s * to_clean - n0);
+          o.s[k][i] = n + bin.w1[i] * (x - n * to_clean - s0);
+        });
+      });
+}
+
+// ---- compression, network input ---------------------------------------------------------------------------------------
+
+constexpr float tiny = 1e-37f;  // modulus below which z counts as zero
+
+// out = scale z gain(|scale z|); |z| is formed without overflow or underflow of its square
+template <class Gain>
+inline void scale_by_modulus(const cfloat* z, float scale, cfloat* out, Range range, Gain gain) {
+  ComplexRow row;
+  for (int64_t at = range.begin; at < range.end; at += L) {
+    const int n = block_length(range.end, at);
+    load(z + at, n, row);
+    each([&](int i) {
+      const float re = row[0][i] * scale, im = row[1][i] * scale;
+      const float x = __builtin_fabsf(re), y = __builtin_fabsf(im);
+      const float large = x > y ? x : y, small = x > y ? y : x, ratio = small / (large > tiny ? large : tiny);
+      const float g = gain(large * __builtin_sqrtf(1 + ratio * ratio));
+      row[0][i] = re * g;
+      row[1][i] = im * g;
+    });
+    store(row, n, out + at);
+  }
+}
+
+void compress(const cfloat* z, float exponent, float factor, cfloat* out, Range range) {
+  if (exponent == 0.5f)
+    return scale_by_modulus(z, 1.f, out, range,
+                            [=](float r) { return factor / __builtin_sqrtf(r > tiny ? r : tiny); });
+  scale_by_modulus(z, 1.f, out, range, [=](float r) { return factor * ::powf(r > tiny ? r : tiny, exponent - 1); });
+}
+
+void decompress(const cfloat* z, float exponent, float factor, cfloat* out, Range range) {
+  if (exponent == 0.5f) return scale_by_modulus(z, 1 / factor, out, range, [](float r) { return r; });
+  scale_by_modulus(z, 1 / factor, out, range, [=](float r) { return ::powf(r, 1 / exponent - 1); });
+}
+
+inline void convert(float x, float* out) { *out = x; }
+
+inline void convert(float x, std::uint16_t* out) {
+  const uint32_t b = static_cast<uint32_t>(bits(x));
+  const uint32_t rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16, quiet_nan = b >> 16 | 0x40;
+  *out = static_cast<std::uint16_t>((b & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
+}
+
+template <class Real>
+void network_input(const cfloat* state, const Shape& shape, const PerFrame& scale, Real* out, Range rows) {
+  const auto [B, F, T] = shape;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const float* z = reinterpret_cast<const float*>(state + row * T);
+    Real* const real = out + (row / F * 2 * F + row % F) * T;
+    Real* const imaginary = real + F * T;
+    UDSE_VECTORISE
+    for (int64_t t = 0; t < T; ++t) {
+      const float a = scale.values ? scale.values[t] : scale.value;
+      convert(z[2 * t] * a, real + t);
+      convert(z[2 * t + 1] * a, imaginary + t);
+    }
+  }
+}
+
+// ---- NMF-IS -----------------------------------------------------------------------------------------------------------
+
+// From a block of P and V: P V^-2 and V^-1. V is kept at the floor or above: V^-2 of digital silence must stay finite.
+inline void weights(const float* power, int n, float floor, Row& v, Row& weighted) {
+  Row p;
+  load(power, n, p);
+  each([&](int i) {
+    const float inverse = 1 / (v[i] > floor ? v[i] : floor);
+    weighted[i] = p[i] * inverse * inverse;
+    v[i] = inverse;
+  });
+}
+
+void nmf_statistics(const NMFPass& nmf, Range bins) {
+  constexpr int lanes = 16;
+  Row v, weighted;
+  for (int64_t f = bins.begin; f < bins.end; ++f) {
+    alignas(64) float sums[2][32][lanes] = {};
+    const float* w = nmf.W + f * nmf.rank;
+    for (int64_t t0 = 0; t0 < nmf.frames; t0 += L) {
+      product_row(w, nmf.H + t0, nmf.stride, nmf.rank, v);
+      weights(nmf.power + f * nmf.frames + t0, block_length(nmf.frames, t0), nmf.floor, v, weighted);
+      for (int64_t k = 0; k < nmf.rank; ++k) {
+        const float* h = nmf.H + k * nmf.stride + t0;  // zero behind the last frame
+        float *a = sums[0][k], *b = sums[1][k];
+        UDSE_VECTORISE
+        for (int i = 0; i < lanes; ++i) {
+          float x = a[i], y = b[i];
+          for (int j = i; j < L; j += lanes) x += weighted[j] * h[j], y += v[j] * h[j];
+          a[i] = x, b[i] = y;
+        }
+      }
+    }
+    for (int64_t k = 0; k < nmf.rank; ++k) {
+      float a = 0, b = 0;
+      for (int i = 0; i < lanes; ++i) a += sums[0][k][i], b += sums[1][k][i];
+      nmf.weighted[f * nmf.rank + k] = a;
+      nmf.inverse[f * nmf.rank + k] = b;
+    }
+  }
+}
+
+// H <- max(H * (W^T (P V^-2)) / (W^T V^-1), floor)
+void nmf_h(const NMFPass& nmf, Range blocks) {
+  Row v, weighted, sums[2][32];
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    const int64_t t0 = block * L;
+    const int n = block_length(nmf.frames, t0);
+    for (int64_t k = 0; k < nmf.rank; ++k) each([&](int i) { sums[0][k][i] = sums[1][k][i] = 0; });
+    for (int64_t f = 0; f < nmf.bins; ++f) {
+      const float* w = nmf.W + f * nmf.rank;
+      product_row(w, nmf.H + t0, nmf.stride, nmf.rank, v);
+      weights(nmf.power + f * nmf.frames + t0, n, nmf.floor, v, weighted);
+      for (int64_t k = 0; k < nmf.rank; ++k) {
+        Row &a = sums[0][k], &b = sums[1][k];
+        each([&](int i) { a[i] += w[k] * weighted[i], b[i] += w[k] * v[i]; });
+      }
+    }
+    for (int64_t k = 0; k < nmf.rank; ++k) {
+      float* h = nmf.H + k * nmf.stride + t0;
+      for (int i = 0; i < n; ++i) {
+        const float next = h[i] * sums[0][k][i] / (sums[1][k][i] > 1e-30f ? sums[1][k][i] : 1e-30f);
+        h[i] = next > nmf.floor ? next : nmf.floor;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+#define UDSE_NAME(isa) #isa
+#define UDSE_EXPANDED_NAME(isa) UDSE_NAME(isa)
+
+const Kernels kernels = {UDSE_EXPANDED_NAME(UDSE_ISA),
+                         corrector,
+                         predictor,
+                         marginal_guidance,
+                         product_of_gaussians,
+                         noise_posterior_guidance,
+                         predictor_residual,
+                         score_noise_guidance,
+                         joint_guidance,
+                         complex_normal,
+                         compress,
+                         decompress,
+                         network_input<float>,
+                         network_input<std::uint16_t>,
+                         nmf_statistics,
+                         nmf_h};
+
+}  // namespace UDSE_ISA
+}  // namespace udse

@@ -1,0 +1,138 @@
+// The C++ core of udse-fast: everything of a reverse diffusion step but the network.
+//
+// Shapes: B posterior samples, F bins, T frames, R rank; arrays are dense, the last index runs fastest. Equations are named as
+// in the plain references, kernels/<operation>/reference.py. Every function is thread safe, throws udse::Error for arguments that
+// cannot be, and gives the same numbers for any thread count and any cut of the frames into blocks.
+#pragma once
+
+#include <complex>
+#include <cstdint>
+#include <stdexcept>
+
+namespace udse {
+
+using cfloat = std::complex<float>;
+
+struct Error : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+struct Shape {
+  std::int64_t samples, bins, frames;
+};
+
+// One number for all frames, or one per frame.
+struct PerFrame {
+  float value = 0;
+  const float* values = nullptr;  // (T), overrides `value`
+  PerFrame(float v = 0) : value(v) {}
+  PerFrame(const float* v) : values(v) {}
+};
+
+// The SDE at one step; corrector_snr is r.
+struct Coefficients {
+  PerFrame gamma, delta, sigma, g, dt, corrector_snr = 0.5f;
+};
+
+// Fixed identity of each use of noise.
+enum Role : std::uint32_t {
+  init_speech,
+  init_noise,
+  corrector_speech,
+  corrector_noise,
+  predictor_speech,
+  predictor_noise,
+  forward_mixture,
+  dither,
+};
+
+// One draw of circular complex normal numbers, E|z|^2 = 1: a pure function of these fields, the bin and the frame.
+struct NoiseKey {
+  std::uint64_t seed = 0;
+  std::uint32_t role = 0, step = 0;
+  std::uint64_t first_frame = 0;
+  std::uint32_t first_sample = 0;
+};
+
+// Noise of an update: given numbers, a draw made on the fly, or none.
+struct Noise {
+  enum { none, given, drawn } kind = none;
+  const cfloat* values = nullptr;  // (B, F, T)
+  NoiseKey key;
+  Noise() = default;
+  Noise(const cfloat* v) : kind(given), values(v) {}
+  Noise(const NoiseKey& k) : kind(drawn), key(k) {}
+};
+
+// V (F, T), or W (F, R) and H (R, T) with V = W H, which is then never stored.
+struct NoiseVariance {
+  const float *values = nullptr, *W = nullptr, *H = nullptr;
+  std::int64_t rank = 0;
+};
+
+// A chain of states: speech, or noise.
+struct Source {
+  const cfloat* state = nullptr;  // (B, F, T)
+  const cfloat* score = nullptr;  // (B, F, T), the network's at `state`
+  Noise draw;                     // z of the update
+  cfloat* next = nullptr;         // (B, F, T), may be `state`
+};
+
+// The arguments of one fused update. Each function says which fields it reads beyond shape, coefficients and speech.
+struct Step {
+  Shape shape{};
+  Coefficients coefficients;
+  Source speech, noise;
+  const cfloat* mixture = nullptr;  // x, (F, T)
+  NoiseVariance variance;           // V
+  PerFrame strength = 1.0f;         // lambda
+  float* power = nullptr;           // P of the M-step, (F, T), out
+  float observation_variance = 0;   // w
+  bool apply = true, power_of_state = false, divide_tweedie = false, paper_posterior = false;
+};
+
+// s + eps S + sqrt(2 eps) z, eps = (r sigma)^2
+void corrector(const Step& step, int threads = 1);
+// s + gamma s dt + g^2 S dt + g sqrt(dt) z
+void predictor(const Step& step, int threads = 1);
+// UDiffSE, UDiffSE+. Reads mixture, variance, strength, power, apply, power_of_state, divide_tweedie.
+void marginal_guidance(const Step& step, int threads = 1);
+// DEPSE. Reads mixture, variance, power, divide_tweedie; noise.draw is z_f of the TL form, none selects the IL form.
+void product_of_gaussians(const Step& step, int threads = 1);
+// DiffUSEEN. Reads mixture, variance, strength, power, observation_variance, paper_posterior; noise.next, if any, takes mu.
+void noise_posterior_guidance(const Step& step, int threads = 1);
+// ParaDiffUSE-IN, first half. Reads mixture; noise.draw is z of the paper's form; noise.next takes x - (s - sigma z)/delta.
+void predictor_residual(const Step& step, int threads = 1);
+// ParaDiffUSE-IN, second half. Reads strength; speech.score is the noise network's score at the residual.
+void score_noise_guidance(const Step& step, int threads = 1);
+// ParaDiffUSE-EN. Reads noise, mixture, strength, observation_variance, apply.
+void joint_guidance(const Step& step, int threads = 1);
+
+// z of `key`, (B, F, T)
+void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, int threads = 1);
+
+// factor |z|^exponent exp(j arg z), and its inverse; n numbers, out may be z
+void compress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out, int threads = 1);
+void decompress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out, int threads = 1);
+
+// (B, F, T) complex to (B, 2, F, T) real times `scale`, as float32 or bfloat16 (round to nearest even)
+void network_input(const cfloat* state, const Shape& shape, const PerFrame& scale, float* out, int threads = 1);
+void network_input(const cfloat* state, const Shape& shape, const PerFrame& scale, std::uint16_t* out, int threads = 1);
+
+// NMF-IS of power (F, T): W (F, R) and H (R, T) are updated in place; R in 1..32
+struct NMF {
+  std::int64_t bins, frames, rank;
+  const float* power;
+  float *W, *H;
+  float floor = 1e-10f;
+};
+void nmf_update(const NMF& nmf, int iterations, bool fixed_w = false, int threads = 1);
+// H of a block of frames, then W from the statistics A, B (F, R), which are updated in place
+void online_nmf_update(const NMF& nmf, float* A, float* B, float forgetting, int iterations, int threads = 1);
+
+// Instruction set in use: "scalar", "avx2" or "avx512"; the best one of the processor, or UDSE_FORCE_ISA where that is set.
+const char* isa();
+// Changes it for the whole process, for tests.
+void set_isa(const char* name);
+
+}  // namespace udse

@@ -1,0 +1,309 @@
+"""The network for CPUs: an EDM-preconditioned denoiser of 2 to 3 M parameters, about 2 GFLOP per second of audio.
+
+A U-Net over frequency only, a stem that takes frequency by 4, and a stack of dilated convolutions over time on whole
+frames at the bottleneck: the frequency axis is where a CPU can save, the time axis is where speech is recognised.
+Statistics are per frame, so nothing depends on the length of the signal, and one switch makes the network causal.
+
+Maps are (B, C, T, F) in channels_last: a frame is one contiguous vector, which makes the per-frame norm, the reshape to
+frames and the pixel shuffle over frequency free of copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udse_fast.errors import UdseError
+
+COMPACT_SIZES: dict[str, dict[str, Any]] = {
+    "compact": {},
+    "compact-joint": {"joint": True},
+    "compact-causal": {"causal_block": 2},
+}
+"""Arguments of `Compact` for the sizes that `udse-fast train --network` knows by name."""
+
+
+NEIGHBOURS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
+"""(time, frequency) offsets of the bins that the output filter combines."""
+
+
+class NoiseLevelFeatures(nn.Module):
+    """[sin, cos](w log a): (...) -> (..., 2 n), geometric w. Float32, whatever the rest computes in."""
+
+    keep_float32 = True
+    frequencies: Tensor
+
+    def __init__(self, count: int = 32) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(math.log10(0.2), math.log10(8.0), count), persistent=False)
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        phase = noise_level.log().unsqueeze(-1) * self.frequencies
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+class Conv(nn.Module):
+    """Convolution over (time, frequency) that computes in the dtype of its input.
+
+    Over time it is centred, or causal by blocks of `causal_block` frames: a frame then sees the whole of its own block
+    and the past. Longer kernels then see the past only.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel: tuple[int, int] = (1, 1),
+        *,
+        frequency_stride: int = 1,
+        time_dilation: int = 1,
+        causal_block: int = 0,
+        zero: bool = False,
+    ) -> None:
+        super().__init__()
+        weight = torch.zeros(out_channels, channels, *kernel)
+        if not zero:
+            nn.init.kaiming_normal_(weight, nonlinearity="linear")
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        reach = (kernel[0] - 1) * time_dilation
+        strict = causal_block > 0 and kernel[0] > 3
+        self.time_padding = (reach, 0) if strict else (reach // 2, reach // 2)
+        self.frequency_padding = (kernel[1] - frequency_stride) // 2
+        self.frequency_stride, self.time_dilation = frequency_stride, time_dilation
+        self.causal_block = causal_block if kernel[0] == 3 else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, F) -> (B, C', T, F / stride)."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        before, after = self.time_padding
+        if before != after:
+            x = F.pad(x, (0, 0, before, after))
+        y = F.conv2d(
+            x,
+            weight,
+            bias,
+            (1, self.frequency_stride),
+            (before if before == after else 0, self.frequency_padding),
+            (self.time_dilation, 1),
+        )
+        if self.causal_block and x.shape[2] > self.causal_block:
+            # take back what the last frame of each block saw of the next block
+            ahead = F.conv2d(
+                x[:, :, self.causal_block :: self.causal_block],
+                weight[:, :, 2:],
+                None,
+                (1, self.frequency_stride),
+                (0, self.frequency_padding),
+            )
+            last = torch.arange(self.causal_block - 1, x.shape[2] - 1, self.causal_block, device=x.device)
+            y = y.index_add(2, last, ahead, alpha=-1)
+        return y
+
+
+class FilmNorm(nn.Module):
+    """SiLU(norm(x) (1 + scale) + shift): every frame to mean 0 and variance 1, then FiLM by the embedding."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.film = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B, C, T, F); embedding (B, T or 1, E)."""
+        B, C, T, bands = x.shape
+        frames = x.permute(0, 2, 3, 1).reshape(B, T, bands * C)
+        frames = F.layer_norm(frames, (bands * C,), eps=1e-4)
+        scale, shift = self.film(embedding.to(self.film.weight.dtype)).to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
+        modulated = torch.addcmul(shift, frames.view(B, T, bands, C), 1 + scale)
+        return F.silu(modulated).permute(0, 3, 1, 2)
+
+
+class Residual(nn.Module):
+    """x + conv(SiLU(conv(FilmNorm(x)))); the last convolution starts at zero."""
+
+    def __init__(self, channels: int, embedding: int, first: Conv, kernel: tuple[int, int], causal_block: int) -> None:
+        super().__init__()
+        self.norm = FilmNorm(channels, embedding)
+        self.conv1 = first
+        self.conv2 = Conv(channels, channels, kernel, causal_block=causal_block, zero=True)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(self.norm(x, embedding))))
+
+
+def _interleave(x: Tensor, factor: int) -> Tensor:
+    """Pixel shuffle over frequency: (B, factor C, T, F) -> (B, C, T, factor F), a view of a channels_last map."""
+    B, C, T, bands = x.shape
+    return x.permute(0, 2, 3, 1).reshape(B, T, bands * factor, C // factor).permute(0, 3, 1, 2)
+
+
+class Compact(nn.Module):
+    """Denoiser D(u, a) of the unit-gain state u = s_t / delta = s_0 + a z, E|z|^2 = 1.
+
+    `D = sum_k w_k u_k + c_out F` over the bin itself and its 8 neighbours in time and frequency, with F and the complex
+    weights w_k from the network on c_in u and its log-magnitude. The real part of the bin's own weight starts at EDM's
+    c_skip (Karras et al. 2022, Table 1), the others at 0. Overlapping windows make neighbours coherent where there is
+    speech, not where there is noise: such a filter learns in half the steps of a gain per bin, which learns several
+    times faster than a fixed c_skip.
+
+    Args:
+        bins: F.
+        channels: of the U-Net's levels, each at half the bands of the one before.
+        blocks: residual blocks of each level, on the way down and again on the way up.
+        stem: frequency stride of the first convolution.
+        frame_channels: width of the stack over time.
+        dilations: of its layers.
+        embedding: width of the noise-level embedding.
+        sigma_data: root mean square of the training spectrograms.
+        joint: one network for speech (label 1) and noise (label 0).
+        causal_block: 0, or frames of a block that sees itself and the past only.
+    """
+
+    def __init__(
+        self,
+        bins: int = 256,
+        channels: Sequence[int] = (32, 48, 64),
+        blocks: Sequence[int] = (1, 2, 2),
+        stem: int = 4,
+        frame_channels: int = 192,
+        dilations: Sequence[int] = (1, 2, 4, 8, 1, 2),
+        embedding: int = 128,
+        sigma_data: float = 0.06,
+        joint: bool = False,
+        causal_block: int = 0,
+    ) -> None:
+        super().__init__()
+        levels = len(channels)
+        if bins % (stem * 2 ** (levels - 1)):
+            raise UdseError(f"bins: expected a multiple of {stem * 2 ** (levels - 1)}, got {bins}")
+        self.sigma_data, self.stem, self.joint, self.causal_block = sigma_data, stem, joint, causal_block
+        causal = causal_block
+
+        self.noise_level = NoiseLevelFeatures()
+        self.embed = nn.Sequential(
+            nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
+        self.label = nn.Embedding(2, embedding) if joint else None
+
+        def block(width: int) -> Residual:
+            first = Conv(width, width, (3, 3), causal_block=causal)
+            return Residual(width, embedding, first, (3, 3), causal)
+
+        def block_stack(level: int) -> nn.ModuleList:
+            return nn.ModuleList(block(channels[level]) for _ in range(blocks[level]))
+
+        self.input = Conv(3, channels[0], (3, 2 * stem), frequency_stride=stem, causal_block=causal)
+        self.band = nn.Parameter(torch.zeros(channels[0], 1, bins // stem))  # where on the frequency axis we are
+        self.down_blocks = nn.ModuleList(block_stack(level) for level in range(levels))
+        self.down = nn.ModuleList(
+            Conv(channels[i], channels[i + 1], (1, 4), frequency_stride=2) for i in range(levels - 1)
+        )
+        frame_size = channels[-1] * (bins // stem // 2 ** (levels - 1))
+        self.to_frames = Conv(frame_size, frame_channels)
+        self.over_time = nn.ModuleList(
+            Residual(
+                frame_channels,
+                embedding,
+                Conv(frame_channels, frame_channels, (5, 1), time_dilation=d, causal_block=causal),
+                (1, 1),
+                causal,
+            )
+            for d in dilations
+        )
+        self.from_frames = Conv(frame_channels, frame_size, zero=True)
+        self.up_blocks = nn.ModuleList(block_stack(level) for level in range(levels))
+        self.up = nn.ModuleList(Conv(channels[i + 1], 2 * channels[i]) for i in range(levels - 1))
+        self.output = Conv(channels[0], 20 * stem, (3, 3), causal_block=causal, zero=True)
+
+    def denoise(self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+        """Posterior mean of the clean spectrogram.
+
+        Args:
+            noisy: u, (B, 2, F, T) float32.
+            noise_level: a, one per item (B,) or per frame (B, T).
+            label: (B,) int, 1 speech, 0 noise; joint networks only, None is speech.
+
+        Returns:
+            (B, 2, F, T) float32.
+        """
+        level = noise_level.float()
+        level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
+        embedding = self.embed(self.noise_level(level).to(self.embed[0].weight.dtype))
+        if self.label is not None:
+            label = torch.ones(noisy.shape[0], dtype=torch.long, device=noisy.device) if label is None else label
+            embedding = embedding + self.label(label).unsqueeze(1)
+
+        u = noisy.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
+        a2 = level.square()[:, :, None, None]
+        total = a2 + self.sigma_data**2
+        skip = self.sigma_data**2 / total
+        x = u * total.rsqrt()
+        log_power = x.square().sum(-1, keepdim=True).add(1e-4).log()
+        features = torch.cat([x * math.sqrt(2), log_power / 2], dim=-1)
+
+        out = self._network(features.permute(0, 3, 1, 2), embedding).permute(0, 2, 3, 1)  # (B, T, F, 20)
+        own = torch.sigmoid(torch.logit(skip, eps=1e-6) + 4 * out[..., :1])
+        real, imag = torch.cat([own, out[..., 1:9]], dim=-1), out[..., 9:18]
+        filtered = self._filter(u, real, imag)
+        clean = filtered + self.sigma_data * (a2 / total).sqrt() * out[..., 18:]
+        return clean.permute(0, 3, 2, 1)
+
+    def _filter(self, u: Tensor, real: Tensor, imag: Tensor) -> Tensor:
+        """sum_k w_k u_k: u (B, T, F, 2), complex weights (B, T, F, 9), the bin itself first -> (B, T, F, 2)."""
+        T, bands = u.shape[1:3]
+        padded = F.pad(u, (0, 0, 1, 1, 1, 1))
+        near = torch.stack([padded[:, 1 + dt : 1 + dt + T, 1 + df : 1 + df + bands] for dt, df in NEIGHBOURS], dim=-1)
+        if self.causal_block:  # the last frame of a block may not look at the next block
+            last = torch.arange(1, T + 1, device=u.device) % self.causal_block == 0
+            ahead = torch.tensor([dt > 0 for dt, _ in NEIGHBOURS], device=u.device)
+            near = near.masked_fill((last[:, None] & ahead)[:, None, None, :], 0.0)
+        u_real, u_imag = near[..., 0, :], near[..., 1, :]
+        return torch.stack(
+            [(real * u_real - imag * u_imag).sum(-1), (real * u_imag + imag * u_real).sum(-1)], dim=-1
+        )
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The weights that map hidden features to hidden features (what Muon is for): not the first, not the last."""
+        outer = {id(self.input.weight), id(self.output.weight)}
+        convolutions = [m.weight for m in self.modules() if isinstance(m, Conv) and id(m.weight) not in outer]
+        return convolutions + [m.weight for m in self.embed if isinstance(m, nn.Linear)]
+
+    def loss_weight(self, noise_level: Tensor) -> Tensor:
+        """Weight of ||sigma S + z||^2 that makes the denoising loss 1 / c_out^2 weighted, `(a^2 + sd^2) / sd^2`."""
+        return 1 + noise_level.square() / self.sigma_data**2
+
+    def _network(self, x: Tensor, embedding: Tensor) -> Tensor:
+        dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
+        h = self.input(x.to(dtype)) + self.band.to(dtype)
+        skips = []
+        for level, blocks in enumerate(self.down_blocks):
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, embedding)
+            if level < len(self.down):
+                skips.append(h)
+                h = self.down[level](h)
+        h = h + self._over_time(h, embedding)
+        for level in reversed(range(len(self.up_blocks))):
+            if level < len(self.up):
+                h = _interleave(self.up[level](h), 2) + skips[level]
+            for block in self.up_blocks[level]:  # type: ignore[union-attr]
+                h = block(h, embedding)
+        return _interleave(self.output(F.silu(h)), self.stem).float()
+
+    def _over_time(self, h: Tensor, embedding: Tensor) -> Tensor:
+        B, C, T, bands = h.shape
+        frames = h.permute(0, 2, 3, 1).reshape(B, T, 1, bands * C).permute(0, 3, 1, 2)
+        frames = self.to_frames(frames)
+        for layer in self.over_time:
+            frames = layer(frames, embedding)
+        return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
+
+    training_dtype: torch.dtype | None = None
+    """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""

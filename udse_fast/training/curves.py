@@ -1,0 +1,29 @@
+"""The picture of a training run: loss, and denoising error by noise level."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> str:
+    """Write a PNG of the run so far; returns its name, or why there is none."""
+    if not history:
+        return "no curves yet (nothing validated)"
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "no curves (pip install udse-fast[plot])"
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [entry["step"] for entry in history]
+    left.plot(steps, [entry["loss"] for entry in history], marker=".")
+    left.set(xlabel="step", ylabel="training loss")
+    for time in history[-1]["validation"]:
+        right.plot(steps, [entry["validation"].get(time) for entry in history], marker=".", label=f"t = {time}")
+    right.set(xlabel="step", ylabel="relative denoising error, held-out speakers", yscale="log")
+    right.legend(fontsize="small")
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(path)
+    return path.name

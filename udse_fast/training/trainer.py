@@ -1,0 +1,356 @@
+"""The training loop: denoising score matching, EMA, exact resume, safe to stop at any time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from udse_fast.checkpoint import save_checkpoint
+from udse_fast.errors import UdseError
+from udse_fast.networks import build_network
+from udse_fast.networks.score_network import ScoreGraph
+from udse_fast.sde import OUVE
+from udse_fast.spectral import Spectral
+from udse_fast.training.batches import NOISE, SPEECH, Batch, Batches
+
+MIN_TIME, MAX_TIME = 0.03, 1.0
+VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the weights, besides the recordings."""
+
+    architecture: dict[str, Any]
+    spectral: Spectral
+    steps: int = 20_000
+    batch_size: int = 8
+    crop_seconds: float = 2.0
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.4
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
+    ema: float = 0.999
+    seed: int = 0
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Linear warm-up, constant, linear decay to zero."""
+        left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
+
+
+class Optimizers:
+    """Muon for the matrices (kernels as matrices, one row per output channel), AdamW for everything else.
+
+    Muon (Jordan et al. 2024) needs about two thirds of AdamW's steps here; it came with torch 2.9, older ones fall back.
+    """
+
+    def __init__(self, module: nn.Module, learning_rate: float) -> None:
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        hidden = getattr(module, "hidden_matrices", list)() if hasattr(torch.optim, "Muon") else []
+        chosen = {id(p) for p in hidden}
+        rest = [p for p in trainable if id(p) not in chosen]
+        self.learning_rate = learning_rate
+        self.matrices = [(p, nn.Parameter(self._as_matrix(p.data))) for p in hidden]
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        ]
+        if self.matrices:
+            self.all.append(
+                torch.optim.Muon(
+                    [m for _, m in self.matrices],
+                    lr=learning_rate,
+                    weight_decay=0.01,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    @staticmethod
+    def _as_matrix(kernel: Tensor) -> Tensor:
+        """A view (C', everything else) of a channels_last kernel or of a matrix."""
+        matrix = kernel.permute(0, 2, 3, 1).view(kernel.shape[0], -1) if kernel.ndim == 4 else kernel
+        assert matrix.data_ptr() == kernel.data_ptr()
+        return matrix
+
+    def step(self, factor: float) -> None:
+        for parameter, matrix in self.matrices:
+            grad = parameter.grad
+            assert grad is not None
+            matrix.grad = grad.permute(0, 2, 3, 1).reshape(matrix.shape) if grad.ndim == 4 else grad
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * factor
+            optimizer.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Per item, `w ||sigma S(s_t, t) + z||^2` averaged over bins, and `||s0_hat - s0||^2 / ||s0||^2`; both (N,)."""
+    sde = graph.sde
+    delta, sigma = sde.delta(t)[:, None, None, None], sde.sigma(t)[:, None, None, None]
+    s0 = torch.view_as_real(batch.spectrograms).movedim(-1, 1)
+    z = torch.view_as_real(z).movedim(-1, 1)
+    score = graph(delta * s0 + sigma * z, t, batch.label)
+    residual = sigma * score + z  # = (s0_hat - s0) delta / sigma
+    per_item = residual.square().sum(1).mean((1, 2))
+    weight = getattr(graph.module, "loss_weight", None)
+    loss = per_item * (weight(sde.noise_level(t)) if weight else 1.0)
+    relative = per_item * (sigma / delta).flatten() ** 2 / s0.square().sum(1).mean((1, 2)).clamp_min(1e-12)
+    return loss, relative.detach()
+
+
+class Trainer:
+    """Trains one network and keeps `out` (EMA weights, the checkpoint) and `out`.state (to resume from) up to date."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        training: Batches,
+        validation: Batches,
+        out: Path,
+        *,
+        device: torch.device,
+        precision: torch.dtype,
+        facts: dict[str, Any],
+        licence: str,
+        workers: int = 1,
+    ) -> None:
+        self.settings, self.training, self.validation, self.out = settings, training, validation, out
+        self.device, self.precision, self.facts, self.licence = device, precision, facts, licence
+        self.workers = workers
+        torch.manual_seed(settings.seed)  # the initial weights
+        self.module = build_network(settings.architecture).to(device)
+        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if hasattr(self.module, "training_dtype"):
+            self.module.training_dtype = precision if precision != torch.float32 else None
+        self.sde = OUVE()
+        self.graph = ScoreGraph(self.module, self.sde)
+        self.optimizers = Optimizers(self.module, settings.learning_rate)
+        self.weights = dict(self.module.state_dict())
+        self.ema = {name: w.detach().clone() for name, w in self.weights.items()}
+        self.step = 0
+        self.seconds_seen = 0.0
+        self.train_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def state_file(self) -> Path:
+        return self.out.with_name(self.out.name + ".state")
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Fresh run from given weights; what they lack (the label of a joint network) keeps its initial value."""
+        fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
+        if len(fitting) < len(weights) // 2:
+            raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
+        self.module.load_state_dict(fitting, strict=False)
+        for name, w in self.weights.items():
+            self.ema[name].copy_(w)
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def _noise(self, shape: torch.Size, number: int, seed: int) -> tuple[Tensor, Tensor]:
+        """t (N,), stratified over [0.03, 1], and z (N, F, T): functions of (seed, step)."""
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**62)
+        strata = torch.randperm(shape[0], generator=generator) + torch.rand(shape[0], generator=generator)
+        t = MIN_TIME + (MAX_TIME - MIN_TIME) * strata / shape[0]
+        return t.to(self.device), torch.randn(shape, dtype=torch.complex64, generator=generator).to(self.device)
+
+    def train_step(self, batch: Batch) -> float:
+        """One optimizer step and EMA update; returns the loss."""
+        batch = batch.to(self.device)
+        t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
+        autocast = hasattr(self.module, "training_dtype") or self.precision == torch.float32
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=not autocast):
+            loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
+        if not torch.isfinite(loss):
+            raise UdseError(
+                f"training: the loss became {loss.item()} at step {self.step}; lower --learning-rate and resume"
+            )
+        self.module.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizers.step(self.settings.learning_rate_factor(self.step))
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, average in self.ema.items():
+                if average.is_floating_point():
+                    average.lerp_(self.weights[name], 1 - decay)
+        self.step += 1
+        self.seconds_seen += self.training.seconds
+        return loss.item()
+
+    @torch.no_grad()
+    def validate(self, batches: int = 2) -> dict[str, float]:
+        """Relative denoising error of the EMA weights at fixed times, on fixed crops of held-out speakers."""
+        current = {name: w.clone() for name, w in self.weights.items()}
+        self.module.load_state_dict(self.ema)
+        errors: dict[str, float] = {}
+        try:
+            for t in VALIDATION_TIMES:
+                power = error = 0.0
+                for number in range(batches):
+                    batch = self.validation[number].to(self.device)
+                    _, z = self._noise(batch.spectrograms.shape, number, seed=1)
+                    times = torch.full(batch.spectrograms.shape[:1], t, device=self.device)
+                    _, relative = score_matching_loss(self.graph, batch, times, z)
+                    weight = batch.spectrograms.abs().square().mean((1, 2))
+                    power += float(weight.sum())
+                    error += float((weight * relative).sum())
+                errors[f"{t:g}"] = error / power
+        finally:
+            self.module.load_state_dict(current)
+        return errors
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Configuration of the checkpoint, with the facts of its training."""
+        spectral = self.settings.spectral.config
+        latest = next((h["validation"] for h in reversed(self.history) if "validation" in h), {})
+        return {
+            "architecture": self.settings.architecture,
+            "sde": {"name": "ouve", **self.sde.config},
+            "stft": {k: spectral[k] for k in ("n_fft", "hop_length", "window", "sample_rate")},
+            "compression": {k: spectral[k] for k in ("exponent", "factor")},
+            "training": {
+                **self.facts,
+                "steps": self.step,
+                "steps_planned": self.settings.steps,
+                "seconds_of_audio_seen": round(self.seconds_seen),
+                "seconds_of_training": round(self.train_seconds),
+                "batch_size": self.settings.batch_size,
+                "crop_seconds": self.settings.crop_seconds,
+                "learning_rate": self.settings.learning_rate,
+                "ema": self.settings.ema,
+                "seed": self.settings.seed,
+                "precision": str(self.precision).removeprefix("torch."),
+                "device": self.device.type,
+                "torch": torch.__version__,
+                "validation_relative_error_by_time": {k: round(v, 4) for k, v in latest.items()},
+            },
+            "licence": self.licence,
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint and the state, each to a temporary name and renamed."""
+        save_checkpoint(self.out, self.ema, self.config(), dtype=torch.float16)
+        temporary = self.state_file.with_name(self.state_file.name + ".tmp")
+        torch.save(
+            {
+                "settings": json.dumps(asdict(self.settings), sort_keys=True),
+                "step": self.step,
+                "seconds_seen": self.seconds_seen,
+                "train_seconds": self.train_seconds,
+                "weights": self.weights,
+                "ema": self.ema,
+                "optimizers": self.optimizers.state_dict(),
+                "history": self.history,
+            },
+            temporary,
+        )
+        os.replace(temporary, self.state_file)
+
+    def resume(self) -> None:
+        """Go on from `out`.state: weights, EMA, optimizer, step; the batches follow from the step."""
+        try:
+            state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise UdseError(f"{self.state_file}: expected the state of a training run, got {error}") from None
+        theirs, ours = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings)))
+        changed = sorted(k for k in ours if theirs.get(k) != ours[k] and k not in ("steps", "decay_share"))
+        if changed:
+            raise UdseError(
+                f"{self.state_file} was made with other settings ({', '.join(changed)}); "
+                "give those settings, or another --out"
+            )
+        self.module.load_state_dict(state["weights"])
+        for name, average in state["ema"].items():
+            self.ema[name].copy_(average)
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.step, self.seconds_seen = state["step"], state["seconds_seen"]
+        self.train_seconds, self.history = state["train_seconds"], state["history"]
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self, *, save_minutes: float, validate_minutes: float, progress: bool = True) -> bool:
+        """Train to `settings.steps`; True if it got there, False if a signal ended it (with everything saved)."""
+        settings = self.settings
+        started = last_save = last_validation = time.monotonic()
+        before = self.train_seconds
+        losses: list[float] = []
+        with (
+            _stop_on_signal() as stop,
+            ThreadPoolExecutor(self.workers) as pool,
+            tqdm(total=settings.steps, initial=self.step, unit="step", disable=not progress) as bar,
+        ):
+            first_step = self.step
+            ahead: dict[int, Future[Batch]] = {}
+            while self.step < settings.steps and not stop:
+                for number in range(self.step, min(self.step + 1 + self.workers, settings.steps)):
+                    if number not in ahead:
+                        ahead[number] = pool.submit(self.training.__getitem__, number)
+                losses.append(self.train_step(ahead.pop(self.step).result()))
+                now = time.monotonic()
+                self.train_seconds = before + now - started
+                bar.update()
+                rate = (self.step - first_step) * self.training.seconds / (now - started)
+                bar.set_postfix_str(f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}, {rate:.0f} s audio/s")
+                done = self.step >= settings.steps
+                if now - last_validation > 60 * validate_minutes or done or stop:
+                    entry = {
+                        "step": self.step,
+                        "seconds": self.train_seconds,
+                        "loss": sum(losses) / len(losses),
+                        "validation": self.validate(),
+                    }
+                    losses.clear()
+                    self.history.append(entry)
+                    errors = " ".join(f"{k}:{v:.3f}" for k, v in entry["validation"].items())
+                    bar.write(f"step {self.step}: loss {entry['loss']:.4f}, relative error at t {errors}")
+                    last_validation = time.monotonic()
+                if now - last_save > 60 * save_minutes or done or stop:
+                    self.save()
+                    last_save = time.monotonic()
+        return self.step >= settings.steps
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM put their number into the list instead of ending the process."""
+    received: list[int] = []
+    previous = {
+        s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+
+
+def measure_sigma_data(batches: Batches, count: int = 8) -> float:
+    """Root mean square of the training spectrograms, `sigma_data` of the EDM preconditioning."""
+    power = [batches[-1 - i % 2**31 if i < 0 else 2**30 + i].spectrograms.abs().square().mean() for i in range(count)]
+    return round(math.sqrt(sum(map(float, power)) / count), 4)
+
+
+__all__ = ["NOISE", "SPEECH", "Settings", "Trainer", "measure_sigma_data", "score_matching_loss"]
