@@ -122,8 +122,10 @@ class Passes {
   // Columns of W to sum 1, their sums into H; returns the sums.
   std::vector<float> normalise() {
     std::vector<double> sums(nmf_.rank);
-    for (std::int64_t i = 0; i < nmf_.bins * nmf_.rank; ++i) sums[i % nmf_.rank] += nmf_.W[i];
-    for (std::int64_t i = 0; i < nmf_.bins * nmf_.rank; ++i) nmf_.W[i] /= static_cast<float>(sums[i % nmf_.rank]);
+    for (std::int64_t f = 0; f < nmf_.bins; ++f)
+      for (std::int64_t k = 0; k < nmf_.rank; ++k) sums[k] += nmf_.W[f * nmf_.rank + k];
+    for (std::int64_t f = 0; f < nmf_.bins; ++f)
+      for (std::int64_t k = 0; k < nmf_.rank; ++k) nmf_.W[f * nmf_.rank + k] /= static_cast<float>(sums[k]);
     for (std::int64_t k = 0; k < nmf_.rank; ++k)
       for (std::int64_t t = 0; t < nmf_.frames; ++t) H_[k * pass_.stride + t] *= static_cast<float>(sums[k]);
     return {sums.begin(), sums.end()};

@@ -504,71 +504,130 @@ void network_input(const cfloat* state, const Shape& shape, const PerFrame& scal
 
 // ---- NMF-IS -----------------------------------------------------------------------------------------------------------
 
-// From a block of P and V: P V^-2 and V^-1. V is kept at the floor or above: V^-2 of digital silence must stay finite.
-inline void weights(const float* power, int n, float floor, Row& v, Row& weighted) {
-  Row p;
-  load(power, n, p);
-  each([&](int i) {
-    const float inverse = 1 / (v[i] > floor ? v[i] : floor);
-    weighted[i] = p[i] * inverse * inverse;
-    v[i] = inverse;
-  });
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * lanes)));  // the sums of small ranks stay in registers
+constexpr int max_rank = 32;
+#define UDSE_UNROLL _Pragma("GCC unroll 8")  // loops over a known rank
+
+inline Vector load(const float* p) {
+  Vector v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
 }
 
+inline Vector load(const float* p, int64_t n) {
+  if (n >= lanes) return load(p);
+  Vector v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+
+template <int N>
+inline float sum(const float* a) {
+  float halves[N / 2];
+  for (int i = 0; i < N / 2; ++i) halves[i] = a[i] + a[i + N / 2];
+  return sum<N / 2>(halves);
+}
+template <>
+inline float sum<1>(const float* a) {
+  return *a;
+}
+
+inline float sum(const Vector& v) {
+  float a[lanes];
+  __builtin_memcpy(a, &v, sizeof v);
+  return sum<lanes>(a);
+}
+
+// P V^-2 and V^-1 of one vector, V = sum over k of w[k] h[k]. V is kept at the floor or above: V^-2 of digital silence must stay
+// finite.
+struct Weights {
+  Vector weighted, inverse;
+};
+
+template <int R>
+inline Weights weights(const Vector& power, const float* w, const float* h, int64_t stride, int rank, float floor) {
+  Vector v = w[0] * load(h);
+  UDSE_UNROLL
+  for (int k = 1; k < rank; ++k) v += w[k] * load(h + k * stride);
+  const Vector least = floor - Vector{};
+  const Vector inverse = 1.f / (v > least ? v : least);
+  return {power * inverse * inverse, inverse};
+}
+
+// (P V^-2) H^T and V^-1 H^T of rows of P. R is the rank where that is known at compile time, else 0.
+template <int R>
 void nmf_statistics(const NMFPass& nmf, Range bins) {
-  constexpr int lanes = 16;
-  Row v, weighted;
+  const int rank = R ? R : static_cast<int>(nmf.rank);
   for (int64_t f = bins.begin; f < bins.end; ++f) {
-    alignas(64) float sums[2][32][lanes] = {};
-    const float* w = nmf.W + f * nmf.rank;
-    for (int64_t t0 = 0; t0 < nmf.frames; t0 += L) {
-      product_row(w, nmf.H + t0, nmf.stride, nmf.rank, v);
-      weights(nmf.power + f * nmf.frames + t0, block_length(nmf.frames, t0), nmf.floor, v, weighted);
-      for (int64_t k = 0; k < nmf.rank; ++k) {
-        const float* h = nmf.H + k * nmf.stride + t0;  // zero behind the last frame
-        float *a = sums[0][k], *b = sums[1][k];
-        UDSE_VECTORISE
-        for (int i = 0; i < lanes; ++i) {
-          float x = a[i], y = b[i];
-          for (int j = i; j < L; j += lanes) x += weighted[j] * h[j], y += v[j] * h[j];
-          a[i] = x, b[i] = y;
-        }
+    const float *w = nmf.W + f * rank, *power = nmf.power + f * nmf.frames;
+    Vector a[R ? R : max_rank], b[R ? R : max_rank];
+    UDSE_UNROLL
+    for (int k = 0; k < rank; ++k) a[k] = b[k] = Vector{};
+    for (int64_t t = 0; t < nmf.frames; t += lanes) {
+      const float* h = nmf.H + t;  // zero behind the last frame
+      const Weights y = weights<R>(load(power + t, nmf.frames - t), w, h, nmf.stride, rank, nmf.floor);
+      UDSE_UNROLL
+      for (int k = 0; k < rank; ++k) {
+        const Vector row = load(h + k * nmf.stride);
+        a[k] += row * y.weighted;
+        b[k] += row * y.inverse;
       }
     }
-    for (int64_t k = 0; k < nmf.rank; ++k) {
-      float a = 0, b = 0;
-      for (int i = 0; i < lanes; ++i) a += sums[0][k][i], b += sums[1][k][i];
-      nmf.weighted[f * nmf.rank + k] = a;
-      nmf.inverse[f * nmf.rank + k] = b;
+    UDSE_UNROLL
+    for (int k = 0; k < rank; ++k) {
+      nmf.weighted[f * rank + k] = sum(a[k]);
+      nmf.inverse[f * rank + k] = sum(b[k]);
     }
   }
 }
 
-// H <- max(H * (W^T (P V^-2)) / (W^T V^-1), floor)
+// H <- max(H * (W^T (P V^-2)) / (W^T V^-1), floor) of blocks of frames
+template <int R>
 void nmf_h(const NMFPass& nmf, Range blocks) {
-  Row v, weighted, sums[2][32];
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    const int64_t t0 = block * L;
-    const int n = block_length(nmf.frames, t0);
-    for (int64_t k = 0; k < nmf.rank; ++k) each([&](int i) { sums[0][k][i] = sums[1][k][i] = 0; });
+  const int rank = R ? R : static_cast<int>(nmf.rank);
+  const int64_t end = blocks.end * L < nmf.frames ? blocks.end * L : nmf.frames;
+  for (int64_t t = blocks.begin * L; t < end; t += lanes) {
+    float* const h = nmf.H + t;
+    Vector a[R ? R : max_rank], b[R ? R : max_rank];
+    UDSE_UNROLL
+    for (int k = 0; k < rank; ++k) a[k] = b[k] = Vector{};
     for (int64_t f = 0; f < nmf.bins; ++f) {
-      const float* w = nmf.W + f * nmf.rank;
-      product_row(w, nmf.H + t0, nmf.stride, nmf.rank, v);
-      weights(nmf.power + f * nmf.frames + t0, n, nmf.floor, v, weighted);
-      for (int64_t k = 0; k < nmf.rank; ++k) {
-        Row &a = sums[0][k], &b = sums[1][k];
-        each([&](int i) { a[i] += w[k] * weighted[i], b[i] += w[k] * v[i]; });
+      const float* w = nmf.W + f * rank;
+      const Weights y = weights<R>(load(nmf.power + f * nmf.frames + t, nmf.frames - t), w, h, nmf.stride, rank, nmf.floor);
+      UDSE_UNROLL
+      for (int k = 0; k < rank; ++k) {
+        a[k] += w[k] * y.weighted;
+        b[k] += w[k] * y.inverse;
       }
     }
-    for (int64_t k = 0; k < nmf.rank; ++k) {
-      float* h = nmf.H + k * nmf.stride + t0;
-      for (int i = 0; i < n; ++i) {
-        const float next = h[i] * sums[0][k][i] / (sums[1][k][i] > 1e-30f ? sums[1][k][i] : 1e-30f);
-        h[i] = next > nmf.floor ? next : nmf.floor;
+    UDSE_UNROLL
+    for (int k = 0; k < rank; ++k)
+      for (int i = 0; i < lanes && t + i < nmf.frames; ++i) {
+        const float divisor = b[k][i] > 1e-30f ? b[k][i] : 1e-30f, next = h[k * nmf.stride + i] * a[k][i] / divisor;
+        h[k * nmf.stride + i] = next > nmf.floor ? next : nmf.floor;
       }
-    }
   }
 }
+
+// The instance for the rank of this call.
+#define UDSE_FOR_RANK(function)                   \
+  [](const NMFPass& nmf, Range range) {           \
+    switch (nmf.rank) {                           \
+      case 1: return function<1>(nmf, range);     \
+      case 2: return function<2>(nmf, range);     \
+      case 3: return function<3>(nmf, range);     \
+      case 4: return function<4>(nmf, range);     \
+      case 8: return function<8>(nmf, range);     \
+      default: return function<0>(nmf, range);    \
+    }                                             \
+  }
 
 }  // namespace
 
@@ -589,8 +648,8 @@ const Kernels kernels = {UDSE_EXPANDED_NAME(UDSE_ISA),
                          decompress,
                          network_input<float>,
                          network_input<std::uint16_t>,
-                         nmf_statistics,
-                         nmf_h};
+                         UDSE_FOR_RANK(nmf_statistics),
+                         UDSE_FOR_RANK(nmf_h)};
 
 }  // namespace UDSE_ISA
 }  // namespace udse

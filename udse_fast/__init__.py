@@ -1,1 +1,45 @@
 """Fast and streaming unsupervised diffusion-based speech enhancement."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from udse_fast.errors import UdseError
+
+if TYPE_CHECKING:
+    from udse_fast.checkpoint import load_network
+    from udse_fast.enhancer import Enhancer
+    from udse_fast.samplers import Posterior, posterior_sample, sampler_names
+    from udse_fast.streaming import Stream
+
+__version__ = "0.1.0"
+__all__ = [
+    "Enhancer",
+    "Posterior",
+    "Stream",
+    "UdseError",
+    "load_network",
+    "posterior_sample",
+    "sampler_names",
+]
+
+_HOME = {
+    "Enhancer": "enhancer",
+    "Posterior": "samplers",
+    "Stream": "streaming",
+    "load_network": "checkpoint",
+    "posterior_sample": "samplers",
+    "sampler_names": "samplers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """torch is imported with the first name that needs it, not with the package."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'udse_fast' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"udse_fast.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

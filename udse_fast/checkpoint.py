@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with the configuration as JSON in its header, and the other kinds that are read.
+"""Checkpoints: one safetensors file with the configuration as JSON in its header; and the others read.
 
 The header's metadata has one key, "udse_fast", whose value is the JSON text of the configuration::
 
@@ -21,7 +21,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,18 @@ def load_network(
             start = file.read(9)
     except OSError as error:
         raise UdseError(f"expected a checkpoint file, got {path}: {error.strerror}") from error
-    if start.startswith(b"PK\x03\x04"):
-        network = _load_zip(path)
-    elif start[8:] == b"{":
-        network = _load_safetensors(path)
-    else:
-        raise UdseError(
-            f"{path}: expected a checkpoint (.safetensors, TorchScript .pt, Lightning .ckpt), got "
-            f"{'an empty file' if not start else 'a file of another kind, or an incomplete one'}"
-        )
+    try:
+        if start.startswith(b"PK\x03\x04"):
+            network = _load_zip(path)
+        elif start[8:] == b"{":
+            network = _load_safetensors(path)
+        else:
+            found = "a file of another kind, or an incomplete one" if start else "an empty file"
+            raise UdseError(
+                f"expected a checkpoint (.safetensors, TorchScript .pt, Lightning .ckpt), got {found}"
+            )
+    except UdseError as error:
+        raise UdseError(f"{path}: {error}") from error
     return network.to(device, precision)
 
 
@@ -135,10 +138,11 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UdseError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}"
+            f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}; give a place to write to"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def complete_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +154,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     complete = {"format_version": FORMAT_VERSION, **_DEFAULTS, **config}
     if complete["format_version"] != FORMAT_VERSION:
         raise UdseError(
-            f"expected a checkpoint of format {FORMAT_VERSION}, got {complete['format_version']}: use a newer udse-fast"
+            f"expected a checkpoint of format {FORMAT_VERSION}, got {complete['format_version']!r}: "
+            "use a newer udse-fast"
         )
     for section in ("architecture", "sde", "stft", "compression", "training"):
         if not isinstance(complete.get(section), dict):
@@ -183,14 +188,15 @@ def _load_safetensors(path: Path) -> ScoreNetwork:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise UdseError(
-            f"{path}: expected a safetensors checkpoint, got a damaged one ({first_line(error)}): copy it again"
+            f"expected a safetensors checkpoint, got a damaged one ({first_line(error)}): "
+            "download or copy it again"
         ) from error
     if CONFIG_KEY not in metadata:
         raise UdseError(
-            f"{path}: expected a safetensors file with the key {CONFIG_KEY!r} in its header, got one of another "
-            "program: make it with udse-fast train or udse-fast export"
+            f"expected a safetensors file with the key {CONFIG_KEY!r} in its header, got one of "
+            "another program: make it with udse-fast train or export"
         )
-    return _assembled(path, state_dict, _parsed(path, metadata[CONFIG_KEY]))
+    return _assembled(state_dict, _parsed(metadata[CONFIG_KEY]))
 
 
 def _load_zip(path: Path) -> ScoreNetwork:
@@ -201,67 +207,65 @@ def _load_zip(path: Path) -> ScoreNetwork:
             config = archive.read(config_names[0]).decode() if config_names else ""
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
         raise UdseError(
-            f"{path}: expected a TorchScript or Lightning checkpoint, got an incomplete one ({first_line(error)}): copy it again"
+            "expected a TorchScript or Lightning checkpoint, got an incomplete one "
+            f"({first_line(error)}): download or copy it again"
         ) from error
     if any(name.endswith("/constants.pkl") for name in names):
         if not config:
             raise UdseError(
-                f"{path}: expected TorchScript with the configuration {CONFIG_FILE} inside, got TorchScript of another "
-                "program: make it with udse-fast export"
+                f"expected TorchScript with the configuration {CONFIG_FILE} inside, got that of "
+                "another program: make it with udse-fast export"
             )
         return _load_torchscript(path, config)
     if any(name.endswith("/data.pkl") for name in names):
         state_dict, settings = read_lightning(path)
-        return _assembled(path, state_dict, settings)
+        return _assembled(state_dict, settings)
     raise UdseError(
-        f"{path}: expected a TorchScript or Lightning checkpoint, got another zip archive; a torch.export file (.pt2) "
-        "is for torch.export.load, give the checkpoint that it was made from"
+        "expected a TorchScript or Lightning checkpoint, got another zip archive; instead of a "
+        "torch.export file (.pt2), give the checkpoint that it was made from"
     )
 
 
 def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
-    settings = complete_config(_parsed(path, config))
+    settings = complete_config(_parsed(config))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # deprecated, and what older users have
             module = torch.jit.load(str(path), map_location="cpu")
     except RuntimeError as error:
         raise UdseError(
-            f"{path}: expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again"
+            f"expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again"
         ) from error
     return ScoreNetwork(module, settings)
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def _parsed(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UdseError(f"{path}: expected the configuration as JSON, got {first_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UdseError(f"expected the configuration as JSON, got {first_line(error)}") from error
     if not isinstance(config, dict):
-        raise UdseError(f"{path}: expected the configuration as a JSON object, got {text[:40]!r}")
+        raise UdseError(f"expected the configuration as a JSON object, got {text[:40]!r}")
     return config
 
 
-def _assembled(path: Path, state_dict: dict[str, Tensor], config: dict[str, Any]) -> ScoreNetwork:
-    try:
-        config = complete_config(config)
-        with torch.device("meta"):  # no memory yet: the configuration of a foreign file may ask for any
-            expected = build_network(config["architecture"]).state_dict()
-    except UdseError as error:
-        raise UdseError(f"{path}: {error}") from error
+def _assembled(state_dict: dict[str, Tensor], config: dict[str, Any]) -> ScoreNetwork:
+    config = complete_config(config)
+    with torch.device("meta"):  # no memory yet: the configuration of a foreign file may ask for any
+        expected = build_network(config["architecture"]).state_dict()
     for name in expected.keys() | state_dict.keys():
         wanted = tuple(expected[name].shape) if name in expected else "none"
         found = tuple(state_dict[name].shape) if name in state_dict else "none"
         if wanted != found:
             raise UdseError(
-                f"{path}: expected the weight {name} of the shape {wanted}, got {found}: "
+                f"expected the weight {name} of the shape {wanted}, got {found}: "
                 "weights and configuration do not belong together"
             )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state_dict.values()):
         raise UdseError(
-            f"{path}: expected finite weights, got NaN or infinity: the training diverged or the file is damaged"
+            "expected finite weights, got NaN or infinity: the training diverged, take an earlier checkpoint"
         )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         module = build_network(config["architecture"])
     module.load_state_dict(state_dict)
     return ScoreNetwork(module, config)

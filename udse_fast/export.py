@@ -1,7 +1,8 @@
 """Writes a score network for other programs: safetensors, TorchScript, torch.export (.pt2) and ONNX.
 
-The exported graph maps the real state (B, 2, F, T), the time (B,) and, for joint networks, the label (B,) to the score
-(B, 2, F, T), all float32 (label int64). Every file is read back, run beside the network and removed if they differ.
+The exported graph maps the real state (B, 2, F, T), the time (B,) and, for joint networks, the label (B,) to
+the score (B, 2, F, T), all float32 (label int64). Every file is read back, run beside the network, and
+removed if they differ.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from udse_fast.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint, written_whole
 from udse_fast.errors import UdseError
@@ -27,11 +27,12 @@ KINDS = {".safetensors": "safetensors", ".pt": "torchscript", ".pt2": "torch.exp
 """Kinds of export, and the file name extension that each goes with."""
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest allowed difference, relative to the largest score: other kernels add in another order over some 40 layers."""
-
+"""Largest difference allowed, relative to the largest score: other kernels add in another order."""
 
 _FRAMES = 64
 """Frames of the examples that are traced and compared: a multiple of every network's `frame_multiple`."""
+_SHORTEST = 16
+"""Fewest frames that an exported graph must take: a block-causal network may not take less than a block."""
 
 
 def export_network(
@@ -48,8 +49,8 @@ def export_network(
         path: file to write.
         kind: "safetensors", "torchscript", "torch.export" or "onnx"; None: by the extension of `path`.
         frames: a fixed number of frames T for torch.export and ONNX; None: any multiple of the network's
-            `frame_multiple`. TorchScript takes any number.
-        dtype: "float32", "float16" or "bfloat16" storage of a safetensors file; None: the network's precision.
+            `frame_multiple` (NCSN++: 64, compact: 1) from 16 on. TorchScript takes any number from 16 on.
+        dtype: of the weights in a safetensors file, "float32", "float16" or "bfloat16"; None: as the network.
 
     Returns:
         Largest difference between the scores of file and network, relative to the largest score.
@@ -58,11 +59,14 @@ def export_network(
         UdseError: unknown kind, a package is missing, the file cannot be written, or its scores differ.
     """
     path = Path(path)
-    kind = kind or KINDS.get(path.suffix.lower())
+    kind = kind or KINDS.get(path.suffix.lower(), "")
     if kind not in KINDS.values():
         raise UdseError(
-            f"expected an export to {', '.join(KINDS.values())} (by extension: {', '.join(KINDS)}), got {kind or path.name!r}"
+            f"expected an export to {', '.join(KINDS.values())} (by extension: {', '.join(KINDS)}), "
+            f"got {kind or path.name!r}"
         )
+    if frames is not None and frames < 1:
+        raise UdseError(f"expected a positive number of frames, got {frames}")
     if network.scripted:
         raise UdseError(
             "expected a safetensors or Lightning checkpoint to export, got TorchScript: give its source"
@@ -83,14 +87,14 @@ def export_network(
     with written_whole(path) as temporary, torch.no_grad():
         run = write(network, temporary, frames, precision)
         if kind in ("safetensors", "torchscript"):
-            shapes = [(1, 1), (2, 67)]
+            shapes = [(1, _SHORTEST), (2, _FRAMES + 3)]
         else:
             shapes = [(2, frames or _FRAMES), (1, frames or 2 * _FRAMES)]
         difference = _largest_difference(network, run, shapes)
         if not difference <= TOLERANCES[precision]:
             raise UdseError(
-                f"{path}: expected the exported scores within {TOLERANCES[precision]:g} of the network's, got "
-                f"{difference:.2g}: the file was removed, use another kind of export"
+                f"{path}: expected the exported scores within {TOLERANCES[precision]:g} of the network's, "
+                f"got {difference:.2g}: the file was removed, use another kind of export"
             )
     return difference
 
@@ -99,7 +103,7 @@ Run = Callable[..., Tensor]
 
 
 def _write_safetensors(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
-    save_checkpoint(path, network.graph.module.state_dict(), network.config, PRECISIONS[precision])
+    save_checkpoint(path, network.module.state_dict(), network.config, PRECISIONS[precision])
     return load_network(path).graph
 
 
@@ -154,7 +158,7 @@ def _write_onnx(network: ScoreNetwork, path: Path, frames: int | None, precision
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn of their own deprecations, of absent packages and of every traced comparison of shapes."""
+    """The exporters warn of their own deprecations, of absent packages, of every comparison of shapes."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -166,10 +170,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _program(network: ScoreNetwork, frames: int | None) -> torch.export.ExportedProgram:
-    multiple = network.graph.frame_multiple
+    multiple = network.frame_multiple
     inputs = _example(network, batch=2, frames=frames or 2 * _FRAMES)
     batch = torch.export.Dim("batch")
-    blocks = torch.export.Dim("blocks", min=1, max=1 << 16)
+    blocks = torch.export.Dim("blocks", min=-(-_SHORTEST // multiple), max=1 << 16)
     state_shape = {0: batch} if frames else {0: batch, 3: blocks if multiple == 1 else multiple * blocks}
     shapes = (state_shape, {0: batch}, {0: batch})[: len(inputs)]
     try:

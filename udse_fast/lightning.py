@@ -1,9 +1,10 @@
 """Reads the authors' PyTorch Lightning checkpoints without running anything that is in them.
 
-Such a file is a zip archive of raw tensors and a pickle, and a pickle is a program: its opcodes import and call
-whatever they name. Here the opcodes are interpreted on inert data instead. A global stays a `Global` (its name), calling
-or instantiating one makes a `Placeholder` that records the arguments, and only three names mean anything: tensors,
-parameters and OrderedDict. There is no import, no attribute access and no call on anything that the file names.
+Such a file is a zip archive of raw tensors and a pickle, and a pickle is a program: its opcodes import and
+call whatever they name. Here the opcodes are interpreted on inert data instead. A global stays a `Global`
+(its name), calling or instantiating one makes a `Placeholder` that records the arguments, and only three
+names mean anything: tensors, parameters and OrderedDict. There is no import, attribute access or call on
+anything that the file names.
 """
 
 from __future__ import annotations
@@ -87,19 +88,19 @@ def read_lightning(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
         with zipfile.ZipFile(path) as archive:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl"))[: -len("data.pkl")]
             if root + "byteorder" in archive.namelist() and _stored(archive, root + "byteorder") != b"little":
-                raise UdseError(f"{path}: expected a checkpoint in little-endian order, got a big-endian one")
+                raise UdseError("expected a checkpoint in little-endian order, got a big-endian one")
             checkpoint = _mapping(interpret(_stored(archive, root + "data.pkl")))
             weights, architecture = _weights(checkpoint)
             state_dict = {name: _read(archive, root, tensor) for name, tensor in weights.items()}
             return state_dict, _config(checkpoint, architecture)
-    except UdseError as error:
-        raise UdseError(f"{path}: {error}") from error
+    except UdseError:
+        raise
     except (
         *(zipfile.BadZipFile, StopIteration, EOFError, NotImplementedError, struct.error, RuntimeError),
         *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
     ) as error:
         raise UdseError(
-            f"{path}: expected a PyTorch Lightning checkpoint, got a damaged or foreign file "
+            "expected a PyTorch Lightning checkpoint, got a damaged or foreign file "
             f"({type(error).__name__}: {error}); download or copy it again"
         ) from error
 
@@ -123,6 +124,7 @@ def interpret(program: bytes) -> Any:
         del stack[start:]
         return values
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(program):
         match opcode.name:
             case "PROTO" | "FRAME":
@@ -228,7 +230,7 @@ def _set_items(value: Any, keys_and_values: list[Any]) -> None:
     if not isinstance(items, dict) or len(keys_and_values) % 2:
         raise ValueError("a pickle that sets the items of something else than a dictionary")
     for key, item in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
-        # Hashing a tuple nested a million deep overflows the C stack, so that such keys are not hashed by value.
+        # Hashing a tuple that is nested a million deep overflows the C stack: only plain keys are hashed.
         plain = key is None or isinstance(key, (str, int, float, bytes, Global, Placeholder))
         items[key if plain else Placeholder("key", key)] = item
 
@@ -263,7 +265,7 @@ def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> StoredTen
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member of the archive; PyTorch never compresses, so that what would inflate beyond the file is refused."""
+    """A member of the archive; PyTorch does not compress, so that nothing need inflate beyond the file."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"the member {name} is compressed")
     return archive.read(name)
@@ -301,7 +303,7 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
     except (KeyError, IndexError, ValueError) as error:
         raise UdseError(
             "expected a score model whose state_dict holds an NCSN++ (dnn.all_modules.0.W and on), got "
-            f"{len(network)} weights of another network: give a checkpoint of UDiffSE, UDiffSE+ or ParaDiffUSE"
+            f"{len(network)} weights of another network: give a checkpoint of UDiffSE(+) or ParaDiffUSE"
         ) from error
     shadow = _mapping(checkpoint.get("ema")).get("shadow_params")
     if shadow:

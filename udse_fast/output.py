@@ -1,20 +1,54 @@
-"""From posterior samples to one estimate: averaging, Wiener filters, strength."""
+"""The read-out: from posterior samples to one estimate in the compressed domain's inverse.
+
+Samples are combined after the inverse compression (the mean of compressed samples is smaller than the sample mean of
+what they stand for).
+"""
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from torch import Tensor
 
-READOUTS = ("wiener", "mean", "mean_compressed")
+from udse_fast.errors import UdseError
+from udse_fast.samplers import Posterior
+from udse_fast.spectral import Spectral
+
+READOUTS: Final = ("auto", "mean", "mean_compressed", "wiener")
 
 
-def wiener_gain(speech: Tensor, noise: Tensor) -> Tensor:
-    """ParaDiffUSE: `mean_b |s|^2 / (|s|^2 + |n|^2)`; speech, noise (B, F, T) complex -> (F, T) in [0, 1]."""
-    s, n = speech.abs().square(), noise.abs().square()
-    return (s / (s + n).clamp_min(torch.finfo(s.dtype).tiny)).mean(0)
+def _ratio(speech: Tensor, noise: Tensor) -> Tensor:
+    return speech / (speech + noise).clamp_min(torch.finfo(speech.dtype).tiny)
 
 
-def paradiffuse_wiener(mixture: Tensor, speech: Tensor, noise: Tensor) -> Tensor:
-    """`sqrt(gain |x|^2) exp(i arg mean_b s)`: mixture (F, T), samples (B, F, T) -> (F, T) compressed speech."""
-    magnitude = wiener_gain(speech, noise).sqrt() * mixture.abs()
-    return torch.polar(magnitude, speech.mean(0).angle())
+def read_out(posterior: Posterior, mixture: Tensor, level: Tensor, spectral: Spectral, how: str) -> Tensor:
+    """Speech spectrogram, (F, T) complex, at the level of the input.
+
+    Args:
+        posterior: samples in the normalised, compressed domain.
+        mixture: x (F, T), in the same domain.
+        level: NF, which undoes the normalisation.
+        spectral: undoes the compression.
+        how: "mean" averages the samples; "mean_compressed" does it before the inverse compression (the published
+            UDiffSE and UDiffSE+); "wiener" takes samples and noise variance as the variances of a Wiener filter on the
+            mixture, `mean_b |s|^2 / (|s|^2 + V)`, or, where the noise was sampled too, the published filter of
+            ParaDiffUSE; "auto" is the published choice: "wiener" for sampled noise, else "mean".
+    """
+    if how not in READOUTS:
+        raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {how!r}")
+    speech = posterior.speech
+    sampled_noise = posterior.noise is not None and posterior.noise_model is None
+    if how == "auto":
+        how = "wiener" if sampled_noise else "mean"
+    if how == "mean_compressed":
+        return spectral.decompress(speech.mean(0) * level)
+    if how == "wiener" and posterior.noise is not None and sampled_noise:
+        gain = _ratio(speech.abs().square(), posterior.noise.abs().square()).mean(0)
+        return spectral.decompress(torch.polar(gain.sqrt() * mixture.abs(), speech.mean(0).angle()) * level)
+    if how == "wiener" and posterior.noise_model is not None:
+        variance = posterior.noise_model.variance
+        V = variance[0] @ variance[1] if isinstance(variance, tuple) else variance
+        gain = _ratio(speech.abs().square(), V).mean(0)
+        return gain * spectral.decompress(mixture * level)
+    return spectral.decompress(speech * level).mean(0)

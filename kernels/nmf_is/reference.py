@@ -29,6 +29,11 @@ def h_step(power: torch.Tensor, W: torch.Tensor, H: torch.Tensor, floor: float) 
     return (H * (W.T @ (power / V**2)) / (W.T @ (1 / V)).clamp_min(TINY)).clamp_min(floor)
 
 
+def even_start(power: torch.Tensor, W: torch.Tensor, floor: float) -> torch.Tensor:
+    """Activations (R, T) that are equal within a frame, with V = W H summing to P (F, T) in every frame."""
+    return (power.sum(0) / W.sum()).clamp_min(floor).repeat(W.shape[1], 1)
+
+
 def nmf_update(
     power: torch.Tensor,
     W: torch.Tensor,
@@ -88,8 +93,7 @@ def online_nmf_update(
     Returns:
         W (F, R), H (R, t), A (F, R), B (F, R), new tensors.
     """
-    if H is None:
-        H = (power.sum(0) / W.sum()).clamp_min(floor).expand(W.shape[1], -1)
+    H = even_start(power, W, floor) if H is None else H
     for _ in range(iterations):
         H = h_step(power, W, H, floor)
     V = variance(W, H, floor)

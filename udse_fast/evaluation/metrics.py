@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import math
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -23,15 +24,19 @@ from udse_fast.errors import UdseError
 Signal = NDArray[np.floating[Any]]
 
 SAMPLE_RATE = 16000
-METRICS = (
-    "si_sdr", "si_sir", "si_sar", "pesq_wb", "pesq_nb", "pesq_nb_raw", "estoi",
-    "dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl",
-)  # fmt: skip
+FAMILIES = {
+    "si": ("si_sdr", "si_sir", "si_sar"),
+    "pesq": ("pesq_wb", "pesq_nb", "pesq_nb_raw"),
+    "estoi": ("estoi",),
+    "dnsmos": ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl"),
+}
+"""What is computed together -> names of its values."""
+METRICS = tuple(name for names in FAMILIES.values() for name in names)
 
 # P.862.1: MOS-LQO = LOW + SPAN / (1 + exp(OFFSET - SLOPE raw))
 P862_1_LOW, P862_1_SPAN, P862_1_SLOPE, P862_1_OFFSET = 0.999, 4.0, 1.4945, 4.6607
 
-DNSMOS_WINDOW_SAMPLES, DNSMOS_HOP_SAMPLES = 144160, SAMPLE_RATE
+DNSMOS_WINDOW_SAMPLES = 144160  # 9.01 s
 # DNS Challenge, P.835 model (not the personalised one): network output to MOS, highest power first; SIG, BAK, OVRL
 DNSMOS_MAPPINGS = (
     (-0.08397278, 1.22083953, 0.0052439),
@@ -128,42 +133,61 @@ def dnsmos(estimate: Signal) -> tuple[float, float, float]:
     audio = np.asarray(estimate, dtype=np.float32)
     while len(audio) < DNSMOS_WINDOW_SAMPLES:
         audio = np.concatenate((audio, audio))
-    starts = range(0, len(audio) - DNSMOS_WINDOW_SAMPLES + 1, DNSMOS_HOP_SAMPLES)
+    # published window count: from whole seconds, so the last window that would fit is often left out
+    windows = int(len(audio) // SAMPLE_RATE - DNSMOS_WINDOW_SAMPLES / SAMPLE_RATE) + 1
+    starts = [n * SAMPLE_RATE for n in range(windows)]
     network = _dnsmos_network()
-    outputs = [network.run(None, {"input_1": audio[None, n : n + DNSMOS_WINDOW_SAMPLES]})[0][0] for n in starts]
-    mos = [np.polyval(mapping, output) for mapping, output in zip(DNSMOS_MAPPINGS, np.transpose(outputs), strict=True)]
+    outputs = [
+        network.run(None, {"input_1": audio[None, n : n + DNSMOS_WINDOW_SAMPLES]})[0][0] for n in starts
+    ]
+    mos = [
+        np.polyval(mapping, output)
+        for mapping, output in zip(DNSMOS_MAPPINGS, np.transpose(outputs), strict=True)
+    ]
     return float(np.mean(mos[0])), float(np.mean(mos[1])), float(np.mean(mos[2]))
 
 
-def score(clean: Signal, noisy: Signal, estimate: Signal, sample_rate: int) -> dict[str, float]:
-    """All of METRICS of one estimate; the noise is noisy - clean.
+def score(
+    clean: Signal,
+    noisy: Signal,
+    estimate: Signal,
+    sample_rate: int,
+    families: Iterable[str] = tuple(FAMILIES),
+) -> dict[str, float]:
+    """Scores of one estimate by the names in METRICS; the noise is noisy - clean.
 
-    Args: clean, noisy, estimate: (L,) float at `sample_rate`, which must be 16000 Hz.
+    Args:
+        clean, noisy, estimate: (L,) float at `sample_rate`, which must be 16000 Hz.
+        families: which of FAMILIES.
     """
     if sample_rate != SAMPLE_RATE:
         raise UdseError(f"expected audio at {SAMPLE_RATE} Hz, got {sample_rate} Hz: resample it first")
     clean, noisy = _pair(clean, noisy)
-    narrow_band = pesq_nb(clean, estimate)
-    return dict(
-        zip(
-            METRICS,
-            (
-                *si_sir_sar(clean, noisy - clean, estimate),
-                pesq_wb(clean, estimate),
-                narrow_band,
-                raw_pesq(narrow_band),
-                estoi(clean, estimate),
-                *dnsmos(estimate),
-            ),
-            strict=True,
-        )
-    )
+    clean, estimate = _pair(clean, estimate)
+    values: dict[str, tuple[float, ...]] = {}
+    for family in families:
+        if family == "si":
+            values[family] = si_sir_sar(clean, noisy - clean, estimate)
+        elif family == "pesq":
+            narrow_band = pesq_nb(clean, estimate)
+            values[family] = pesq_wb(clean, estimate), narrow_band, raw_pesq(narrow_band)
+        elif family == "estoi":
+            values[family] = (estoi(clean, estimate),)
+        elif family == "dnsmos":
+            values[family] = dnsmos(estimate)
+        else:
+            raise UdseError(f"expected metrics among {', '.join(FAMILIES)}, got {family!r}")
+    return {
+        name: value for family in values for name, value in zip(FAMILIES[family], values[family], strict=True)
+    }
 
 
 def _pair(reference: Signal, estimate: Signal) -> tuple[Signal, Signal]:
     reference, estimate = np.asarray(reference, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
     if reference.ndim != 1 or reference.shape != estimate.shape or not reference.size:
-        message = f"expected two mono signals of one length, got shapes {reference.shape} and {estimate.shape}"
+        message = (
+            f"expected two mono signals of one length, got shapes {reference.shape} and {estimate.shape}"
+        )
         raise UdseError(f"{message}: cut them to the same samples of one channel")
     if not (np.isfinite(reference).all() and np.isfinite(estimate).all()):
         raise UdseError("expected finite samples, got NaN or infinity: check how the audio was written")

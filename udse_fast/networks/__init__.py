@@ -1,4 +1,4 @@
-"""Networks by name: `build_network({"name": "ncsnpp", **arguments})`, and the named sizes of `architecture`."""
+"""Networks by name: `build_network({"name": "ncsnpp", **arguments})`."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def build_network(architecture: dict[str, Any]) -> nn.Module:
     network: type[nn.Module] = getattr(importlib.import_module(module), class_name)
     try:
         return network(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
         raise UdseError(f"these are no arguments of the network {name}: {arguments} ({error})") from error

@@ -1,8 +1,8 @@
 """NCSN++ (Song et al. 2021) in the form and the sizes published with UDiffSE and ParaDiffUSE.
 
-A U-Net of BigGAN residual blocks with FIR resampling (Karras et al. 2020), progressive input and output, one attention
-block at the bottleneck and Gaussian Fourier features of log t. The names `all_modules.N` are those of the published
-checkpoints, so that their `state_dict` loads without renaming.
+A U-Net of BigGAN residual blocks with FIR resampling (Karras et al. 2020), progressive input and output, one
+attention block at the bottleneck and Gaussian Fourier features of log t. The names `all_modules.N` are those
+of the published checkpoints, so that their `state_dict` loads without renaming.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PUBLISHED_SIZES: dict[str, dict[str, Any]] = {
     "ncsnpp-5m-joint": {"nf": 96, "ch_mult": (1, 1, 1, 1), "joint": True},
     "ncsnpp-28m": {"nf": 128, "ch_mult": (1, 2, 2, 2)},
 }
-"""Arguments of `NCSNpp` for the published sizes: 5.2 M, 5.9 M (joint speech and noise) and 27.7 M parameters."""
+"""Arguments of `NCSNpp` for the published sizes: 5.2 M, 5.9 M (joint speech and noise), 27.7 M parameters."""
 
 
 class GaussianFourierFeatures(nn.Module):
-    """[sin, cos](2 pi W log t): (B, T) -> (B, T, 2 nf). Its phases need float32, whatever the rest computes in."""
+    """[sin, cos](2 pi W log t): (B, T) -> (B, T, 2 nf). Float32, whatever the rest computes in."""
 
     keep_float32 = True
 
@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """BigGAN residual block; `resample` is "down", "up" or None; `film` scales as well as shifts by the embedding."""
+    """BigGAN residual block; `resample` is "down", "up" or None; `film` scales by the embedding, too."""
 
     def __init__(
         self, channels: int, out_channels: int, embedding: int, film: bool, resample: str | None = None
@@ -141,7 +141,7 @@ class NCSNpp(nn.Module):
         ch_mult: multiple of `nf` at each level; each level halves frequency and time.
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attn_resolutions: heights (in bins) of the levels with attention, besides the bottleneck's.
-        joint: one network for speech (label 1) and noise (label 0): a label embedding, and FiLM in every block.
+        joint: one network for speech (label 1) and noise (label 0), by a label embedding and FiLM.
         image_size: number of bins F that `attn_resolutions` refer to.
     """
 
@@ -163,7 +163,7 @@ class NCSNpp(nn.Module):
             1 <= levels <= 7 and 1 <= num_res_blocks <= 16 and nf >= 8 and nf % 4 == 0 and min(ch_mult) >= 1
         ):
             raise UdseError(
-                "expected an NCSN++ of 1 to 7 levels, 1 to 16 residual blocks a level and nf a multiple of 4, got "
+                "expected an NCSN++ of 1 to 7 levels of 1 to 16 residual blocks and nf a multiple of 4, got "
                 f"nf={nf}, ch_mult={tuple(ch_mult)}, num_res_blocks={num_res_blocks}"
             )
         self.levels = levels
@@ -233,7 +233,7 @@ class NCSNpp(nn.Module):
         if self.joint:
             label = torch.ones_like(time[:, 0], dtype=torch.long) if label is None else label.long()
             embedding = embedding + self.label_emb(label).unsqueeze(1)
-        # Level l sees every 2^l-th frame; striding keeps the one entry of a time that is common to all frames.
+        # Level l sees every 2^l-th frame; a time common to all frames keeps its one entry.
         conditions = [F.silu(embedding)[:, :: 2**level] for level in range(self.levels)]
 
         pyramid = x
@@ -273,8 +273,8 @@ class NCSNpp(nn.Module):
 def upsample(x: Tensor) -> Tensor:
     """Double both axes by the interpolator [1, 3, 3, 1] / 4 on each: (B, C, F, T) -> (B, C, 2 F, 2 T).
 
-    Those are the weights of bilinear interpolation, which has fast kernels everywhere; the frame of zeros makes the
-    edges those of a zero-padded filter.
+    Those are the weights of bilinear interpolation, which has fast kernels everywhere; the border of zeros
+    makes the edges those of a zero-padded filter.
     """
     doubled = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2.0, mode="bilinear", align_corners=False)
     return doubled[:, :, 2:-2, 2:-2]
@@ -299,7 +299,7 @@ def _linear(features: int, out_features: int) -> nn.Linear:
 
 
 def _variance_scaling(weight: Tensor, scale: float) -> None:
-    """Uniform with variance scale / mean(fan in, fan out) (Ho et al. 2020); scale 0 makes a block start as identity."""
+    """Uniform of variance scale / mean(fan in, fan out) (Ho et al. 2020); 0 starts a block as identity."""
     receptive_field = weight[0, 0].numel()
     mean_fan = receptive_field * (weight.shape[0] + weight.shape[1]) / 2
     bound = math.sqrt(3 * max(scale, 1e-10) / mean_fan)

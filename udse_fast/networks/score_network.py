@@ -17,14 +17,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class ScoreGraph(nn.Module):
     """The score on real tensors: what is exported. Pads the frames as the network needs and cuts them again.
 
-    The module is a noise predictor (`forward(state, time, label)`, NCSN++), whose score is -noise / sigma(t), or a
-    denoiser (`denoise(u, a, label)` of the unit-gain state u = s / delta at the noise level a = sigma / delta), whose
-    score is (delta D(u, a) - s) / sigma^2 by Tweedie's formula.
+    The module is a noise predictor (`forward(state, time, label)`, NCSN++), whose score is -noise / sigma(t),
+    or a denoiser (`denoise(u, a, label)` of the unit-gain state u = s / delta at the noise level a = sigma /
+    delta), whose score is (delta D(u, a) - s) / sigma^2 by Tweedie's formula.
     """
 
     def __init__(self, module: nn.Module, sde: OUVE) -> None:
         super().__init__()
-        self.module = module
+        self.module: Any = module
         self.sde = sde
         self.denoises = hasattr(module, "denoise")
         self.frame_multiple: int = getattr(module, "frame_multiple", 1)
@@ -47,7 +47,7 @@ class ScoreGraph(nn.Module):
         if not self.denoises:
             return -self.module(state, time, label) / sigma
         delta = self.sde.delta(time_per_bin)
-        clean = self.module.denoise(state / delta, self.sde.noise_level(time), label)  # type: ignore[operator]
+        clean = self.module.denoise(state / delta, self.sde.noise_level(time), label)
         return (delta * clean - state) / sigma**2
 
 
@@ -55,7 +55,7 @@ class ScoreNetwork:
     """What `load_network` returns: a score function with its configuration, device and precision.
 
     Args:
-        module: an NCSN++, a denoiser, or an exported TorchScript graph.
+        module: an NCSN++, a denoiser, or an exported TorchScript graph; it is frozen, in eval mode.
         config: {"architecture", "sde", "stft", "compression", "training", ...}, see `udse_fast.checkpoint`.
     """
 
@@ -64,7 +64,9 @@ class ScoreNetwork:
         self.joint: bool = bool(config["architecture"].get("joint", False))
         self.scripted = isinstance(module, torch.jit.ScriptModule)
         sde = OUVE(**{name: config["sde"][name] for name in OUVE().config})
-        self.graph = module if self.scripted else ScoreGraph(module, sde)
+        self.module = module
+        self.frame_multiple: int = getattr(module, "frame_multiple", 1)
+        self.graph: Any = module if self.scripted else ScoreGraph(module, sde)
         self.graph.eval()
         for parameter in self.graph.parameters():
             parameter.requires_grad = False
@@ -99,7 +101,7 @@ class ScoreNetwork:
                 tensor.data = tensor.data.to(
                     self.device, dtype if tensor.is_floating_point() else tensor.dtype
                 )
-        self.graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.graph.to(memory_format=torch.channels_last)
         return self
 
     def score(self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None) -> Tensor:
@@ -108,7 +110,7 @@ class ScoreNetwork:
         Args:
             state: (B, F, T) complex; any number of frames.
             time: diffusion time in (0, 1]: one, one per item (B,), or one per frame (B, T).
-            label: (B,) int or one for all, 1 speech, 0 noise; None is speech. Networks that are not joint ignore it.
+            label: (B,) int or one for all, 1 speech, 0 noise; None is speech. Only joint networks read it.
 
         Returns:
             (B, F, T) complex, in the precision and on the device of `state`.
@@ -119,8 +121,8 @@ class ScoreNetwork:
         bins = self.config["stft"]["n_fft"] // 2 + 1
         if state.ndim != 3 or not state.is_complex() or state.shape[1] != bins:
             raise UdseError(
-                f"expected a complex state of the shape (B, {bins}, T), got {state.dtype} {tuple(state.shape)}: "
-                "make the spectrogram with the network's own settings (config['stft'])"
+                f"expected a complex state of the shape (B, {bins}, T), got {state.dtype} "
+                f"{tuple(state.shape)}: make the spectrogram with the network's own settings (config['stft'])"
             )
         batch, _, frames = state.shape
         time = time if isinstance(time, Tensor) else torch.full((batch,), time, device=self.device)
@@ -138,7 +140,7 @@ class ScoreNetwork:
             if label.shape != (batch,):
                 raise UdseError(f"expected one label or one per item ({batch},), got {tuple(label.shape)}")
             inputs.append(label.to(self.device, torch.long))
-        score: Tensor = self.graph(*inputs) if time.ndim == 1 else self.graph.per_frame(*inputs)  # type: ignore[operator]
+        score = self.graph(*inputs) if time.ndim == 1 else self.graph.per_frame(*inputs)
         return torch.view_as_complex(score.movedim(1, -1).contiguous()).to(state.device, state.dtype)
 
 

@@ -1,0 +1,413 @@
+"""`udse-fast evaluate`: score noisy/clean pairs, enhanced by this package or by others, and compare systems."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import importlib.resources
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udse_fast.errors import UdseError
+from udse_fast.evaluation.metrics import FAMILIES, METRICS, SAMPLE_RATE, score
+from udse_fast.evaluation.pairs import (
+    Key,
+    Pair,
+    cut_to_shortest,
+    enhanced_files,
+    pairs_in_folders,
+    pairs_in_mixtures,
+    pairs_in_table,
+    read_audio,
+)
+from udse_fast.evaluation.plots import draw_differences, draw_violins
+from udse_fast.evaluation.tables import (
+    INTERVAL_NOTE,
+    ScoreRow,
+    markdown,
+    paired_differences,
+    read_scores,
+    unique,
+)
+
+CSV_COLUMNS = ("system", "set", "snr", "utterance", *METRICS, "rtf", "note")
+NOISY = "noisy"
+ENHANCER_ARGUMENTS = ("checkpoint", "sampler", "steps", "samples", "seed", "device", "precision")
+
+
+@dataclass(frozen=True)
+class System:
+    """Something to score: the noisy input, files that are enhanced already, or (files None) our enhancer.
+
+    `settings` is what must be equal for scores of an earlier run to be kept.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    files: dict[Key, Path] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file of one system; `estimate` None: enhance it."""
+
+    system: str
+    pair: Pair
+    estimate: Path | None
+    metrics: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add = parser.add_argument
+    add(
+        "--mixtures",
+        type=Path,
+        metavar="DIR",
+        help="all folders noisy/ beside clean/ in it; set and SNR from the path",
+    )
+    add("--noisy", type=Path, metavar="DIR", help="folder of noisy files; with --clean")
+    add("--clean", type=Path, metavar="DIR", help="folder of clean files of the same names")
+    add(
+        "--pairs",
+        type=Path,
+        metavar="CSV",
+        help="columns noisy, clean, optionally enhanced, utterance, set, snr",
+    )
+    add("--enhanced", type=Path, metavar="DIR", help="score these files instead of enhancing")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for scores.csv (resumed if there), table.md and plots",
+    )
+    add("--name", help="of the system in tables (default: the sampler, or the folder of --enhanced)")
+    add(
+        "--compare", type=Path, nargs="+", default=[], metavar="CSV|DIR",
+        help="other systems: scores.csv files of other runs, or folders of enhanced files",
+    )  # fmt: skip
+    add(
+        "--metrics", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="NAME",
+        help=f"of {', '.join(FAMILIES)} (default: all)",
+    )  # fmt: skip
+    add("--no-noisy", action="store_true", help="do not score the noisy input as well")
+    add("--jobs", type=int, default=None, help="files at a time (default: the number of cores)")
+    add("--overwrite", action="store_true", help="score these systems again, whatever is in --out")
+    add("--checkpoint", help="prior (default: the built-in one)")
+    add("--sampler", default="diffuseen", help="(default: %(default)s)")
+    add("--steps", type=int, help="reverse diffusion steps (default: what suits checkpoint and sampler)")
+    add("--samples", type=int, help="posterior samples (default: what suits checkpoint and sampler)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
+    add("--precision", default="auto", help="float32, bfloat16, float16, auto (default)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score what is missing in --out, then write scores.csv, table.md and plots; prints the table."""
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UdseError(f"expected --jobs of 1 or more, got {arguments.jobs}")
+    pairs = _pairs(arguments)
+    systems = _systems(arguments, pairs)
+    others = [row for path in arguments.compare if not path.is_dir() for row in _other_scores(path)]
+    out: Path = arguments.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UdseError(f"expected a folder to write to, got {out}: {error.strerror}") from None
+    done = _earlier_scores(out, systems, arguments.overwrite)
+    metrics = tuple(arguments.metrics)
+    tasks = [
+        Task(s.name, pair, s.files[pair.key] if s.files is not None else None, metrics)
+        for s in systems
+        for pair in pairs
+        if (s.name, pair.key) not in {(row.system, row.key) for row in done}
+    ]
+    enhancer = {name: getattr(arguments, name) for name in ENHANCER_ARGUMENTS}
+    jobs = min(arguments.jobs or _cores(), max(len(tasks), 1))
+    kept = len(systems) * len(pairs) - len(tasks)
+    if kept:
+        print(f"{kept} of {kept + len(tasks)} files are in {out / 'scores.csv'} already", file=sys.stderr)
+    with (out / "scores.csv").open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+        for row in _scored(tasks, enhancer, jobs):
+            writer.writerow(_csv_row(row))
+            file.flush()
+            done.append(row)
+    _report(out, done, others, systems[0].name, arguments, jobs)
+    return 0
+
+
+def _pairs(arguments: argparse.Namespace) -> list[Pair]:
+    ways = [arguments.mixtures, arguments.noisy or arguments.clean, arguments.pairs]
+    if sum(way is not None for way in ways) != 1:
+        raise UdseError(
+            "expected one of --mixtures DIR, --noisy DIR --clean DIR, --pairs CSV: give exactly one"
+        )
+    if arguments.mixtures:
+        return pairs_in_mixtures(arguments.mixtures)
+    if arguments.pairs:
+        return pairs_in_table(arguments.pairs)
+    if not (arguments.noisy and arguments.clean):
+        raise UdseError("expected --noisy DIR and --clean DIR, got one of them: give both")
+    return pairs_in_folders(arguments.noisy, arguments.clean)
+
+
+def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[System]:
+    """What to score here, the main system first."""
+    source = arguments.mixtures or arguments.pairs or arguments.noisy
+    common = {"data": str(source.resolve()), "metrics": sorted(arguments.metrics)}
+
+    def ready(name: str, folder: Path) -> System:
+        return System(name, {**common, "files": str(folder.resolve())}, enhanced_files(folder, pairs))
+
+    if arguments.enhanced:
+        systems = [ready(arguments.name or arguments.enhanced.name, arguments.enhanced)]
+    elif pairs[0].enhanced:
+        files = {pair.key: pair.enhanced for pair in pairs if pair.enhanced}
+        systems = [System(arguments.name or "enhanced", {**common, "files": str(source.resolve())}, files)]
+    else:
+        settings = {name: getattr(arguments, name) for name in ENHANCER_ARGUMENTS}
+        settings["weights"] = _weights_digest(arguments.checkpoint)
+        systems = [System(arguments.name or arguments.sampler, {**common, **settings})]
+    if not arguments.no_noisy:
+        systems.append(System(NOISY, {**common, "files": NOISY}, {pair.key: pair.noisy for pair in pairs}))
+    systems += [ready(folder.name, folder) for folder in arguments.compare if folder.is_dir()]
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise UdseError(
+            f"expected different names of systems, got {', '.join(names)}: set --name or rename folders"
+        )
+    return systems
+
+
+def _weights_digest(checkpoint: str | None) -> str:
+    """Short hash of the checkpoint, or of all built-in ones: scores of other weights must not be mixed."""
+    if checkpoint is None:
+        priors = importlib.resources.files("udse_fast") / "priors"
+        found = priors.iterdir() if priors.is_dir() else ()
+        files = sorted((f for f in found if f.name.endswith(".safetensors")), key=lambda f: f.name)
+        content = b"".join(f.read_bytes() for f in files)
+    else:
+        try:
+            content = Path(checkpoint).read_bytes()
+        except OSError as error:
+            raise UdseError(f"expected a checkpoint file, got {checkpoint}: {error.strerror}") from None
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _other_scores(table: Path) -> list[ScoreRow]:
+    if not table.is_file():
+        raise UdseError(f"expected --compare with CSV files or folders, got {table}: there is no such file")
+    return read_scores(table)
+
+
+def _earlier_scores(out: Path, systems: Sequence[System], overwrite: bool) -> list[ScoreRow]:
+    """Scores of an earlier run in `out`, after a check that their settings are these; starts the files if there are none.
+
+    Scores of systems that are not in this run stay, so that one folder may collect several systems.
+    """
+    scores, settings_file = out / "scores.csv", out / "settings.json"
+    try:
+        earlier = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+    except ValueError:
+        raise UdseError(f"expected JSON in {settings_file}: remove it, or choose another --out") from None
+    names = {system.name for system in systems}
+    rows = _whole_rows(scores) if scores.is_file() else []
+    if overwrite:
+        rows = [row for row in rows if row.system not in names]
+    else:
+        for system in systems:
+            before = earlier.get(system.name, system.settings)
+            changed = [k for k in {**before, **system.settings} if before.get(k) != system.settings.get(k)]
+            if changed:
+                what = ", ".join(f"{k} {before.get(k)} -> {system.settings.get(k)}" for k in changed)
+                raise UdseError(
+                    f"{out} holds scores of {system.name!r} with other settings ({what}): "
+                    "choose another --out or --name, or --overwrite"
+                )
+    with _written_whole(settings_file) as temporary:
+        settings = {**earlier, **{system.name: system.settings for system in systems}}
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+    with _written_whole(scores) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(_csv_row, rows))
+    return rows
+
+
+def _whole_rows(scores: Path) -> list[ScoreRow]:
+    """Rows of scores.csv without a last line that an interruption left unfinished."""
+    text = scores.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        scores.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    return read_scores(scores) if text.count("\n") > 1 else []
+
+
+def _scored(tasks: Sequence[Task], enhancer: dict[str, Any], jobs: int) -> Iterator[ScoreRow]:
+    """Rows as files finish, in no order, with a progress bar."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(tasks), unit="file", desc="evaluate", disable=not tasks) as bar:
+        if jobs == 1:
+            _start_worker(enhancer, None)
+            for task in tasks:
+                yield _score_task(task)
+                bar.update()
+            return
+        threads = max(1, _cores() // jobs)
+        pool = ProcessPoolExecutor(
+            jobs, multiprocessing.get_context("spawn"), _start_worker, (enhancer, threads)
+        )
+        try:
+            for future in as_completed([pool.submit(_score_task, task) for task in tasks]):
+                yield future.result()
+                bar.update()
+        except BrokenProcessPool:
+            raise UdseError(
+                "a worker process ended unexpectedly (out of memory?): the same command with fewer --jobs goes on"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+"""Of a worker process: the enhancer's arguments, and the enhancer once a file needed it."""
+
+
+def _start_worker(enhancer: dict[str, Any], threads: int | None) -> None:
+    _worker.clear()
+    _worker["arguments"] = enhancer
+    if threads is not None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent process reports an interruption, once
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        _worker["threads"] = threads
+
+
+def _enhancer() -> Any:
+    if "enhancer" not in _worker:
+        import torch
+
+        from udse_fast.enhancer import Enhancer
+
+        if "threads" in _worker:
+            torch.set_num_threads(_worker["threads"])
+        _worker["enhancer"] = Enhancer(**_worker["arguments"])
+        warm_up = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+        _worker["enhancer"].enhance(warm_up, SAMPLE_RATE)  # one-time costs are not the first file's
+    return _worker["enhancer"]
+
+
+def _score_task(task: Task) -> ScoreRow:
+    pair = task.pair
+    try:
+        (clean, noisy), note = cut_to_shortest([read_audio(pair.clean), read_audio(pair.noisy)])
+        values: dict[str, float] = {}
+        if task.estimate is None:
+            enhancer = _enhancer()
+            start = time.perf_counter()
+            estimate = enhancer.enhance(noisy, SAMPLE_RATE)
+            values["rtf"] = (time.perf_counter() - start) * SAMPLE_RATE / len(noisy)
+        else:
+            (clean, noisy, estimate), cut = cut_to_shortest([clean, noisy, read_audio(task.estimate)])
+            note = cut or note
+        values = {**score(clean, noisy, estimate, SAMPLE_RATE, task.metrics), **values}
+    except UdseError as error:
+        raise UdseError(f"{pair.noisy}: {error}") from error
+    undefined = [name for name, value in values.items() if math.isnan(value)]
+    notes = [note] if note else []
+    if undefined:
+        notes.append(f"undefined (silence, or too little speech): {' '.join(undefined)}")
+    return ScoreRow(task.system, *pair.key, values, "; ".join(notes))
+
+
+def _report(
+    out: Path,
+    rows: Sequence[ScoreRow],
+    others: Sequence[ScoreRow],
+    main: str,
+    arguments: argparse.Namespace,
+    jobs: int,
+) -> None:
+    """table.md, violins*.png and differences*.png."""
+    own = unique(row.system for row in rows)
+    renamed = [
+        ScoreRow(f"{r.system} (other table)" if r.system in own else r.system, *r.key, r.values)
+        for r in others
+    ]
+    keys = {row.key for row in rows}
+    everything = [*sorted(rows, key=lambda r: (r.system != NOISY, r.system != main)), *renamed]
+    ours = [row for row in rows if row.system == main]
+    differences = [
+        difference
+        for system in unique(r.system for r in everything)
+        if system != main
+        for difference in paired_differences(ours, [r for r in everything if r.system == system])
+    ]
+    sets = [s for s in unique(r.set for r in everything) if any(key[0] == s for key in keys)]
+    text = [
+        f"# {main}",
+        "",
+        f"Command: `udse-fast {' '.join(sys.argv[1:])}`" if Path(sys.argv[0]).stem.startswith("udse") else "",
+        "",
+        f"{INTERVAL_NOTE} SI-SDR without mean removal; PESQ WB and NB are MOS-LQO (P.862.2, P.862.1), NB raw is the "
+        "P.862 scale; ESTOI; DNSMOS is P.835. "
+        f"RTF: processing time over duration, {jobs} file(s) at a time on {_cores()} cores.",
+        "",
+        "## Scores",
+        "",
+        markdown([r for r in everything if r.set in sets]),
+    ]
+    if differences:
+        text += [f"## {main} minus others, file by file", "", markdown(differences, differences=True)]
+    notes = [f"- {r.system} {'/'.join(filter(None, r.key))}: {r.note}" for r in rows if r.note]
+    if notes:
+        text += ["## Notes", "", *notes, ""]
+    table = re.sub(r"\n{3,}", "\n\n", "\n".join(text))
+    with _written_whole(out / "table.md") as temporary:
+        temporary.write_text(table, encoding="utf-8")
+    for name in sets:
+        suffix = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}" if name else ""
+        title = name or str(arguments.out)
+        with _written_whole(out / f"violins{suffix}.png") as temporary:
+            draw_violins([r for r in everything if r.set == name], temporary, title)
+        of_set = [r for r in differences if r.set == name]
+        if of_set:
+            with _written_whole(out / f"differences{suffix}.png") as temporary:
+                draw_differences(of_set, temporary, f"{title}: {main} minus others")
+    print(table)
+    print(f"written: {out}/scores.csv, table.md and plots", file=sys.stderr)
+
+
+def _csv_row(row: ScoreRow) -> dict[str, str]:
+    values = {name: "nan" if math.isnan(value) else f"{value:.6g}" for name, value in row.values.items()}
+    identity = {"system": row.system, "set": row.set, "snr": row.snr, "utterance": row.utterance}
+    return {**identity, **values, "note": row.note}
+
+
+def _written_whole(path: Path) -> Any:
+    from udse_fast.checkpoint import (
+        written_whole,
+    )  # not above: it imports torch, which scoring files does without
+
+    return written_whole(path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
