@@ -80,6 +80,7 @@ enum Needs { mixture = 1, variance = 2, power = 4, noise_next = 8, noise_source 
 
 void run(void (*Kernels::*kernel)(const Step&, Range), const Step& step, int needs, int threads) {
   check(step.shape);
+  if (step.shape.frames == 0) return;
   require(step.speech.state && step.speech.score && step.speech.next, "state, score and next must be given");
   require(step.speech.draw.kind != Noise::given || step.speech.draw.values, "the given noise is null");
   require(!(needs & mixture) || step.mixture, "the mixture must be given");
@@ -107,13 +108,14 @@ class Passes {
       : nmf_(nmf),
         threads_(threads),
         blocks_((nmf.frames + block_frames - 1) / block_frames),
-        H_(nmf.rank * blocks_ * block_frames),
+        storage_(nmf.rank * blocks_),
+        H_(storage_.data()->frames),
         weighted(nmf.bins * nmf.rank),
         inverse(nmf.bins * nmf.rank),
-        pass_{nmf.bins, nmf.frames, nmf.rank, nmf.power, nmf.W, H_.data(), blocks_ * block_frames, weighted.data(),
+        pass_{nmf.bins, nmf.frames, nmf.rank, nmf.power, nmf.W, H_, blocks_ * block_frames, weighted.data(),
               inverse.data(), nmf.floor} {
     for (std::int64_t k = 0; k < nmf.rank; ++k)
-      std::copy_n(nmf.H + k * nmf.frames, nmf.frames, H_.data() + k * pass_.stride);
+      std::copy_n(nmf.H + k * nmf.frames, nmf.frames, H_ + k * pass_.stride);
   }
 
   void statistics() { share(nmf_.bins, nmf_.frames, threads_, kernels().nmf_statistics, pass_); }
@@ -133,14 +135,18 @@ class Passes {
 
   void write_h() const {
     for (std::int64_t k = 0; k < nmf_.rank; ++k)
-      std::copy_n(H_.data() + k * pass_.stride, nmf_.frames, nmf_.H + k * nmf_.frames);
+      std::copy_n(H_ + k * pass_.stride, nmf_.frames, nmf_.H + k * nmf_.frames);
   }
 
  private:
   const NMF& nmf_;
   int threads_;
   std::int64_t blocks_;
-  std::vector<float> H_;
+  struct alignas(64) Block {  // a vector that crosses a cache line is loaded at half the speed
+    float frames[block_frames];
+  };
+  std::vector<Block> storage_;
+  float* H_;
 
  public:
   std::vector<float> weighted, inverse;  // (P V^-2) H^T and V^-1 H^T, (F, R)

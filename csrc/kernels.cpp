@@ -123,6 +123,9 @@ inline float log_uniform(int32_t k) {
   return e * 0.693147181f + (f + f * f * (p * f - 0.5f));
 }
 
+// bit 1 of a quadrant, where the sign of a float is
+inline int32_t sign_bit(int32_t quadrant) { return static_cast<int32_t>(static_cast<uint32_t>(quadrant & 2) << 30); }
+
 // sqrt(-ln u_0) exp(2 pi j u_1), u = ((x >> 8) + 1/2) / 2^24; absolute error below 1e-6
 inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
   each([&](int i) {
@@ -132,8 +135,8 @@ inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
     const float sine = d * (6.28318548f + u * (-41.3416634f + u * (81.5925446f - u * 75.4016113f)));
     const float cosine = 1 + u * (-19.7392082f + u * (64.9393158f + u * (-85.4428482f + u * 59.2201691f)));
     const bool odd = quadrant & 1;
-    z[0][i] = modulus * from_bits(bits(odd ? sine : cosine) ^ ((quadrant + 1) & 2) * (1 << 30));
-    z[1][i] = modulus * from_bits(bits(odd ? cosine : sine) ^ (quadrant & 2) * (1 << 30));
+    z[0][i] = modulus * from_bits(bits(odd ? sine : cosine) ^ sign_bit(quadrant + 1));
+    z[1][i] = modulus * from_bits(bits(odd ? cosine : sine) ^ sign_bit(quadrant));
   });
 }
 

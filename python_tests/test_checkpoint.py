@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from udse_fast import checkpoint
 from udse_fast.checkpoint import load_network, save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.lightning import Global, Placeholder, architecture_of, interpret
@@ -456,6 +457,16 @@ def test_every_other_file_is_refused_in_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in message, kind
         assert str(path) in message, kind
         assert "expected" in message, kind
+
+
+@pytest.mark.parametrize(("name", "file"), [(None, "speech"), ("speech", "speech"), ("joint", "joint")])
+def test_built_in_priors_have_names(
+    name: str | None, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"{file}.safetensors"
+    save_checkpoint(path, tiny_network().state_dict(), tiny_config())
+    monkeypatch.setitem(checkpoint.BUILT_IN, file, path)
+    assert load_network(name).config["training"] == {"steps": 5}
 
 
 @pytest.mark.parametrize("place", ["none/a.safetensors", "file/a.safetensors", "folder"])

@@ -16,13 +16,20 @@ from udse_fast.export import export_network
 from udse_fast.networks import build_network
 from udse_fast.networks.score_network import ScoreNetwork
 
-COMPACT = {"name": "compact", "bins": 32, "channels": [8, 8], "blocks": [1, 1], "frame_channels": 16}
+COMPACT = {
+    "name": "compact",
+    "bins": 32,
+    "channels": [8],
+    "blocks": [1],
+    "frame_channels": 16,
+    "dilations": [2],
+}
 ARCHITECTURES = {
     "ncsnpp": {"name": "ncsnpp", "nf": 8, "ch_mult": [1, 1]},
     "ncsnpp-joint": {"name": "ncsnpp", "nf": 8, "ch_mult": [1, 1], "joint": True},
-    "compact": {**COMPACT, "dilations": [1, 2]},
-    "compact-joint": {**COMPACT, "dilations": [1, 2], "joint": True},
-    "compact-causal": {**COMPACT, "dilations": [1, 2], "causal_block": 2},
+    "compact": COMPACT,
+    "compact-joint": {**COMPACT, "joint": True},
+    "compact-causal": {**COMPACT, "causal_block": 2},
 }
 BINS = 32
 ROUNDING = 1e-5  # float32: other kernels, the same sums in another order
@@ -74,9 +81,7 @@ def test_torchscript_is_loaded_back_as_the_same_network(name: str, tmp_path: Pat
         assert relative(loaded.score(state, per_frame, *label), expected) < ROUNDING
 
 
-@pytest.mark.parametrize(
-    ("name", "frames"), [("ncsnpp-joint", None), ("compact", None), ("compact-causal", 50)]
-)
+@pytest.mark.parametrize(("name", "frames"), [("compact", None), ("compact-causal", 50)])
 def test_torch_export_runs_without_this_package(name: str, frames: int | None, tmp_path: Path) -> None:
     network = network_of(name)
     assert export_network(network, tmp_path / "a.pt2", frames=frames) < ROUNDING
@@ -87,20 +92,19 @@ def test_torch_export_runs_without_this_package(name: str, frames: int | None, t
     assert relative(score_of(graph(*graph_inputs(*inputs))), network.score(*inputs)) < ROUNDING
 
 
-@pytest.mark.parametrize(("name", "frames"), [("ncsnpp", None), ("compact-joint", 40)])
-def test_onnx_runs_in_onnxruntime(name: str, frames: int | None, tmp_path: Path) -> None:
+def test_onnx_runs_in_onnxruntime(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = network_of(name)
-    assert export_network(network, tmp_path / "a.onnx", frames=frames) < ROUNDING
+    network = network_of("ncsnpp-joint")
+    assert export_network(network, tmp_path / "a.onnx") < ROUNDING
     assert os.listdir(tmp_path) == ["a.onnx"]  # one file, the weights inside
     assert str(Path(__file__).parents[1]).encode() not in (tmp_path / "a.onnx").read_bytes()
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
     config = json.loads(session.get_modelmeta().custom_metadata_map["udse_fast"])
-    assert config["architecture"] == ARCHITECTURES[name]
-    inputs = inputs_of(network, 3, frames or 192)
+    assert config["architecture"] == ARCHITECTURES["ncsnpp-joint"]
+    inputs = inputs_of(network, 3, 192)
     names = [argument.name for argument in session.get_inputs()]
-    assert names == ["state", "time", "label"][: len(inputs)]
+    assert names == ["state", "time", "label"]
     feeds = {key: value.numpy() for key, value in zip(names, graph_inputs(*inputs), strict=True)}
     (score,) = session.run(["score"], feeds)
     assert relative(score_of(torch.from_numpy(score)), network.score(*inputs)) < ROUNDING
@@ -157,7 +161,7 @@ def test_torchscript_is_not_exported_again(tmp_path: Path) -> None:
 
 
 def test_torchscript_of_another_program_is_refused(tmp_path: Path) -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "a.pt"))
     with pytest.raises(UdseError, match="another program") as caught:
         load_network(tmp_path / "a.pt")
@@ -165,6 +169,6 @@ def test_torchscript_of_another_program_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_torch_export_file_is_refused_as_a_checkpoint(tmp_path: Path) -> None:
-    export_network(network_of("compact"), tmp_path / "a.pt2", frames=16)
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "a.pt2")
     with pytest.raises(UdseError, match=r"\.pt2"):
         load_network(tmp_path / "a.pt2")

@@ -52,7 +52,8 @@ class AudioFormat:
     def to_float(self, audio: Any) -> NDArray[np.float32]:
         """(channels, L) float32, full scale 1."""
         array = audio.detach().cpu().numpy() if self.is_torch else audio
-        samples = np.atleast_2d(array).astype(np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and told as such
+            samples = np.atleast_2d(array).astype(np.float32)
         return samples / np.float32(INT16_SCALE) if self.dtype == "int16" else samples
 
     def from_float(self, samples: NDArray[np.float32]) -> Any:

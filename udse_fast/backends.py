@@ -71,10 +71,10 @@ def _state(name: str) -> tuple[bool, str]:
 def _fits_cpp(value: object) -> bool:
     """Whether the C++ core takes this argument as it is: it converts nothing and has no gradients."""
     if isinstance(value, torch.Tensor):
+        per_frame = value.ndim == 1 and not value.is_complex()  # a number for each frame: the adapters convert it
         return (
-            value.device.type == "cpu"
-            and value.dtype in CPP_DTYPES
-            and value.is_contiguous()
+            value.is_cpu
+            and (per_frame or (value.dtype in CPP_DTYPES and value.is_contiguous()))
             and not (value.requires_grad or value.is_conj() or value.is_neg())
         )
     if isinstance(value, torch.dtype):
@@ -108,18 +108,20 @@ def _description(tensor: torch.Tensor) -> str:
     return f"{layout}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"
 
 
+@functools.cache
+def _function(package: str, backend: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(f"{package}.{MODULES[backend]}"), name)
+    return function
+
+
 def dispatched(reference: Callable[P, R]) -> Callable[P, R]:
     """The public form of an operation: it runs the backend that fits the arguments, or the forced one."""
-    package = reference.__module__.rpartition(".")[0]
+    package, name = reference.__module__.rpartition(".")[0], reference.__name__
 
     @functools.wraps(reference)
     def operation(*args: P.args, **kwargs: P.kwargs) -> R:
-        name = _choose(reference.__name__, (*args, *kwargs.values()))
-        if name == "reference":
-            return reference(*args, **kwargs)
-        chosen: Callable[P, R] = getattr(
-            importlib.import_module(f"{package}.{MODULES[name]}"), reference.__name__
-        )
-        return chosen(*args, **kwargs)
+        backend = _choose(name, (*args, *kwargs.values()))
+        result: R = _function(package, backend, name)(*args, **kwargs)
+        return result
 
     return operation

@@ -46,7 +46,7 @@ class OverlapBlocks:
     @property
     def latency(self) -> int:
         """Samples that must follow a sample before it is given out, at most."""
-        return self.block
+        return self.block - 1
 
     def push(self, samples: Tensor) -> Tensor:
         """(n,) -> (K, m), m >= 0."""
@@ -59,8 +59,8 @@ class OverlapBlocks:
     def finish(self) -> Tensor:
         """(K, m): everything that was not given out yet. The last block reaches back so that it is a full one."""
         end = self._start + len(self._input)
-        if end == self._ready:
-            return torch.zeros(self.outputs, 0)
+        if end - self._ready == self._tail.shape[1]:
+            return self._tail  # the last block ended where the signal does
         return self._run(max(0, end - self.block) // self.hop * self.hop, end, keep=0)
 
     def _run(self, start: int, end: int, keep: int) -> Tensor:

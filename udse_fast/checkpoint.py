@@ -15,7 +15,6 @@ Matrices and kernels may be stored in 16 bits; vectors (biases, norms, Fourier f
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 import warnings
@@ -36,6 +35,7 @@ from udse_fast.networks import build_network
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
 from udse_fast.sde import OUVE
 
+BUILT_IN = {name: Path(__file__).parent / "priors" / f"{name}.safetensors" for name in ("speech", "joint")}
 FORMAT_VERSION = 1
 CONFIG_KEY = "udse_fast"
 CONFIG_FILE = "udse_fast.json"
@@ -59,19 +59,15 @@ def load_network(
 
     Args:
         path: a safetensors checkpoint, an exported TorchScript file, or a PyTorch Lightning checkpoint of the
-            published models; None is the built-in speech prior.
+            published models; "speech" (or None) and "joint" are the built-in priors.
         device: "cpu", "cuda", "cuda:1", "auto".
         precision: "float32" (default), "bfloat16" or "float16".
 
     Raises:
         UdseError: the file is missing, damaged or of another kind, or there is no such device.
     """
-    if path is None:
-        with importlib.resources.as_file(
-            importlib.resources.files("udse_fast") / "priors/speech.safetensors"
-        ) as file:
-            return load_network(file, device, precision)
-    path = Path(path)
+    name = "speech" if path is None else os.fspath(path)
+    path = BUILT_IN.get(name, Path(name))
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -137,8 +133,9 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors makes its own file, which only the owner may read
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UdseError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}; give a place to write to"
+            f"cannot write {path}: {reason}; give a file in a folder that can be written"
         ) from error
     finally:
         with suppress(OSError):

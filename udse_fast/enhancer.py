@@ -194,7 +194,7 @@ class Enhancer:
         for channel, signal in enumerate(samples):
             side = None if known is None else _resampled(known[channel], rate, self.spectral.sample_rate)
             mixture = _resampled(signal, rate, self.spectral.sample_rate)
-            blocks = self.blocks(None if side is None else (side, oracle or ""))
+            blocks = self.blocks(None if side is None else (side, oracle or ""), carry_noise=True)
             x = torch.from_numpy(mixture)
             both = torch.cat([blocks.push(x), blocks.finish()], dim=1).numpy()
             for target, source in ((speech, both[0]), (noise, both[1])):

@@ -115,15 +115,16 @@ def _write_torchscript(network: ScoreNetwork, path: Path, frames: int | None, pr
     methods = {"forward": inputs, "per_frame": per_frame}
     with _quiet():
         traced = torch.jit.trace_module(copy.deepcopy(network.graph), methods, check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={CONFIG_FILE: config})
+        with open(path, "wb") as file:  # by name, the archive would carry the temporary one inside
+            torch.jit.save(traced, file, _extra_files={CONFIG_FILE: config})
     return load_network(path).graph
 
 
 def _write_torch_export(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
     with _quiet():
-        torch.export.save(
-            _program(network, frames), path, extra_files={CONFIG_FILE: json.dumps(network.config)}
-        )
+        program = _program(network, frames)
+        with open(path, "wb") as file:
+            torch.export.save(program, file, extra_files={CONFIG_FILE: json.dumps(network.config)})
         return torch.export.load(path).module()
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from udse_fast.audio import AudioFormat
 from udse_fast.blocks import OverlapBlocks
 from udse_fast.errors import UdseError
-from udse_fast.resampling import Resampler
+from udse_fast.resampling import Resampler, resampling_delay
 
 if TYPE_CHECKING:
     from udse_fast.enhancer import Enhancer, InferenceSettings
@@ -66,10 +66,11 @@ class Stream:
     def latency_samples(self) -> int:
         """Greatest number of samples, at the stream's rate, that must follow a sample before it is returned.
 
-        It does not count the fraction of a millisecond that resampling adds where the rate is not the network's.
+        Exact at the network's rate; at others it is an upper bound, with the time that resampling there and back takes.
         """
-        blocks = self._channels[0].blocks
-        return -(-blocks.latency * self.sample_rate // self._enhancer.spectral.sample_rate)
+        rate, network_rate = self.sample_rate, self._enhancer.spectral.sample_rate
+        at_network_rate = self._channels[0].blocks.latency + resampling_delay(network_rate, rate)
+        return -(-at_network_rate * rate // network_rate) + resampling_delay(rate, network_rate)
 
     @property
     def latency_seconds(self) -> float:

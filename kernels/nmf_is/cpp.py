@@ -34,7 +34,11 @@ def online_nmf_update(
     H = even_start(power, W, floor) if H is None else H.clone()
     W, A, B = W.clone(), numerator.clone(), denominator.clone()
     _core.online_nmf_update(
-        *(tensor.numpy() for tensor in (power, W, H, A, B)),
+        power.numpy(),
+        W.numpy(),
+        H.numpy(),
+        A.numpy(),
+        B.numpy(),
         forgetting,
         iterations,
         floor,

@@ -1,4 +1,4 @@
-"""`udse-fast evaluate`: score noisy/clean pairs, enhanced by this package or by others, and compare systems."""
+"""`udse-fast evaluate`: score noisy/clean pairs, enhanced here or by others, and compare systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(FAMILIES)} (default: all)",
     )  # fmt: skip
     add("--no-noisy", action="store_true", help="do not score the noisy input as well")
-    add("--jobs", type=int, default=None, help="files at a time (default: the number of cores)")
+    add(
+        "--jobs",
+        type=int,
+        default=None,
+        help="files at a time (default: the number of cores; 1: for an honest RTF)",
+    )
     add("--overwrite", action="store_true", help="score these systems again, whatever is in --out")
     add("--checkpoint", help="prior (default: the built-in one)")
     add("--sampler", default="diffuseen", help="(default: %(default)s)")
@@ -150,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
             writer.writerow(_csv_row(row))
             file.flush()
             done.append(row)
-    _report(out, done, others, systems[0].name, arguments, jobs)
+    _report(out, done, others, systems[0].name, arguments)
     return 0
 
 
@@ -219,7 +223,7 @@ def _other_scores(table: Path) -> list[ScoreRow]:
 
 
 def _earlier_scores(out: Path, systems: Sequence[System], overwrite: bool) -> list[ScoreRow]:
-    """Scores of an earlier run in `out`, after a check that their settings are these; starts the files if there are none.
+    """Scores of an earlier run in `out`, after a check of its settings; starts scores.csv and settings.json.
 
     Scores of systems that are not in this run stay, so that one folder may collect several systems.
     """
@@ -232,8 +236,8 @@ def _earlier_scores(out: Path, systems: Sequence[System], overwrite: bool) -> li
     rows = _whole_rows(scores) if scores.is_file() else []
     if overwrite:
         rows = [row for row in rows if row.system not in names]
-    else:
-        for system in systems:
+    for system in systems:
+        if any(row.system == system.name for row in rows):
             before = earlier.get(system.name, system.settings)
             changed = [k for k in {**before, **system.settings} if before.get(k) != system.settings.get(k)]
             if changed:
@@ -281,7 +285,7 @@ def _scored(tasks: Sequence[Task], enhancer: dict[str, Any], jobs: int) -> Itera
                 bar.update()
         except BrokenProcessPool:
             raise UdseError(
-                "a worker process ended unexpectedly (out of memory?): the same command with fewer --jobs goes on"
+                "a worker process died (out of memory?): go on with the same command and fewer --jobs"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -316,11 +320,11 @@ def _enhancer() -> Any:
 
 def _score_task(task: Task) -> ScoreRow:
     pair = task.pair
+    enhancer: Any = _enhancer() if task.estimate is None else None
     try:
         (clean, noisy), note = cut_to_shortest([read_audio(pair.clean), read_audio(pair.noisy)])
         values: dict[str, float] = {}
         if task.estimate is None:
-            enhancer = _enhancer()
             start = time.perf_counter()
             estimate = enhancer.enhance(noisy, SAMPLE_RATE)
             values["rtf"] = (time.perf_counter() - start) * SAMPLE_RATE / len(noisy)
@@ -333,7 +337,7 @@ def _score_task(task: Task) -> ScoreRow:
     undefined = [name for name, value in values.items() if math.isnan(value)]
     notes = [note] if note else []
     if undefined:
-        notes.append(f"undefined (silence, or too little speech): {' '.join(undefined)}")
+        notes.append(f"undefined (silence, too little speech, or too long for PESQ): {' '.join(undefined)}")
     return ScoreRow(task.system, *pair.key, values, "; ".join(notes))
 
 
@@ -343,15 +347,15 @@ def _report(
     others: Sequence[ScoreRow],
     main: str,
     arguments: argparse.Namespace,
-    jobs: int,
 ) -> None:
     """table.md, violins*.png and differences*.png."""
     own = unique(row.system for row in rows)
+    groups = {(row.set, row.snr) for row in rows}
     renamed = [
         ScoreRow(f"{r.system} (other table)" if r.system in own else r.system, *r.key, r.values)
         for r in others
+        if (r.set, r.snr) in groups
     ]
-    keys = {row.key for row in rows}
     everything = [*sorted(rows, key=lambda r: (r.system != NOISY, r.system != main)), *renamed]
     ours = [row for row in rows if row.system == main]
     differences = [
@@ -360,19 +364,18 @@ def _report(
         if system != main
         for difference in paired_differences(ours, [r for r in everything if r.system == system])
     ]
-    sets = [s for s in unique(r.set for r in everything) if any(key[0] == s for key in keys)]
     text = [
         f"# {main}",
         "",
-        f"Command: `udse-fast {' '.join(sys.argv[1:])}`" if Path(sys.argv[0]).stem.startswith("udse") else "",
+        f"Command: `udse-fast {' '.join(sys.argv[1:])}`" if "evaluate" in sys.argv else "",
         "",
-        f"{INTERVAL_NOTE} SI-SDR without mean removal; PESQ WB and NB are MOS-LQO (P.862.2, P.862.1), NB raw is the "
-        "P.862 scale; ESTOI; DNSMOS is P.835. "
-        f"RTF: processing time over duration, {jobs} file(s) at a time on {_cores()} cores.",
+        f"{INTERVAL_NOTE} SI-SDR without mean removal; PESQ WB and NB are MOS-LQO (P.862.2, P.862.1), "
+        "NB raw is the P.862 scale; DNSMOS is P.835. "
+        "RTF: processing time over duration, while --jobs files share the cores.",
         "",
         "## Scores",
         "",
-        markdown([r for r in everything if r.set in sets]),
+        markdown(everything),
     ]
     if differences:
         text += [f"## {main} minus others, file by file", "", markdown(differences, differences=True)]
@@ -382,7 +385,7 @@ def _report(
     table = re.sub(r"\n{3,}", "\n\n", "\n".join(text))
     with _written_whole(out / "table.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
-    for name in sets:
+    for name in unique(row.set for row in rows):
         suffix = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}" if name else ""
         title = name or str(arguments.out)
         with _written_whole(out / f"violins{suffix}.png") as temporary:

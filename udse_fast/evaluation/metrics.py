@@ -1,7 +1,7 @@
-"""Objective measures of enhanced speech, with the conventions of the unsupervised diffusion enhancement papers.
+"""Objective measures of enhanced speech, with the conventions of the diffusion enhancement papers.
 
-All signals are (L,) float arrays at 16 kHz. A measure that a signal leaves undefined (silence, less than a quarter of a
-second) is NaN. PESQ, ESTOI and DNSMOS come from packages: `pip install udse-fast[evaluate]`.
+All signals are (L,) float arrays at 16 kHz. A measure that a signal leaves undefined (silence, less than a
+quarter of a second) is NaN. PESQ, ESTOI and DNSMOS come from packages: `pip install udse-fast[evaluate]`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
@@ -36,8 +38,11 @@ METRICS = tuple(name for names in FAMILIES.values() for name in names)
 # P.862.1: MOS-LQO = LOW + SPAN / (1 + exp(OFFSET - SLOPE raw))
 P862_1_LOW, P862_1_SPAN, P862_1_SLOPE, P862_1_OFFSET = 0.999, 4.0, 1.4945, 4.6607
 
+# The P.862 C code overruns its table of 50 utterances (0.2 s and 0.2 s of pause at least) on long signals.
+PESQ_SAFE_SAMPLES = 20 * SAMPLE_RATE
+
 DNSMOS_WINDOW_SAMPLES = 144160  # 9.01 s
-# DNS Challenge, P.835 model (not the personalised one): network output to MOS, highest power first; SIG, BAK, OVRL
+# DNS Challenge, P.835 model (not the personalised one): polynomials of network output; SIG, BAK, OVRL
 DNSMOS_MAPPINGS = (
     (-0.08397278, 1.22083953, 0.0052439),
     (-0.13166888, 1.60915514, -0.39604546),
@@ -67,10 +72,10 @@ def si_sdr(reference: Signal, estimate: Signal) -> float:
 def si_sir_sar(speech: Signal, noise: Signal, estimate: Signal) -> tuple[float, float, float]:
     """SI-SDR, SI-SIR and SI-SAR in dB.
 
-    estimate = target + interference + artefacts: its projection on `speech`, its projection on `noise`, the rest.
-    Each projection is taken alone, as in the papers' tables, where a mixture therefore has a finite SI-SAR (that of the
-    chance correlation of speech and noise). Joint projection on both (Le Roux et al. 2019) is the same for
-    orthogonal sources.
+    estimate = target + interference + artefacts: its projection on `speech`, that on `noise`, the rest.
+    Each projection is taken alone, as in the papers' tables, where a mixture therefore has a finite SI-SAR
+    (that of the chance correlation of speech and noise). Joint projection on both (Le Roux et al. 2019) is
+    the same for orthogonal sources.
 
     Args: speech, noise, estimate: (L,) float; the mixture is speech + noise.
     """
@@ -86,17 +91,20 @@ def si_sir_sar(speech: Signal, noise: Signal, estimate: Signal) -> tuple[float, 
 
 
 def pesq_wb(reference: Signal, estimate: Signal) -> float:
-    """Wide-band PESQ, MOS-LQO of P.862.2: 1.04 to 4.64. Args: reference, estimate: (L,) float at 16 kHz."""
+    """Wide-band PESQ, MOS-LQO of P.862.2: 1.04 to 4.64.
+
+    Args: reference, estimate: (L,) float at 16 kHz; meant for up to 30 s, NaN where the code fails on more.
+    """
     return _pesq(reference, estimate, "wb")
 
 
 def pesq_nb(reference: Signal, estimate: Signal) -> float:
-    """Narrow-band PESQ, MOS-LQO of P.862.1: 1.02 to 4.55. Args: reference, estimate: (L,) float at 16 kHz."""
+    """Narrow-band PESQ, MOS-LQO of P.862.1: 1.02 to 4.55. Args as `pesq_wb`."""
     return _pesq(reference, estimate, "nb")
 
 
 def pesq_nb_raw(reference: Signal, estimate: Signal) -> float:
-    """Narrow-band PESQ on the raw scale of P.862, -0.5 to 4.5: the "PESQ" of the papers. Args as `pesq_nb`."""
+    """Narrow-band PESQ on the raw scale of P.862, -0.5 to 4.5: the papers' "PESQ". Args as `pesq_nb`."""
     return raw_pesq(pesq_nb(reference, estimate))
 
 
@@ -106,7 +114,7 @@ def raw_pesq(mos_lqo: float) -> float:
 
 
 def estoi(reference: Signal, estimate: Signal) -> float:
-    """Extended short-time objective intelligibility (Jensen and Taal 2016), to 1; what the papers call STOI or ESTOI.
+    """Extended short-time objective intelligibility (Jensen and Taal 2016), up to 1: the papers' (E)STOI.
 
     Args: reference, estimate: (L,) float at 16 kHz; at least 0.4 s of speech, else NaN.
     """
@@ -123,10 +131,10 @@ def estoi(reference: Signal, estimate: Signal) -> float:
 
 
 def dnsmos(estimate: Signal) -> tuple[float, float, float]:
-    """DNSMOS P.835 (Reddy et al. 2022): predicted MOS of signal, background, overall (SIG, BAK, OVRL), no reference needed.
+    """DNSMOS P.835 (Reddy et al. 2022): predicted MOS of signal, background and overall (SIG, BAK, OVRL).
 
-    Args: estimate: (L,) float at 16 kHz, full scale 1; repeated up to 9.01 s, longer signals are averaged over
-    windows one second apart.
+    Args: estimate: (L,) float at 16 kHz, full scale 1 (the level matters); repeated up to 9.01 s, longer
+    signals are averaged over windows one second apart.
     """
     if not len(estimate):
         return math.nan, math.nan, math.nan
@@ -210,17 +218,32 @@ def _pesq(reference: Signal, estimate: Signal, band: str) -> float:
     reference, estimate = _pair(reference, estimate)
     if not reference.any() or not estimate.any():
         return math.nan
+    if len(reference) > PESQ_SAFE_SAMPLES:
+        return _pesq_apart(reference, estimate, band)
     try:
         return float(package.pesq(SAMPLE_RATE, reference, estimate, band))
     except (package.NoUtterancesError, package.BufferTooShortError):
         return math.nan
 
 
+def _pesq_apart(reference: Signal, estimate: Signal, band: str) -> float:
+    """PESQ in a process of its own: NaN where the reference C code fails or crashes."""
+    program = (
+        "import sys, numpy, pesq; r, e = numpy.frombuffer(sys.stdin.buffer.read()).reshape(2, -1); "
+        f"print(pesq.pesq({SAMPLE_RATE}, r, e, sys.argv[1]))"
+    )
+    signals = np.stack((reference, estimate)).tobytes()
+    done = subprocess.run(
+        [sys.executable, "-c", program, band], input=signals, capture_output=True, check=False
+    )
+    return float(done.stdout) if done.returncode == 0 else math.nan
+
+
 @lru_cache(maxsize=1)
 def _dnsmos_network() -> Any:
     """The primary P.835 network that the speechmos package ships.
 
-    Only its file is used: importing speechmos.dnsmos needs librosa, for a second network that is not reported here.
+    Only its file is used: importing speechmos.dnsmos needs librosa, for a network that is not reported here.
     """
     runtime = require("onnxruntime")
     folder = Path(str(require("speechmos").__file__)).parent

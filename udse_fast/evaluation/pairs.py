@@ -1,4 +1,4 @@
-"""Noisy recordings with their clean references: found in folders or in a table, and read as 16 kHz signals."""
+"""Noisy recordings with their clean references: found in folders or in a table, read at 16 kHz."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Pair:
 
 
 def pairs_in_mixtures(root: Path) -> list[Pair]:
-    """Every folder `noisy` below `root` with a sibling `clean`; set and SNR come from the path, e.g. matched/snr-5/noisy."""
+    """Every folder `noisy` beside a `clean` below `root`; set and SNR from the path (matched/snr-5/noisy)."""
     if not root.is_dir():
         raise UdseError(f"expected a folder of mixtures, got {root}: give an existing folder")
     folders = sorted(f for f in root.rglob("noisy") if f.is_dir() and (f.parent / "clean").is_dir())
@@ -59,7 +59,7 @@ def pairs_in_mixtures(root: Path) -> list[Pair]:
 
 
 def pairs_in_folders(noisy: Path, clean: Path, above: tuple[str, ...] = ()) -> list[Pair]:
-    """Pairs of equal relative path (without suffix) in two folders; set and SNR from a subfolder such as snr-5.
+    """Pairs of equal relative path (without suffix) in two folders; set and SNR from folders such as snr-5.
 
     Args:
         above: names of folders that stand for the part of the path above `noisy`.
@@ -71,8 +71,8 @@ def pairs_in_folders(noisy: Path, clean: Path, above: tuple[str, ...] = ()) -> l
     missing = sorted(set(noisy_files) - set(clean_files))
     if missing:
         raise UdseError(
-            f"expected a clean file for each of the {len(noisy_files)} noisy ones, {len(missing)} are missing in {clean} "
-            f"(first: {'/'.join(missing[0])}): use equal names, or a table with --pairs"
+            f"expected a clean file for all of the {len(noisy_files)} noisy ones, {len(missing)} missing "
+            f"in {clean} (first: {'/'.join(missing[0])}): use equal names, or a table with --pairs"
         )
     pairs = []
     for parts, path in noisy_files.items():
@@ -82,7 +82,7 @@ def pairs_in_folders(noisy: Path, clean: Path, above: tuple[str, ...] = ()) -> l
 
 
 def pairs_in_table(table: Path) -> list[Pair]:
-    """Pairs of a CSV with the columns noisy, clean, and optionally enhanced, utterance, set, snr; paths relative to it."""
+    """Pairs of a CSV: columns noisy, clean (paths relative to it), perhaps enhanced, utterance, set, snr."""
     rows = read_table(table, ("noisy", "clean"))
     pairs = []
     for row in rows:
@@ -107,7 +107,7 @@ def pairs_in_table(table: Path) -> list[Pair]:
 
 
 def enhanced_files(folder: Path, pairs: Sequence[Pair]) -> dict[Key, Path]:
-    """The enhanced file of each pair: same layout as the noisy files, with or without folders noisy/ or enhanced/.
+    """The enhanced file of each pair: layout of the noisy files, with or without folders noisy/ or enhanced/.
 
     Raises:
         UdseError: a file is missing.
@@ -118,8 +118,8 @@ def enhanced_files(folder: Path, pairs: Sequence[Pair]) -> dict[Key, Path]:
     missing = [pair for pair in pairs if pair.key not in found]
     if missing:
         raise UdseError(
-            f"expected an enhanced file for each of the {len(pairs)} noisy ones, {len(missing)} are missing in {folder} "
-            f"(first: that of {missing[0].noisy}): keep the layout and the names of the noisy files"
+            f"expected enhanced files for all {len(pairs)} noisy ones, {len(missing)} missing "
+            f"in {folder} (first: that of {missing[0].noisy}): keep layout and names of the noisy files"
         )
     return {pair.key: found[pair.key] for pair in pairs}
 
@@ -173,7 +173,7 @@ def read_audio(path: Path) -> NDArray[np.float64]:
 
 
 def cut_to_shortest(signals: Sequence[NDArray[np.float64]]) -> tuple[list[NDArray[np.float64]], str]:
-    """The signals cut at their end to the shortest one, and a note where that took more than CUT_NOTE_SECONDS."""
+    """The signals cut at their end to the shortest, and a note where that took over CUT_NOTE_SECONDS."""
     lengths = [len(signal) for signal in signals]
     shortest = min(lengths)
     note = ""

@@ -73,6 +73,8 @@ def _draw(rows: Sequence[ScoreRow], path: Path, title: str, snrs: Sequence[str],
             for n, snr in enumerate(snrs):
                 draw(axes, metric, snr, system, n + (s + 0.5) * place - 0.4, 0.9 * place, f"C{s % 10}")
         axes.set_xticks(np.arange(len(snrs)), [snr or "files" for snr in snrs])
+        axes.set_xlim(-0.6, len(snrs) - 0.4)
+        axes.set_xlabel("SNR / dB" if any(snrs) else "")
         axes.set_ylabel(LABELS[metric])
         axes.grid(axis="y", alpha=0.3)
     for axes in panels[len(metrics) :]:

@@ -103,7 +103,7 @@ def paired_differences(ours: Sequence[ScoreRow], theirs: Sequence[ScoreRow]) -> 
 
 
 def markdown(rows: Sequence[ScoreRow], differences: bool = False) -> str:
-    """One table per set: a line per SNR and system, a column per metric. Bold: the interval excludes zero (differences)."""
+    """One table per set: a line per SNR and system, a column per metric. Bold: interval without 0."""
     metrics = [m for m in COLUMNS if any(m in r.values for r in rows)]
     lines: list[str] = []
     for set_name in unique(r.set for r in rows):
@@ -111,7 +111,10 @@ def markdown(rows: Sequence[ScoreRow], differences: bool = False) -> str:
         if set_name:
             lines += [f"### {set_name}", ""]
         lines += [
-            f"| SNR / dB | {'ours minus' if differences else 'system'} | n | {' | '.join(LABELS[m] for m in metrics)} |",
+            " | ".join(
+                ["| SNR / dB", "minus" if differences else "system", "n", *(LABELS[m] for m in metrics)]
+            )
+            + " |",
             "|" + " --- |" * (len(metrics) + 3),
         ]
         for snr in snr_groups(in_set):
@@ -125,7 +128,7 @@ def markdown(rows: Sequence[ScoreRow], differences: bool = False) -> str:
 
 
 def interval(group: Sequence[ScoreRow], metric: str) -> Interval:
-    """Interval over utterances: the values of one utterance at several SNRs are not independent, their mean counts."""
+    """Interval over utterances: an utterance's scores at several SNRs are dependent: their mean counts."""
     by_utterance: dict[str, list[float]] = defaultdict(list)
     for row in group:
         if math.isfinite(value := row.values.get(metric, math.nan)):
@@ -149,8 +152,9 @@ def _cell(group: Sequence[ScoreRow], metric: str, differences: bool) -> str:
     if not found.n:
         return "–"
     digits = 3 if metric in _THREE_DIGITS else 2
-    text = f"{found.mean:{'+' if differences else ''}.{digits}f}"
-    if differences and found.excludes_zero:
+    mean = round(found.mean, digits) + 0.0  # no "-0.00"
+    text = f"{mean:{'+' if differences else ''}.{digits}f}"
+    if differences and found.excludes_zero and mean:
         text = f"**{text}**"
     if found.n > 1:
         text += f" ± {found.half_width:.{digits}f}"

@@ -81,29 +81,21 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, F) -> (B, C', T, F / stride)."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        stride, bands = (1, self.frequency_stride), self.frequency_padding
+        if self.causal_block:
+            past = F.conv2d(F.pad(x, (0, 0, 1, 0)), weight[:, :, :2], bias, stride, (0, bands))
+            next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
+            return past + F.conv2d(next_frame, weight[:, :, 2:], None, stride, (0, bands))
         before, after = self.time_padding
         if before != after:
-            x = F.pad(x, (0, 0, before, after))
-        y = F.conv2d(
-            x,
-            weight,
-            bias,
-            (1, self.frequency_stride),
-            (before if before == after else 0, self.frequency_padding),
-            (self.time_dilation, 1),
-        )
-        if self.causal_block and x.shape[2] > self.causal_block:
-            # take back what the last frame of each block saw of the next block
-            ahead = F.conv2d(
-                x[:, :, self.causal_block :: self.causal_block],
-                weight[:, :, 2:],
-                None,
-                (1, self.frequency_stride),
-                (0, self.frequency_padding),
-            )
-            last = torch.arange(self.causal_block - 1, x.shape[2] - 1, self.causal_block, device=x.device)
-            y = y.index_add(2, last, ahead, alpha=-1)
-        return y
+            x, before = F.pad(x, (0, 0, before, after)), 0
+        return F.conv2d(x, weight, bias, stride, (before, bands), (self.time_dilation, 1))
+
+
+def _next_is_in_block(x: Tensor, block: int) -> Tensor:
+    """(T,) 1 where the next frame belongs to the same block, else 0, for x (B, C, T, F)."""
+    number = torch.ones_like(x[0, 0, :, 0], dtype=torch.float32).cumsum(0)  # unlike arange, exports for any device
+    return (number.remainder(block) != 0).to(x.dtype)
 
 
 class FilmNorm(nn.Module):
@@ -136,6 +128,15 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(self.norm(x, embedding))))
+
+
+class Blocks(nn.ModuleList):
+    """Residual blocks one after the other."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, embedding)
+        return x
 
 
 def _interleave(x: Tensor, factor: int) -> Tensor:
@@ -196,8 +197,8 @@ class Compact(nn.Module):
             first = Conv(width, width, (3, 3), causal_block=causal)
             return Residual(width, embedding, first, (3, 3), causal)
 
-        def block_stack(level: int) -> nn.ModuleList:
-            return nn.ModuleList(block(channels[level]) for _ in range(blocks[level]))
+        def block_stack(level: int) -> Blocks:
+            return Blocks(block(channels[level]) for _ in range(blocks[level]))
 
         self.input = Conv(3, channels[0], (3, 2 * stem), frequency_stride=stem, causal_block=causal)
         self.band = nn.Parameter(torch.zeros(channels[0], 1, bins // stem))  # where on the frequency axis we are
@@ -207,7 +208,7 @@ class Compact(nn.Module):
         )
         frame_size = channels[-1] * (bins // stem // 2 ** (levels - 1))
         self.to_frames = Conv(frame_size, frame_channels)
-        self.over_time = nn.ModuleList(
+        self.over_time = Blocks(
             Residual(
                 frame_channels,
                 embedding,
@@ -259,17 +260,17 @@ class Compact(nn.Module):
         """sum_k w_k u_k: u (B, T, F, 2), complex weights (B, T, F, 9), the bin itself first -> (B, T, F, 2)."""
         T, bands = u.shape[1:3]
         padded = F.pad(u, (0, 0, 1, 1, 1, 1))
-        near = torch.stack([padded[:, 1 + dt : 1 + dt + T, 1 + df : 1 + df + bands] for dt, df in NEIGHBOURS], dim=-1)
+        shifted = [padded[:, 1 + dt : 1 + dt + T, 1 + df : 1 + df + bands] for dt, df in NEIGHBOURS]
         if self.causal_block:  # the last frame of a block may not look at the next block
-            last = torch.arange(1, T + 1, device=u.device) % self.causal_block == 0
-            ahead = torch.tensor([dt > 0 for dt, _ in NEIGHBOURS], device=u.device)
-            near = near.masked_fill((last[:, None] & ahead)[:, None, None, :], 0.0)
+            inside = _next_is_in_block(u.permute(0, 3, 1, 2), self.causal_block)[:, None, None]
+            shifted = [s * inside if dt > 0 else s for s, (dt, _) in zip(shifted, NEIGHBOURS, strict=True)]
+        near = torch.stack(shifted, dim=-1)
         u_real, u_imag = near[..., 0, :], near[..., 1, :]
         return torch.stack(
             [(real * u_real - imag * u_imag).sum(-1), (real * u_imag + imag * u_real).sum(-1)], dim=-1
         )
 
-    def hidden_matrices(self) -> list[nn.Parameter]:
+    def hidden_matrices(self) -> list[Tensor]:
         """The weights that map hidden features to hidden features (what Muon is for): not the first, not the last."""
         outer = {id(self.input.weight), id(self.output.weight)}
         convolutions = [m.weight for m in self.modules() if isinstance(m, Conv) and id(m.weight) not in outer]
@@ -284,8 +285,7 @@ class Compact(nn.Module):
         h = self.input(x.to(dtype)) + self.band.to(dtype)
         skips = []
         for level, blocks in enumerate(self.down_blocks):
-            for block in blocks:  # type: ignore[union-attr]
-                h = block(h, embedding)
+            h = blocks(h, embedding)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
@@ -293,16 +293,13 @@ class Compact(nn.Module):
         for level in reversed(range(len(self.up_blocks))):
             if level < len(self.up):
                 h = _interleave(self.up[level](h), 2) + skips[level]
-            for block in self.up_blocks[level]:  # type: ignore[union-attr]
-                h = block(h, embedding)
+            h = self.up_blocks[level](h, embedding)
         return _interleave(self.output(F.silu(h)), self.stem).float()
 
     def _over_time(self, h: Tensor, embedding: Tensor) -> Tensor:
         B, C, T, bands = h.shape
         frames = h.permute(0, 2, 3, 1).reshape(B, T, 1, bands * C).permute(0, 3, 1, 2)
-        frames = self.to_frames(frames)
-        for layer in self.over_time:
-            frames = layer(frames, embedding)
+        frames = self.over_time(self.to_frames(frames), embedding)
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
 
     training_dtype: torch.dtype | None = None

@@ -24,7 +24,7 @@ from udse_fast.networks import build_network
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sde import OUVE
 from udse_fast.spectral import Spectral
-from udse_fast.training.batches import NOISE, SPEECH, Batch, Batches
+from udse_fast.training.batches import Batch, Batches
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
@@ -349,8 +349,6 @@ def _stop_on_signal() -> Iterator[list[int]]:
 
 def measure_sigma_data(batches: Batches, count: int = 8) -> float:
     """Root mean square of the training spectrograms, `sigma_data` of the EDM preconditioning."""
-    power = [batches[-1 - i % 2**31 if i < 0 else 2**30 + i].spectrograms.abs().square().mean() for i in range(count)]
+    power = [batches[2**30 + i].spectrograms.abs().square().mean() for i in range(count)]  # no training batch
     return round(math.sqrt(sum(map(float, power)) / count), 4)
 
-
-__all__ = ["NOISE", "SPEECH", "Settings", "Trainer", "measure_sigma_data", "score_matching_loss"]

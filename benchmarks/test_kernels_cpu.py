@@ -1,0 +1,163 @@
+"""The updates on a CPU: the C++ core beside the plain reference and what else would be used, results asserted.
+
+    pytest benchmarks/test_kernels_cpu.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
+
+`extra_info` of the JSON has the bytes that must be moved (each input read once, each output written once) per second of
+the fastest round, as a share of a memory copy measured here. Threads follow OMP_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from udse_fast.coefficients import Coefficients
+from udse_fast.kernels import complex_normal, compression, network_input
+from udse_fast.kernels import likelihood_gradient as lg
+from udse_fast.kernels import nmf_is as nmf
+from udse_fast.kernels import predictor_corrector as pc
+
+B, F, T, R = 4, 256, 256, 4
+C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
+KEY = complex_normal.NoiseKey(1, "predictor_speech", 3)
+GENERATOR = torch.Generator().manual_seed(0)
+S, SCORE = (torch.randn(B, F, T, generator=GENERATOR, dtype=torch.complex64) for _ in range(2))
+X = torch.randn(F, T, generator=GENERATOR, dtype=torch.complex64)
+W = torch.rand(F, R, generator=GENERATOR) + 0.1
+W /= W.sum(0)
+H = torch.rand(R, T, generator=GENERATOR) + 0.1
+POWER = X.abs().square() + 1e-3
+Benchmark = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def copy_rate() -> float:
+    """Bytes per second, read and written, of copying arrays of the size of a state."""
+    a, b = torch.empty_like(S), S.clone()
+    seconds = []
+    for _ in range(50):
+        start = time.perf_counter()
+        a.copy_(b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * S.nbytes / min(seconds)
+
+
+def record(benchmark: Any, moved_bytes: int, copy_rate: float) -> None:
+    if benchmark.stats is not None:
+        benchmark.extra_info["share_of_copy"] = round(moved_bytes / benchmark.stats.stats.min / copy_rate, 3)
+
+
+def with_torch_noise(step: Callable[..., Any]) -> Callable[[], Any]:
+    """The plain torch step as one would write it: its noise from torch's generator, not from the counter."""
+    return lambda: step(torch.randn(B, F, T, dtype=torch.complex64))
+
+
+def diffuseen(module: Any, noise: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    state, power, _ = module.noise_posterior_guidance(S, SCORE, X, (W, H), C, noise)
+    return state, power
+
+
+STEPS: dict[str, Callable[[Any, Any], Any]] = {
+    "predictor": lambda module, noise: module.predictor(S, SCORE, C, noise),
+    "diffuseen": diffuseen,
+}
+MODULES = {"predictor": pc, "diffuseen": lg}
+
+
+@pytest.mark.parametrize("variant", ["cpp", "torch", "reference"])
+@pytest.mark.parametrize("name", STEPS)
+def test_step(benchmark: Any, copy_rate: float, name: str, variant: str) -> None:
+    """One reverse step of 4 samples of 2 s, its noise drawn on the way."""
+    benchmark.group = f"{name} step, noise drawn, B={B} F={F} T={T}"
+    module, step = MODULES[name], STEPS[name]
+    if variant == "torch":
+        assert benchmark(with_torch_noise(lambda noise: step(module.reference, noise)))[0].shape[-2:] == (
+            F,
+            T,
+        )
+    else:
+        result = benchmark(step, module if variant == "cpp" else module.reference, KEY)
+        torch.testing.assert_close(result, step(module.reference, KEY), rtol=1e-4, atol=1e-5)
+    record(benchmark, 3 * S.nbytes + (X.nbytes + POWER.nbytes if name == "diffuseen" else 0), copy_rate)
+
+
+@pytest.mark.parametrize("variant", ["cpp", "reference"])
+@pytest.mark.parametrize("name", STEPS)
+def test_step_given_noise(benchmark: Any, copy_rate: float, name: str, variant: str) -> None:
+    """The arithmetic alone: noise from an array."""
+    benchmark.group = f"{name} step, noise given, B={B} F={F} T={T}"
+    module, step = MODULES[name], STEPS[name]
+    noise = complex_normal.complex_normal(KEY, (B, F, T))
+    result = benchmark(step, module if variant == "cpp" else module.reference, noise)
+    torch.testing.assert_close(result, step(module.reference, noise), rtol=1e-4, atol=1e-5)
+    record(benchmark, 4 * S.nbytes + (X.nbytes + POWER.nbytes if name == "diffuseen" else 0), copy_rate)
+
+
+@pytest.mark.parametrize("variant", ["cpp", "torch.randn", "reference"])
+def test_noise(benchmark: Any, copy_rate: float, variant: str) -> None:
+    benchmark.group = f"complex normal noise, B={B} F={F} T={T}"
+    if variant == "torch.randn":
+        assert benchmark(lambda: torch.randn(B, F, T, dtype=torch.complex64)).shape == (B, F, T)
+    else:
+        module = complex_normal if variant == "cpp" else complex_normal.reference
+        result = benchmark(module.complex_normal, KEY, (B, F, T))
+        expected = complex_normal.reference.complex_normal(KEY, (B, F, T))
+        torch.testing.assert_close(result, expected, rtol=0, atol=2e-6)
+    record(benchmark, S.nbytes, copy_rate)
+
+
+def sklearn_iteration(frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """One multiplicative update of scikit-learn's NMF, called as its users call it."""
+    from sklearn.decomposition import NMF
+
+    model = NMF(R, init="custom", solver="mu", beta_loss="itakura-saito", max_iter=1, tol=0)
+    power, W0, H0 = (a.numpy().copy() for a in problem(frames))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one iteration does not converge
+        W1 = model.fit_transform(power, W=W0, H=H0)
+    return W1, model.components_
+
+
+def problem(frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return POWER.repeat(1, frames // T), W, H.repeat(1, frames // T)
+
+
+@pytest.mark.parametrize("variant", ["cpp", "reference", "scikit-learn"])
+@pytest.mark.parametrize("frames", [T, 4 * T])
+def test_nmf(benchmark: Any, copy_rate: float, frames: int, variant: str) -> None:
+    """One NMF-IS iteration. P is read twice."""
+    benchmark.group = f"NMF-IS iteration, F={F} T={frames} R={R}"
+    arguments = problem(frames)
+    if variant == "scikit-learn":
+        assert np.isfinite(benchmark(sklearn_iteration, frames)[0]).all()
+    else:
+        result = benchmark((nmf if variant == "cpp" else nmf.reference).nmf_update, *arguments)
+        expected = nmf.reference.nmf_update(*(a.double() for a in arguments))
+        for one, other in zip(result, expected, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-8)
+    record(benchmark, 2 * arguments[0].nbytes, copy_rate)
+
+
+@pytest.mark.parametrize("variant", ["cpp", "reference"])
+@pytest.mark.parametrize("name", ["compress", "decompress"])
+def test_compression(benchmark: Any, copy_rate: float, name: str, variant: str) -> None:
+    benchmark.group = f"{name}, F={F} T={T}"
+    result = benchmark(getattr(compression if variant == "cpp" else compression.reference, name), X)
+    torch.testing.assert_close(result, getattr(compression.reference, name)(X), rtol=1e-5, atol=1e-6)
+    record(benchmark, 2 * X.nbytes, copy_rate)
+
+
+@pytest.mark.parametrize("variant", ["cpp", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_network_input(benchmark: Any, copy_rate: float, dtype: torch.dtype, variant: str) -> None:
+    benchmark.group = f"network input {dtype}, B={B} F={F} T={T}"
+    module = network_input if variant == "cpp" else network_input.reference
+    result = benchmark(module.network_input, S, 0.7, dtype)
+    assert torch.equal(result, network_input.reference.network_input(S, 0.7, dtype))
+    record(benchmark, S.nbytes + result.nbytes, copy_rate)

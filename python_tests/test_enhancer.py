@@ -1,0 +1,225 @@
+"""`Enhancer`: form, length, level and alignment of what comes back, and what it says to bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udse_fast import Enhancer, UdseError, sampler_names
+
+FAST = {"steps": 2, "samples": 1, "precision": "float32"}
+FLOAT32_CHAIN = 1e-3  # rounding of the input, through a few network calls
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_checkpoint: Path) -> Enhancer:
+    return Enhancer(tiny_checkpoint, **FAST)
+
+
+def noise(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("shape", [(5_000,), (1, 5_000), (2, 5_000)])
+def test_form_in_form_out(tiny: Enhancer, dtype: str, shape: tuple[int, ...]) -> None:
+    x = (noise(*shape) * (32767 if dtype == "int16" else 1)).astype(dtype)
+    before = x.copy()
+    y, rest = tiny.separate(x, 16000)
+    assert (y.dtype, y.shape, rest.dtype, rest.shape) == (x.dtype, x.shape, x.dtype, x.shape)
+    np.testing.assert_array_equal(x, before)
+    z = tiny.enhance(torch.from_numpy(x), 16000)
+    assert isinstance(z, Tensor)
+    np.testing.assert_array_equal(z.numpy(), y)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000])
+@pytest.mark.parametrize("length", [1, 2, 255, 5_001])
+def test_length(tiny: Enhancer, rate: int, length: int) -> None:
+    y = tiny.enhance(noise(length), rate)
+    assert y.shape == (length,)
+    assert np.isfinite(y).all()
+
+
+def test_awkward_arrays(tiny: Enhancer) -> None:
+    x = noise(8_000)
+    np.testing.assert_array_equal(tiny.enhance(noise(8_000)[::-1][::-1], 16000), tiny.enhance(x, 16000))
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    np.testing.assert_array_equal(tiny.enhance(read_only, 16000), tiny.enhance(x, 16000))
+    asfortran = np.asfortranarray(noise(2, 4_000))
+    np.testing.assert_array_equal(tiny.enhance(asfortran, 16000), tiny.enhance(noise(2, 4_000), 16000))
+    tracked = torch.from_numpy(x).requires_grad_()
+    assert not tiny.enhance(tracked, 16000).requires_grad
+    np.testing.assert_array_equal(tiny.enhance(x, np.int64(16000)), tiny.enhance(x, 16000))
+
+
+@pytest.mark.parametrize("gain", [2.0**-20, 2.0**-10, 1e-3, 30.0])
+def test_level_in_level_out(tiny: Enhancer, gain: float) -> None:
+    x = noise(6_000)
+    quiet, loud = tiny.enhance((gain * x).astype(np.float32), 16000), gain * tiny.enhance(x, 16000)
+    np.testing.assert_allclose(quiet, loud, atol=FLOAT32_CHAIN * np.abs(loud).max())
+
+
+def test_int16_is_rounded_float(tiny: Enhancer) -> None:
+    x = (noise(6_000) * 32767).astype(np.int16)
+    y = tiny.enhance(x / 32768, 16000)
+    expected = np.clip(np.rint(y * 32768), -32768, 32767)
+    assert np.abs(y).max() > 1  # an untrained network exceeds full scale: it must be clipped, not wrapped
+    np.testing.assert_array_equal(tiny.enhance(x, 16000), expected)
+
+
+def test_seed(tiny: Enhancer, tiny_checkpoint: Path) -> None:
+    x = noise(6_000)
+    first = tiny.enhance(x, 16000)
+    torch.manual_seed(7)
+    np.testing.assert_array_equal(tiny.enhance(x, 16000), first)
+    np.testing.assert_array_equal(Enhancer(tiny_checkpoint, **FAST, seed=0).enhance(x, 16000), first)
+    assert np.abs(Enhancer(tiny_checkpoint, **FAST, seed=1).enhance(x, 16000) - first).max() > 1e-3
+
+
+def test_channels_are_enhanced_one_by_one(tiny: Enhancer) -> None:
+    x = noise(2, 6_000)
+    together = tiny.enhance(x, 44100)
+    np.testing.assert_array_equal(together, np.stack([tiny.enhance(row, 44100) for row in x]))
+
+
+def test_a_dead_channel_stays_dead(tiny: Enhancer) -> None:
+    x = noise(2, 6_000)
+    x[1] = 0
+    speech, rest = tiny.separate(x, 48000)
+    assert not speech[1].any()
+    assert not rest[1].any()
+    np.testing.assert_array_equal(speech[0], tiny.enhance(x[0], 48000))
+
+
+@pytest.mark.parametrize("length", [1, 100, 5_000])
+def test_silence_is_silent(tiny: Enhancer, length: int) -> None:
+    assert not tiny.enhance(np.zeros(length, np.float32), 16000).any()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [np.ones(4_000), np.sign(noise(4_000)), np.full(4_000, 1e-38), noise(4_000) * 1e25, np.eye(1, 4_000)[0]],
+    ids=["constant", "full scale", "denormal", "huge", "impulse"],
+)
+def test_odd_signals(tiny: Enhancer, x: NDArray[Any]) -> None:
+    y = tiny.enhance(x.astype(np.float32), 16000)
+    assert y.shape == x.shape
+    assert np.isfinite(y).all()
+
+
+def test_strength_limits_the_attenuation(tiny_checkpoint: Path, tiny: Enhancer) -> None:
+    x = noise(6_000)
+    speech, rest = tiny.separate(x, 16000)
+    for decibels in (0.0, 6.0, 200.0):
+        limited = Enhancer(tiny_checkpoint, **FAST, strength=decibels).enhance(x, 16000)
+        expected = speech + 10 ** (-decibels / 20) * rest
+        np.testing.assert_allclose(limited, expected, atol=1e-6 * np.abs(speech).max())
+
+
+@pytest.mark.parametrize("name", [name for name in sampler_names() if name != "prior"])
+def test_every_sampler(tiny_checkpoints: dict[str, Path], name: str) -> None:
+    enhancer = Enhancer(tiny_checkpoints["joint"], name, **FAST)
+    x = noise(5_000)
+    speech, rest = enhancer.separate(x, 16000)
+    assert np.isfinite(speech).all()
+    np.testing.assert_allclose(speech + rest, x, atol=1e-6 * np.abs(speech).max())
+
+
+def test_two_priors_for_paradiffuse(tiny_checkpoints: dict[str, Path]) -> None:
+    speech = tiny_checkpoints["speech"]
+    with pytest.raises(UdseError, match="joint"):
+        Enhancer(speech, "paradiffuse_en", **FAST)
+    two = Enhancer(speech, "paradiffuse_en", noise_checkpoint=speech, **FAST)
+    assert np.isfinite(two.enhance(noise(4_000), 16000)).all()
+
+
+@pytest.mark.parametrize("oracle", ["oracle", "pure oracle"])
+def test_oracle_modes(tiny: Enhancer, oracle: str) -> None:
+    x = noise(2, 6_000)
+    speech, rest = tiny.separate(x, 16000, true_noise=0.5 * x, oracle=oracle)
+    np.testing.assert_allclose(speech + rest, x, atol=1e-6 * np.abs(speech).max())
+    with pytest.raises(UdseError, match="true_noise: expected the shape"):
+        tiny.separate(x, 16000, true_noise=x[:, 1:], oracle=oracle)
+    with pytest.raises(UdseError, match="together with true_noise"):
+        tiny.separate(x, 16000, oracle=oracle)
+
+
+@pytest.mark.parametrize(
+    ("audio", "rate", "complaint"),
+    [
+        ([0.0, 0.1], 16000, "expected a numpy array or torch tensor, got list"),
+        (np.zeros(0, np.float32), 16000, "at least one sample"),
+        (np.zeros((2, 0), np.float32), 16000, "at least one sample"),
+        (np.zeros((0, 10), np.float32), 16000, "at least one sample"),
+        (np.float32(1), 16000, "numpy array"),
+        (np.zeros(()), 16000, "shape"),
+        (np.zeros((2, 2, 100)), 16000, "shape"),
+        (np.zeros((16000, 2)), 16000, "transpose"),
+        (np.zeros(10, np.int32), 16000, "int32; convert"),
+        (np.zeros(10, np.uint8), 16000, "uint8; convert"),
+        (np.zeros(10, complex), 16000, "complex128; convert"),
+        (torch.zeros(10, dtype=torch.bfloat16), 16000, "bfloat16; convert"),
+        (np.array([0.0, np.nan]), 16000, "got nan at sample 1"),
+        (np.array([np.inf, 0.0]), 16000, "got inf at sample 0"),
+        (np.array([1e200, 0.0]), 16000, "got inf at sample 0"),
+        (np.zeros(10), 7999, ">= 8000, got 7999"),
+        (np.zeros(10), 16000.0, "whole number of Hz"),
+        (np.zeros(10), True, "whole number of Hz"),
+        (np.zeros(10), "16000", "whole number of Hz"),
+    ],
+)
+def test_complaints_about_audio(tiny: Enhancer, audio: Any, rate: Any, complaint: str) -> None:
+    with pytest.raises(UdseError, match=complaint) as error:
+        tiny.enhance(audio, rate)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"sampler": "wiener"}, "expected one of udiffse, .*got 'wiener'"),
+        ({"sampler": "prior"}, "without a recording"),
+        ({"steps": 0}, "steps: expected a whole number >= 1, got 0"),
+        ({"steps": 1.5}, "steps: expected"),
+        ({"samples": True}, "samples: expected"),
+        ({"seed": -1}, "seed: expected"),
+        ({"seed": 0.5}, "seed: expected"),
+        ({"strength": -1.0}, "strength: expected"),
+        ({"strength": "loud"}, "strength: expected"),
+        ({"device": "tpu"}, "expected a device of this machine"),
+        ({"precision": "int8"}, "precision: expected"),
+        ({"readout": "median"}, "readout: expected one of"),
+        ({"colour": 1}, "unknown setting colour; there are steps"),
+        ({"block_seconds": 0.1}, "block_seconds >= 0.5"),
+        ({"end_time": 2.0}, "end_time < start_time"),
+    ],
+)
+def test_complaints_about_settings(tiny_checkpoint: Path, settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UdseError, match=complaint) as error:
+        Enhancer(tiny_checkpoint, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_long_signals_are_cut_into_blocks_and_joined(tiny_checkpoint: Path) -> None:
+    class Identity(Enhancer):
+        lengths: list[int] = []  # noqa: RUF012
+
+        def enhance_block(self, signal: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+            self.lengths.append(len(signal))
+            return signal.clone(), None
+
+    enhancer = Identity(tiny_checkpoint, block_seconds=1.0, overlap_seconds=0.2)
+    for length in (15_000, 16_065, 16_066, 50_000, 123_457):
+        enhancer.lengths.clear()
+        x = noise(length)
+        np.testing.assert_allclose(enhancer.enhance(x, 16000), x, atol=1e-7)
+        assert max(enhancer.lengths) <= 16_065 + 255  # of the last block: it starts at a whole frame
+        assert len(enhancer.lengths) == max(1, 1 + int(np.ceil((length - 16_065) / (16_065 - 3_315))))

@@ -1,0 +1,294 @@
+"""The fused updates: the equations against closed forms, the C++ core against the float64 reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from udse_fast.coefficients import Coefficients
+from udse_fast.kernels import likelihood_gradient as lg
+from udse_fast.kernels import predictor_corrector as pc
+from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.likelihood_gradient import reference as lg_reference
+from udse_fast.kernels.network_input import network_input
+from udse_fast.kernels.network_input import reference as network_input_reference
+from udse_fast.kernels.predictor_corrector import reference as pc_reference
+
+TOLERANCE = 3e-6  # of the largest value: float32 rounding of a dozen operations
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 1, 65, 1),
+    (1, 3, 63, 2),
+    (3, 5, 64, 3),
+    (2, 8, 127, 4),
+    (1, 31, 33, 7),
+    (4, 2, 129, 32),
+]
+ONE_TIME = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30, corrector_snr=0.5)
+
+
+def per_frame(frames: int) -> Coefficients:
+    """A different time in every frame."""
+    ramp = torch.linspace(0.5, 1.5, frames, dtype=torch.float64)
+    return Coefficients(*(value * ramp for value in ONE_TIME.values()))
+
+
+class Inputs:
+    """Random arguments of every update, in complex64 or, of the same values, complex128."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+        B, F, T, R = shape
+        generator = torch.Generator().manual_seed(F * T)
+        real = torch.float32 if dtype == torch.complex64 else torch.float64
+
+        def cplx(*sizes: int) -> torch.Tensor:
+            return torch.randn(*sizes, generator=generator, dtype=torch.complex64).to(dtype)
+
+        self.s, self.S, self.n, self.N, self.z, self.z2 = (cplx(B, F, T) for _ in range(6))
+        self.x = cplx(F, T)
+        self.factors = (
+            torch.rand(F, R, generator=generator).to(real),
+            torch.rand(R, T, generator=generator).to(real),
+        )
+        self.V = self.factors[0] @ self.factors[1]
+
+
+Update = Callable[[Any, Inputs, Coefficients, Any, Any], tuple[torch.Tensor | None, ...]]
+
+
+def single(name: str, *options: Any, **keywords: Any) -> Update:
+    """An update of the speech state alone, called with V as its factors."""
+
+    def update(module: Any, a: Inputs, c: Coefficients, z: Any, z2: Any) -> Any:
+        return getattr(module, name)(a.s, a.S, a.x, a.factors, c, z, *options, **keywords)
+
+    return update
+
+
+UPDATES: dict[str, Update] = {
+    "corrector": lambda m, a, c, z, z2: (m.corrector(a.s, a.S, c, z),),
+    "predictor": lambda m, a, c, z, z2: (m.predictor(a.s, a.S, c, z),),
+    "udiffse": single("marginal_guidance", 1.5, power_of_state=True),
+    "udiffse_unguided": single("marginal_guidance", 1.5, apply=False, power_of_state=True),
+    "udiffse_plus": single("marginal_guidance", 1.5),
+    "udiffse_plus_paper": single("marginal_guidance", 1.5, divide_tweedie=True),
+    "given_variance": lambda m, a, c, z, z2: m.marginal_guidance(a.s, a.S, a.x, a.V, c, z),
+    "depse_il": single("product_of_gaussians"),
+    "depse_tl": lambda m, a, c, z, z2: m.product_of_gaussians(
+        a.s, a.S, a.x, a.factors, c, z, forward_noise=z2, divide_tweedie=True
+    ),
+    "diffuseen": single("noise_posterior_guidance", want_noise=True),
+    "diffuseen_paper": single("noise_posterior_guidance", 1.0, paper_posterior=True, want_noise=True),
+    "predictor_residual": lambda m, a, c, z, z2: m.predictor_residual(a.s, a.S, a.x, c, z, z2),
+    "score_noise_guidance": lambda m, a, c, z, z2: (m.score_noise_guidance(a.s, a.S, c, 0.7),),
+    "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(
+        a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma
+    ),
+    "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(
+        a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False
+    ),
+}
+
+
+def module(name: str, reference: bool) -> Any:
+    if name in ("corrector", "predictor"):
+        return pc_reference if reference else pc
+    return lg_reference if reference else lg
+
+
+def assert_close(result: torch.Tensor | None, expected: torch.Tensor | None) -> None:
+    assert result is not None
+    assert expected is not None
+    bound = TOLERANCE * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(result.to(expected.dtype), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("times", ["one_time", "per_frame"])
+@pytest.mark.parametrize("noise", ["given", "drawn", "none"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_core_is_the_float64_reference(
+    isa: str, shape: tuple[int, int, int, int], noise: str, times: str
+) -> None:
+    coefficients = ONE_TIME if times == "one_time" else per_frame(shape[2])
+    single_precision, double = Inputs(shape, torch.complex64), Inputs(shape, torch.complex128)
+    keys = NoiseKey(11, "predictor_speech", 3, 1000), NoiseKey(11, "predictor_noise", 3, 1000)
+    for name, update in UPDATES.items():
+        draws = [
+            {"given": (a.z, a.z2), "drawn": keys, "none": (None, None)}[noise]
+            for a in (single_precision, double)
+        ]
+        results = update(module(name, False), single_precision, coefficients, *draws[0])
+        expected = update(module(name, True), double, coefficients, *draws[1])
+        assert len(results) == len(expected)
+        for result, value in zip(results, expected, strict=True):
+            assert_close(result, value)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_a_frame_does_not_depend_on_the_cut(isa: str, name: str) -> None:
+    """What a stream computes in blocks is what the whole signal gives, bit for bit."""
+    whole = Inputs((2, 5, 150, 3), torch.complex64)
+    expected = UPDATES[name](
+        module(name, False), whole, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither")
+    )
+    for first, last in ((0, 37), (37, 110), (110, 150)):
+        part = Inputs((2, 5, 150, 3), torch.complex64)
+        for field in ("s", "S", "n", "N", "z", "z2", "x", "V"):
+            setattr(part, field, getattr(part, field)[..., first:last].contiguous())
+        part.factors = (part.factors[0], part.factors[1][:, first:last].contiguous())
+        keys = (NoiseKey(seed, "dither", first_frame=first) for seed in (1, 2))
+        results = UPDATES[name](module(name, False), part, ONE_TIME, *keys)
+        for result, value in zip(results, expected, strict=True):
+            assert result is not None
+            assert value is not None
+            assert torch.equal(result, value[..., first:last])
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_thread_count_changes_nothing(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = Inputs((2, 65, 70, 4), torch.complex64)
+    arguments = (module(name, False), a, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither"))
+    serial = UPDATES[name](*arguments)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    for one, other in zip(serial, UPDATES[name](*arguments), strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_the_result_goes_where_the_caller_says(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UDSE_BACKEND", backend)
+    a, key = Inputs((2, 5, 70, 3), torch.complex64), NoiseKey(1, "dither")
+    calls = [
+        partial(pc.corrector, a.s, a.S, ONE_TIME, key),
+        partial(pc.predictor, a.s, a.S, ONE_TIME, key),
+        partial(lg.marginal_guidance, a.s, a.S, a.x, a.factors, ONE_TIME, key),
+        partial(lg.product_of_gaussians, a.s, a.S, a.x, a.factors, ONE_TIME, key),
+        partial(lg.noise_posterior_guidance, a.s, a.S, a.x, a.factors, ONE_TIME, key),
+        partial(lg.predictor_residual, a.s, a.S, a.x, ONE_TIME, key),
+        partial(lg.score_noise_guidance, a.s, a.S, ONE_TIME),
+    ]
+    for call in calls:
+        start, expected = a.s.clone(), call()
+        results = call(out=a.s)
+        if isinstance(results, torch.Tensor):
+            results, expected = (results,), (expected,)
+        assert results[0] is a.s
+        for result, value in zip(results, expected, strict=True):
+            assert result is value or torch.equal(result, value)
+        a.s.copy_(start)
+    expected = lg.joint_guidance(a.s, a.S, a.n, a.N, a.x, ONE_TIME, key, None, 1.0)
+    speech, noise = lg.joint_guidance(a.s, a.S, a.n, a.N, a.x, ONE_TIME, key, None, 1.0, out=(a.s, a.n))
+    assert speech is a.s
+    assert noise is a.n
+    assert torch.equal(speech, expected[0])
+    assert torch.equal(noise, expected[1])
+
+
+def test_corrector_of_a_constant() -> None:
+    """r sigma = 0.2, hence eps = 0.04: 1 + 0.04 * 2 + sqrt(0.08) j."""
+    state = torch.ones(1, 1, 1, dtype=torch.complex128)
+    c = replace(ONE_TIME, sigma=0.4)
+    assert complex(pc.corrector(state, 2 * state, c, 1j * state)) == pytest.approx(
+        1.08 + math.sqrt(0.08) * 1j
+    )
+
+
+def test_predictor_of_a_constant() -> None:
+    """gamma dt = 0.15, g^2 dt = 0.4, g sqrt(dt) = 2 sqrt(0.1)."""
+    state = torch.ones(1, 1, 1, dtype=torch.complex128)
+    c = replace(ONE_TIME, g=2.0, dt=0.1)
+    assert complex(pc.predictor(state, 3 * state, c, 1j * state)) == pytest.approx(
+        2.35 + 2 * math.sqrt(0.1) * 1j
+    )
+
+
+def test_tweedie_mean_of_a_gaussian_prior_is_its_wiener_estimate() -> None:
+    """s = delta s0 + sigma z with s0 of variance v: E[s0 | s] = delta v / (delta^2 v + sigma^2) s."""
+    s = Inputs((1, 3, 5, 1), torch.complex128).s
+    delta, sigma, v = 0.6, 0.25, 0.8
+    mean = pc_reference.tweedie_mean(s, -s / (delta**2 * v + sigma**2), ONE_TIME)
+    torch.testing.assert_close(mean, delta * v / (delta**2 * v + sigma**2) * s)
+
+
+def test_product_of_gaussians_is_their_posterior() -> None:
+    """Moments over many draws against Bayes' rule with precisions: 1/q at m and 1/R at delta x."""
+    shape = (1, 1, 1)
+    one = torch.ones(shape, dtype=torch.complex128)
+    c, V = ONE_TIME, torch.full((1, 1), 0.3, dtype=torch.float64)
+    m, q = 1 + 1.5 / 30 + 2 * 0.25 / 30, 0.25 / 30
+    R = 0.36 * ((0.25 / 0.6) ** 2 + 0.3)
+    variance = 1 / (1 / q + 1 / R)
+    expected = variance * (m / q + 0.6 * 4 / R)
+    state, _ = lg_reference.product_of_gaussians(one, 2 * one, 4 * one[0], V, c, None)
+    assert complex(state) == pytest.approx(expected)
+    state, _ = lg_reference.product_of_gaussians(one, 2 * one, 4 * one[0], V, c, one)
+    assert complex(state) == pytest.approx(expected + math.sqrt(variance))
+
+
+def test_marginal_guidance_is_the_gradient_of_the_log_likelihood() -> None:
+    """The step is lambda g^2 dt times the gradient of log N(x; s/delta, a^2 + V), which autograd finds."""
+    a, c = Inputs((1, 3, 4, 2), torch.complex128), ONE_TIME
+    after_predictor = pc_reference.predictor(a.s, a.S, c, None).requires_grad_()
+    total = (c.sigma / c.delta) ** 2 + a.V
+    log_likelihood = -((a.x - after_predictor / c.delta).abs().square() / total).sum()
+    (gradient,) = torch.autograd.grad(log_likelihood, after_predictor)
+    state, power = lg_reference.marginal_guidance(a.s, a.S, a.x, a.V, c, None, 1.5, power_of_state=True)
+    # torch's gradient of a real function is 2 d/d conj(s), the score of a complex Gaussian d/d conj(s)
+    expected = after_predictor.detach() + 1.5 * c.g**2 * c.dt * gradient / 2
+    torch.testing.assert_close(state, expected)
+    torch.testing.assert_close(power, (a.x - state[0]).abs().square())
+
+
+def test_noise_posterior_without_uncertainty_gives_the_residual() -> None:
+    """V far above q: the noise is all that speech does not explain, mu = x - s0 and P = |mu|^2 + q."""
+    a, c = Inputs((2, 3, 4, 1), torch.complex128), ONE_TIME
+    V = torch.full((3, 4), 1e12, dtype=torch.float64)
+    _, power, mu = lg_reference.noise_posterior_guidance(a.s, a.S, a.x, V, c, None, want_noise=True)
+    s0 = pc_reference.tweedie_mean(pc_reference.predictor(a.s, a.S, c, None), a.S, c)
+    assert mu is not None
+    torch.testing.assert_close(mu, a.x - s0)
+    q = (c.sigma / c.delta) ** 2 + 5e-4
+    torch.testing.assert_close(power, (a.x - s0).abs().square().mean(0) + q)
+
+
+def test_joint_guidance_rests_where_the_parts_sum_to_the_mixture() -> None:
+    """Without scores, s0 = s/delta: where s0 + n0 = x, guidance does nothing."""
+    a, c = Inputs((1, 3, 4, 1), torch.complex128), replace(ONE_TIME, gamma=0.0)
+    zero = torch.zeros_like(a.s)
+    speech, noise = c.delta * a.x / 4, 3 * c.delta * a.x / 4
+    s, n = lg_reference.joint_guidance(speech[None], zero, noise[None], zero, a.x, c, None, None, 5.0)
+    torch.testing.assert_close(s[0], speech)
+    torch.testing.assert_close(n[0], noise)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (1, 5, 65), (3, 16, 128)])
+def test_network_input(isa: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    state = torch.randn(shape, dtype=torch.complex64)
+    for scale in (0.7, torch.linspace(0.5, 2, shape[2])):
+        result = network_input(state, scale, dtype)
+        assert torch.equal(result, network_input_reference.network_input(state, scale, dtype))
+
+
+def test_bfloat16_of_special_values(isa: str) -> None:
+    values = torch.tensor(
+        [float("inf"), float("-inf"), float("nan"), 3.4e38, 1e-45, 0.0, 1.00390625, 1.01171875]
+    )
+    state = torch.complex(values, -values).view(1, 1, -1)
+    result = network_input(state, 1.0, torch.bfloat16).float()
+    torch.testing.assert_close(result[0, 0, 0], values.bfloat16().float(), equal_nan=True, rtol=0, atol=0)
+
+
+def test_coefficients_are_in_the_order_of_the_core() -> None:
+    names = [field.name for field in fields(Coefficients)]
+    assert names == ["gamma", "delta", "sigma", "g", "dt", "corrector_snr"]

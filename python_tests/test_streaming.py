@@ -1,0 +1,231 @@
+"""Streams: any cutting gives the same bits, aligned and of the input's length, within the latency, in flat memory."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udse_fast import Enhancer, Stream, UdseError
+from udse_fast.resampling import Resampler, resampling_delay
+
+RATES = (8000, 11025, 16000, 44100, 48000)
+BLOCKS = {"block_seconds": 0.5, "overlap_seconds": 0.1}
+CROSS_FADE_ROUNDING = 2e-7  # a r + a (1 - r) in float32
+RESAMPLED_TWICE = 2e-3  # of the amplitude, in the passband of the two filters
+
+
+class Identity(Enhancer):
+    """The plumbing alone: every block is taken for speech."""
+
+    def enhance_block(self, signal: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        return signal.clone(), None
+
+
+@pytest.fixture(scope="module")
+def identity(tiny_checkpoint: Path) -> Identity:
+    return Identity(tiny_checkpoint, **BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_checkpoint: Path) -> Enhancer:
+    return Enhancer(tiny_checkpoint, steps=2, samples=1, precision="float32", **BLOCKS)
+
+
+def noise(length: int, channels: int = 1, seed: int = 0) -> NDArray[np.float32]:
+    x = np.random.default_rng(seed).standard_normal((channels, length)).astype(np.float32) * 0.1
+    return x[0] if channels == 1 else x
+
+
+def as_dtype(x: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    return (x * 32767).astype(np.int16) if dtype == "int16" else x.astype(dtype)
+
+
+def streamed(stream: Stream, x: Any, cuts: list[int]) -> NDArray[Any]:
+    edges = [0, *sorted(min(c, x.shape[-1]) for c in cuts), x.shape[-1]]
+    parts = [stream.process(x[..., a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return np.concatenate([np.asarray(part) for part in [*parts, stream.flush()]], axis=-1)
+
+
+cuttings = st.lists(st.integers(0, 100_000), max_size=40)
+
+
+@pytest.mark.parametrize(("rate", "dtype"), [*[(rate, "float32") for rate in RATES], (16000, "int16"), (44100, "float64")])
+def test_every_cutting_gives_the_same_bits(identity: Identity, rate: int, dtype: str) -> None:
+    @settings(max_examples=100, deadline=None)
+    @given(length=st.integers(0, 20_000), cuts=cuttings)
+    def check(length: int, cuts: list[int]) -> None:
+        x = as_dtype(noise(length), dtype)
+        stream = identity.open_stream(rate)
+        cut, whole = streamed(stream, x, cuts), streamed(stream, x, [])
+        assert cut.dtype == x.dtype
+        assert cut.shape == x.shape
+        np.testing.assert_array_equal(cut, whole)
+
+    check()
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2)])
+def test_cutting_with_a_network(tiny: Enhancer, rate: int, channels: int) -> None:
+    x = noise(int(1.3 * rate), channels)
+    stream = tiny.open_stream(rate, channels)
+    whole = streamed(stream, x, [])
+    rng = np.random.default_rng(0)
+    for count in (1, 3, 30, 300):
+        cuts = rng.integers(0, x.shape[-1], count).tolist()
+        np.testing.assert_array_equal(streamed(stream, x, cuts), whole)
+    np.testing.assert_array_equal(tiny.enhance(x, rate), whole)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_aligned_and_of_the_same_level(identity: Identity, rate: int) -> None:
+    t = np.arange(2 * rate) / rate
+    x = sum(np.sin(2 * np.pi * f * t + f) for f in (110.0, 700.0, 1900.0, 2900.0)).astype(np.float32) * 0.1
+    y = streamed(identity.open_stream(rate), x, [])
+    inner = slice(rate // 10, -rate // 10)  # the filters see the start and the end as steps
+    tolerance = CROSS_FADE_ROUNDING if rate == 16000 else RESAMPLED_TWICE * np.abs(x).max()
+    np.testing.assert_allclose(y[inner], x[inner], atol=tolerance)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_an_impulse_stays_where_it_is(identity: Identity, rate: int) -> None:
+    for position in (rate // 3, rate // 2 + 1, rate + 7):
+        x = np.zeros(2 * rate, np.float32)
+        x[position] = 1
+        assert int(np.abs(streamed(identity.open_stream(rate), x, [])).argmax()) == position
+
+
+def test_latency_is_exact(identity: Identity) -> None:
+    stream = identity.open_stream()
+    latency = stream.latency_samples
+    assert latency == pytest.approx(0.5 * 16000, rel=0.03)
+    assert stream.latency_seconds == latency / 16000
+    assert len(stream.process(noise(latency))) == 0
+    for _ in range(4):  # the next sample lets a block out, then its length must come again
+        ready = len(stream.process(noise(1)))
+        assert ready > 0
+        assert len(stream.process(noise(ready - 1))) == 0
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_latency_is_a_bound_at_other_rates(identity: Identity, rate: int) -> None:
+    stream = identity.open_stream(rate)
+    received, returned, most = 0, 0, 0
+    chunk = noise(40)
+    for _ in range(0, 2 * rate, len(chunk)):
+        received, returned = received + len(chunk), returned + len(stream.process(chunk))
+        most = max(most, received - returned)
+    assert most - len(chunk) <= stream.latency_samples < most + 0.15 * rate
+
+
+@pytest.mark.parametrize(("source", "target"), [(44100, 16000), (16000, 44100), (8000, 16000), (16000, 16000)])
+def test_resampling_delay_is_a_bound(source: int, target: int) -> None:
+    resampler, returned = Resampler(source, target), 0
+    for received in range(1, source):
+        returned += len(resampler.push(np.zeros(1, np.float32)))
+        assert received - 1 - returned * source / target <= resampling_delay(source, target)
+
+
+def test_speech_and_noise_add_up(tiny: Enhancer) -> None:
+    x = noise(20_000)
+    stream = tiny.open_stream()
+    parts = [stream.separate(x[:7_000]), stream.separate(x[7_000:]), stream.flush_separate()]
+    speech, rest = (np.concatenate(pair) for pair in zip(*parts, strict=True))
+    assert np.abs(rest).max() > 1e-3
+    np.testing.assert_allclose(speech + rest, x, atol=1e-6 * np.abs(speech).max())
+
+
+def test_streams_in_threads_do_not_disturb_each_other(tiny: Enhancer) -> None:
+    signals = [noise(24_000, seed=seed) for seed in range(3)]
+    alone = [streamed(tiny.open_stream(), x, [5_000, 11_000]) for x in signals]
+    together: list[Any] = [None] * len(signals)
+
+    def work(index: int) -> None:
+        together[index] = streamed(tiny.open_stream(), signals[index], [5_000, 11_000])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(signals))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_memory_is_flat(identity: Identity) -> None:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("needs /proc")
+    stream, chunk = identity.open_stream(44100, 2), noise(44_100, 2)
+    resident = []
+    for second in range(200):
+        stream.process(chunk)
+        if second % 50 == 49:
+            resident.append(int(statm.read_text().split()[1]) * 4096)
+    assert resident[-1] - resident[0] < 10e6  # 150 s of it are 53 MB
+
+
+def test_the_built_in_stream_of_an_enhancer(tiny: Enhancer) -> None:
+    x = noise(20_000)
+    parts = [tiny.process(x[:9_999]), tiny.process(x[9_999:]), tiny.flush()]
+    np.testing.assert_array_equal(np.concatenate(parts), streamed(tiny.open_stream(), x, []))
+    assert tiny.latency_samples == tiny.open_stream().latency_samples
+    tiny.process(x)
+    tiny.reset()
+    np.testing.assert_array_equal(np.concatenate([tiny.process(x), tiny.flush()]), np.concatenate(parts))
+
+
+def test_not_a_number_is_taken_for_silence_and_the_stream_recovers(tiny: Enhancer) -> None:
+    x = noise(40_000)
+    bad = x.copy()
+    bad[3_000:3_010] = [np.nan, np.inf, -np.inf] * 3 + [np.nan]
+    silenced = np.where(np.isfinite(bad), bad, 0)
+    np.testing.assert_array_equal(
+        streamed(tiny.open_stream(), bad, [3_005]), streamed(tiny.open_stream(), silenced, [])
+    )
+
+
+def test_silence_in_between(tiny: Enhancer) -> None:
+    x = np.concatenate([noise(16_000), np.zeros(32_000, np.float32), noise(16_000)])
+    y = streamed(tiny.open_stream(), x, [])
+    assert np.isfinite(y).all()
+    assert not y[26_000:38_000].any()  # blocks of silence are silent
+    assert y[-8_000:].any()
+
+
+def test_empty_streams(identity: Identity) -> None:
+    assert identity.open_stream().flush().shape == (0,)
+    stereo = identity.open_stream(44100, 2)
+    assert stereo.flush().shape == (2, 0)
+    assert stereo.process(np.zeros((2, 0), np.int16)).shape == (2, 0)
+    assert stereo.flush().dtype == np.int16
+
+
+def test_torch_in_torch_out(identity: Identity) -> None:
+    stream = identity.open_stream(channels=2)
+    x = torch.from_numpy(noise(20_000, 2))
+    y = torch.cat([stream.process(x), stream.flush()], dim=1)
+    torch.testing.assert_close(y, x, atol=CROSS_FADE_ROUNDING, rtol=0)
+
+
+def test_complaints(identity: Identity) -> None:
+    stream = identity.open_stream(channels=2)
+    with pytest.raises(UdseError, match="expected 2 channels"):
+        stream.process(noise(10))
+    stream.process(noise(10, 2))
+    with pytest.raises(UdseError, match=r"form of the first one \(float32, numpy\)"):
+        stream.process(noise(10, 2).astype(np.float64))
+    with pytest.raises(UdseError, match="channels: expected a whole number"):
+        identity.open_stream(16000, 0)
+    with pytest.raises(UdseError, match="sample_rate: expected"):
+        identity.open_stream(7999)
+    with pytest.raises(UdseError, match="block_seconds"):
+        identity.open_stream(block_seconds=0.1)

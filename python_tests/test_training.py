@@ -1,0 +1,162 @@
+"""Training: exact resume, the loss's closed form, crops and levels, stopping by a signal, bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from udse_fast.checkpoint import load_network
+from udse_fast.cli import main
+from udse_fast.networks.score_network import ScoreGraph
+from udse_fast.sde import OUVE
+from udse_fast.spectral import Spectral
+from udse_fast.training.batches import Batch, Batches
+from udse_fast.training.corpus import Corpus, audio_files, split_speakers
+from udse_fast.training.trainer import Settings, Trainer, score_matching_loss
+
+RATE = 16000
+ARCHITECTURE = {
+    "name": "compact", "channels": [8, 8], "blocks": [1, 1], "frame_channels": 16, "dilations": [1], "sigma_data": 0.1
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Amplitude-modulated tones of six 'speakers'."""
+    folder = tmp_path_factory.mktemp("speech")
+    n = np.arange(2 * RATE) / RATE
+    for speaker in range(6):
+        tone = 0.5 * np.sin(2 * np.pi * (150 + 40 * speaker) * n) * np.sin(2 * np.pi * 3 * n) ** 2
+        soundfile.write(folder / f"s{speaker}_a.wav", tone, RATE)
+    return folder
+
+
+def trainer(recordings: Path, out: Path, steps: int, **changes: object) -> Trainer:
+    spectral = Spectral(hop_length=255, window="sqrt_hann")
+    corpus = Corpus(audio_files(recordings), RATE)
+    settings = Settings(ARCHITECTURE, spectral, steps=steps, batch_size=2, crop_seconds=0.5, **changes)  # type: ignore[arg-type]
+    batches = Batches(corpus, None, spectral, size=2, frames=32, seed=settings.seed)
+    return Trainer(
+        settings, batches, batches, out, device=torch.device("cpu"), precision=torch.float32, facts={}, licence="none"
+    )
+
+
+def test_resumed_run_equals_the_uninterrupted_one(recordings: Path, tmp_path: Path) -> None:
+    whole = trainer(recordings, tmp_path / "whole.safetensors", 6)
+    whole.run(save_minutes=60, validate_minutes=60, progress=False)
+    first = trainer(recordings, tmp_path / "parts.safetensors", 6)
+    for number in range(3):
+        first.train_step(first.training[number])
+    first.save()
+    second = trainer(recordings, tmp_path / "parts.safetensors", 6)
+    second.resume()
+    assert second.step == 3
+    second.run(save_minutes=60, validate_minutes=60, progress=False)
+    for name, weight in whole.module.state_dict().items():
+        assert torch.equal(weight, second.module.state_dict()[name]), name
+        assert torch.equal(whole.ema[name], second.ema[name]), name
+
+
+def test_training_lowers_the_loss_and_the_checkpoint_denoises(recordings: Path, tmp_path: Path) -> None:
+    run = trainer(recordings, tmp_path / "p.safetensors", 40, ema=0.9, learning_rate=5e-3)
+    before = run.validate()
+    run.run(save_minutes=60, validate_minutes=60, progress=False)
+    after = run.history[-1]["validation"]
+    assert all(after[t] < 0.8 * before[t] for t in ("0.4", "0.2"))
+    network = load_network(tmp_path / "p.safetensors")
+    assert network.config["training"]["steps"] == 40
+    # the stored prior does what the trained one does, up to the rounding of its weights to 16 bits
+    clean = run.training[123].spectrograms
+    t = torch.full((2,), 0.4)
+    sde = OUVE()
+    noisy = sde.delta(0.4) * clean + sde.sigma(0.4) * torch.randn_like(clean)
+    s0 = (noisy + sde.sigma(0.4) ** 2 * network.score(noisy, t)) / sde.delta(0.4)
+    assert float((s0 - clean).norm() / clean.norm()) < 1
+
+
+def test_the_true_score_has_the_least_loss() -> None:
+    """Gaussian data of variance v: E||sigma S + z||^2 of the true score is v / (v + a^2)."""
+    sde, v = OUVE(), 0.04
+
+    class Gaussian(torch.nn.Module):
+        def denoise(self, noisy, noise_level, label=None):  # noqa: ANN001, ANN202
+            return noisy * (v / (v + noise_level[:, None, None, None] ** 2))
+
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(4, 256, 200, dtype=torch.complex64) * v**0.5, None)
+    t = torch.tensor([0.1, 0.3, 0.6, 1.0])
+    z = torch.randn(4, 256, 200, dtype=torch.complex64)
+    loss, relative = score_matching_loss(ScoreGraph(Gaussian(), sde), batch, t, z)
+    a2 = sde.noise_level(t) ** 2
+    torch.testing.assert_close(loss, v / (v + a2), rtol=0.02, atol=0)
+    torch.testing.assert_close(relative, a2 / (v + a2), rtol=0.02, atol=0)
+
+
+def test_batches_are_functions_of_their_number(recordings: Path) -> None:
+    spectral = Spectral(hop_length=255, window="sqrt_hann")
+    first, second = (
+        Batches(Corpus(audio_files(recordings), RATE), None, spectral, size=3, frames=20, seed=4) for _ in range(2)
+    )
+    second[7]
+    assert torch.equal(first[3].spectrograms, second[3].spectrograms)
+    assert not torch.equal(first[3].spectrograms, first[4].spectrograms)
+    assert first[3].spectrograms.shape == (3, 256, 20)
+
+
+def test_joint_batches_hold_both_sources(recordings: Path) -> None:
+    corpus = Corpus(audio_files(recordings), RATE)
+    batches = Batches(corpus, corpus, Spectral(), size=4, frames=20)
+    assert batches[0].label is not None
+    assert batches[0].label.tolist() == [1, 1, 0, 0]
+
+
+def test_no_speaker_is_in_both_sets(recordings: Path) -> None:
+    training, validation = split_speakers(audio_files(recordings), recordings, 0.2)
+    assert training
+    assert validation
+    assert not {f.name.split("_")[0] for f in training} & {f.name.split("_")[0] for f in validation}
+
+
+def arguments(recordings: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "train", "--speech", str(recordings), "--out", str(out), "--network", "compact", "--batch-size", "1",
+        "--crop-seconds", "0.3", "--device", "cpu", "--threads", "1", *more,
+    ]  # fmt: skip
+
+
+def test_a_signal_ends_training_with_a_saved_checkpoint(recordings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prior.safetensors"
+    threading.Timer(4.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert main(arguments(recordings, out, "--steps", "100000")) == 0
+    assert load_network(out).config["training"]["steps"] > 0
+    assert out.with_suffix(".png").stat().st_size > 1000
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "prior.png", "prior.safetensors", "prior.safetensors.state",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--speech", "/nowhere"], "folder"),
+        (["--steps", "0"], "--steps"),
+        (["--learning-rate", "-1"], "--learning-rate"),
+        (["--speech-list", "/nowhere.txt"], "list"),
+        (["--init", "/nowhere.ckpt"], "checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
+) -> None:
+    assert main(arguments(recordings, tmp_path / "p.safetensors", *change)) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""The commands of `udse-fast`, one module each; what is heavy is imported when one runs."""

@@ -1,0 +1,137 @@
+"""`udse-fast info`: what is here, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from udse_fast import __version__
+
+OPTIONAL = {
+    "matplotlib": "plot",
+    "pesq": "evaluate",
+    "pystoi": "evaluate",
+    "speechmos": "evaluate",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "sounddevice": "live",
+    "triton": "triton",
+}
+"""Package -> extra that brings it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print everything."""
+    for title, lines in (
+        ("Versions", _versions()),
+        ("Devices", _devices()),
+        ("Kernels", _kernels()),
+        ("Optional packages", _optional()),
+        ("Built-in priors", _priors()),
+    ):
+        print(title)
+        for line in lines:
+            print(f"  {line}")
+    return 0
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> Iterator[str]:
+    import soundfile
+
+    yield f"udse-fast {__version__} in {Path(__file__).parent.parent}"
+    yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    for package in ("torch", "numpy", "safetensors", "soxr"):
+        yield f"{package} {importlib.metadata.version(package)}"
+    yield f"soundfile {soundfile.__version__} (libsndfile {soundfile.__libsndfile_version__})"
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    yield f"cpu: {processor()}, {cores} cores, {torch.get_num_threads()} threads"
+    yield f"     {torch.backends.cpu.get_cpu_capability()}, {'fast' if fast else 'no fast'} bfloat16 in torch"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        yield "cuda: none; " + (
+            "torch sees no device, check the driver (nvidia-smi)"
+            if built
+            else "this torch is built for CPUs only"
+        )
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield (
+            f"cuda:{index}: {properties.name}, sm_{properties.major}{properties.minor}, "
+            f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+        )
+
+
+def _kernels() -> Iterator[str]:
+    from udse_fast.backends import backends
+
+    for backend in backends():
+        yield f"{backend.name:<10} {'yes' if backend.available else 'no '}  {backend.detail}"
+    for name in ("UDSE_BACKEND", "UDSE_FORCE_ISA"):
+        if name in os.environ:
+            yield f"{name}={os.environ[name]} is set"
+
+
+def _optional() -> Iterator[str]:
+    for package, extra in OPTIONAL.items():
+        if importlib.util.find_spec(package) is not None:
+            yield f"{package:<12} {importlib.metadata.version(package)}"
+        else:
+            yield f"{package:<12} not there: pip install udse-fast[{extra}]"
+
+
+def _priors() -> Iterator[str]:
+    from safetensors import SafetensorError, safe_open
+
+    from udse_fast.checkpoint import CONFIG_KEY
+
+    folder = importlib.resources.files("udse_fast") / "priors"
+    found = False
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else ():
+        if not entry.name.endswith(".safetensors"):
+            continue
+        found = True
+        with importlib.resources.as_file(entry) as path:
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    config: dict[str, Any] = json.loads((file.metadata() or {})[CONFIG_KEY])
+            except (SafetensorError, OSError, KeyError, ValueError):
+                yield f"{entry.name}: damaged; install udse-fast again"
+                continue
+            size = path.stat().st_size / 1e6
+        name, licence = config["architecture"]["name"], config.get("licence", "not stated")
+        yield f"{entry.name}: {name}, {size:.1f} MB, licence: {licence}"
+        for name, value in config.get("training", {}).items():
+            if isinstance(value, (str, int, float)) and value != "":
+                yield f"    {name.replace('_', ' ')}: {value}"
+    if not found:
+        yield "none: this installation is incomplete; give --checkpoint, or install a wheel"

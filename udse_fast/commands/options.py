@@ -1,0 +1,99 @@
+"""Options that several commands share: those of the Enhancer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from udse_fast.errors import UdseError
+
+if TYPE_CHECKING:
+    from udse_fast.enhancer import Enhancer
+
+
+def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything that makes an `Enhancer`."""
+    add = parser.add_argument_group("prior and sampler").add_argument
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help=".safetensors, TorchScript .pt, Lightning .ckpt (default: the built-in prior)",
+    )
+    add("--noise-checkpoint", metavar="FILE", help="a noise prior of its own, for ParaDiffUSE")
+    add("--sampler", default="diffuseen", metavar="NAME",
+        help="udiffse, udiffse_plus, depse_il, depse_tl, diffuseen (default), paradiffuse_in or _en")  # fmt: skip
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="reverse diffusion steps (default: what suits checkpoint and sampler)",
+    )
+    add(
+        "--samples",
+        type=int,
+        metavar="B",
+        help="posterior samples (default: what suits checkpoint and sampler)",
+    )
+    add("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
+    add(
+        "--strength",
+        type=float,
+        metavar="DB",
+        help="take at most so much of the noise away (default: no limit)",
+    )
+    add(
+        "--readout",
+        choices=["auto", "mean", "mean_compressed", "wiener"],
+        help="from samples to one estimate",
+    )
+    add("--set", action="append", default=[], metavar="NAME=VALUE",
+        help="another setting, e.g. rank=8, guidance=2, block_seconds=4; may be repeated")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
+    add("--precision", default="auto", help="of the network: float32, bfloat16, float16, auto (default)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Enhancer`; sets the number of threads."""
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise UdseError(f"--threads: expected a whole number >= 1, got {arguments.threads}")
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    names = (
+        "checkpoint",
+        "noise_checkpoint",
+        "sampler",
+        "steps",
+        "samples",
+        "seed",
+        "strength",
+        "device",
+        "precision",
+    )
+    settings = {name: getattr(arguments, name) for name in names}
+    more = dict(_setting(text) for text in arguments.set)
+    if arguments.readout is not None:
+        more["readout"] = arguments.readout
+    if taken := more.keys() & settings.keys():
+        raise UdseError(f"--set: {', '.join(sorted(taken))} has an option of its own, use that")
+    return settings | more
+
+
+def make_enhancer(arguments: argparse.Namespace, **overrides: Any) -> Enhancer:
+    """The Enhancer that the options ask for."""
+    from udse_fast.enhancer import Enhancer
+
+    return Enhancer(**{**enhancer_settings(arguments), **overrides})
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise UdseError(f"--set: expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

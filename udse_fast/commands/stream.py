@@ -1,0 +1,86 @@
+"""`udse-fast stream`: raw PCM on stdin to raw PCM on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from udse_fast.commands.options import add_enhancer_arguments, make_enhancer
+from udse_fast.errors import UdseError
+
+if TYPE_CHECKING:
+    from udse_fast.streaming import Stream
+
+FORMATS = {"s16le": "<i2", "f32le": "<f4"}
+READ_BYTES = 1 << 16
+BLOCK_SECONDS, OVERLAP_SECONDS = 2.0, 0.25
+"""Shorter blocks than for files: latency."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add = parser.add_argument
+    add("--format", choices=list(FORMATS), default="s16le", help="of the samples (default: %(default)s)")
+    add("--rate", type=int, default=16000, metavar="HZ", help="sample rate (default: %(default)s)")
+    add("--channels", type=int, default=1, metavar="N", help="interleaved (default: %(default)s)")
+    add_block_arguments(parser)
+    add("--quiet", action="store_true", help="no latency and real-time factor on stderr")
+    add_enhancer_arguments(parser)
+
+
+def add_block_arguments(parser: argparse.ArgumentParser) -> None:
+    """Length of the blocks, hence the latency."""
+    add = parser.add_argument
+    add("--block-seconds", type=float, default=BLOCK_SECONDS, metavar="S",
+        help="length of a block, which is the latency (default: %(default)s)")  # fmt: skip
+    add("--overlap-seconds", type=float, default=OVERLAP_SECONDS, metavar="S",
+        help="that neighbouring blocks share (default: %(default)s)")  # fmt: skip
+
+
+def open_block_stream(arguments: argparse.Namespace) -> Stream:
+    """The stream that the options ask for."""
+    blocks = {"block_seconds": arguments.block_seconds, "overlap_seconds": arguments.overlap_seconds}
+    return make_enhancer(arguments).open_stream(arguments.rate, arguments.channels, **blocks)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Until the end of stdin."""
+    import numpy as np
+
+    source, target = sys.stdin.fileno(), sys.stdout.fileno()
+    if os.isatty(source) or os.isatty(target):
+        raise UdseError(
+            "expected raw PCM on stdin and a pipe or file on stdout, got a terminal; e.g. "
+            "sox in.wav -t raw -e signed -b 16 -r 16000 -c 1 - | udse-fast stream | ..."
+        )
+    stream = open_block_stream(arguments)
+    if not arguments.quiet:
+        print(f"udse-fast: {arguments.rate} Hz, {arguments.channels} channel(s), latency "
+            f"{stream.latency_seconds:.3f} s", file=sys.stderr)  # fmt: skip
+    dtype = np.dtype(FORMATS[arguments.format])
+    frame_bytes = dtype.itemsize * arguments.channels
+
+    def give_out(samples: Any) -> None:
+        data = memoryview(np.ascontiguousarray(samples.T).astype(dtype, copy=False).tobytes())
+        while data:
+            data = data[os.write(target, data) :]
+
+    rest = b""
+    frames = 0
+    while received := os.read(source, READ_BYTES):
+        data = rest + received
+        whole = len(data) // frame_bytes * frame_bytes
+        rest = data[whole:]
+        chunk = np.frombuffer(data[:whole], dtype).reshape(-1, arguments.channels).T
+        frames += chunk.shape[1]
+        give_out(stream.process(chunk.astype(dtype.newbyteorder("="))))
+    factor = stream.real_time_factor
+    give_out(stream.flush())
+    if rest:
+        print(f"udse-fast: {len(rest)} bytes at the end are less than a sample of every channel, left out; "
+            "do --format and --channels fit?", file=sys.stderr)  # fmt: skip
+    if not arguments.quiet:
+        print(f"udse-fast: {frames / arguments.rate:.2f} s, real-time factor {factor:.2f}", file=sys.stderr)
+    return 0
