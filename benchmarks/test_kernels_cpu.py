@@ -1,9 +1,9 @@
-"""The updates on a CPU: the C++ core beside the plain reference and what else would be used, results asserted.
+"""The updates on a CPU: the C++ core beside the plain reference and other libraries, results asserted.
 
     pytest benchmarks/test_kernels_cpu.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
 
-`extra_info` of the JSON has the bytes that must be moved (each input read once, each output written once) per second of
-the fastest round, as a share of a memory copy measured here. Threads follow OMP_NUM_THREADS.
+`extra_info` of the JSON has the bytes that must be moved (each input read once, each output written once) per
+second of the fastest round, as a share of a memory copy measured here. Threads follow OMP_NUM_THREADS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-// Python bindings: numpy arrays are taken as they are (no copy, no conversion) or refused; the GIL is released for the work.
+// Python bindings: numpy arrays are taken as they are (no copy, no conversion) or refused; the GIL is released for the
+// work.
 #include <pybind11/complex.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -13,8 +14,8 @@
 
 namespace py = pybind11;
 using namespace py::literals;
-using udse::cfloat;
 using std::int64_t;
+using udse::cfloat;
 
 namespace {
 
@@ -56,7 +57,9 @@ udse::Shape shape_of(const Complexes& a, const char* name) {
 Sizes full(const udse::Shape& s) { return {s.samples, s.bins, s.frames}; }
 Sizes plane(const udse::Shape& s) { return {s.bins, s.frames}; }
 
-udse::PerFrame per_frame(const float* values, int64_t n) { return n == 1 ? udse::PerFrame(*values) : udse::PerFrame(values); }
+udse::PerFrame per_frame(const float* values, int64_t n) {
+  return n == 1 ? udse::PerFrame(*values) : udse::PerFrame(values);
+}
 
 int64_t frames_or_one(const py::array& a, int axis, const char* name, int64_t frames) {
   const int64_t n = a.ndim() > axis ? a.shape(axis) : -1;
@@ -73,7 +76,8 @@ udse::PerFrame number(const Floats& a, const char* name, int64_t frames) {
 udse::Coefficients coefficients(const Floats& a, int64_t frames) {
   const int64_t n = frames_or_one(a, 1, "coefficients", frames);
   if (a.shape(0) != 6)
-    throw udse::Error("coefficients must have 6 rows (gamma, delta, sigma, g, dt, corrector_snr); got shape " + text(sizes(a)));
+    throw udse::Error("coefficients must have 6 rows (gamma, delta, sigma, g, dt, corrector_snr); got shape " +
+                      text(sizes(a)));
   const float* p = a.data();
   return {per_frame(p, n),         per_frame(p + n, n),     per_frame(p + 2 * n, n),
           per_frame(p + 3 * n, n), per_frame(p + 4 * n, n), per_frame(p + 5 * n, n)};
@@ -90,7 +94,8 @@ udse::Noise noise(const NoiseArgument& argument, const udse::Shape& shape) {
 }
 
 udse::NoiseVariance variance(const VarianceArgument& argument, const udse::Shape& shape) {
-  if (const auto* V = std::get_if<Floats>(&argument)) return {in(*V, "noise_variance", plane(shape)), nullptr, nullptr, 0};
+  if (const auto* V = std::get_if<Floats>(&argument))
+    return {in(*V, "noise_variance", plane(shape)), nullptr, nullptr, 0};
   const auto& [W, H] = std::get<std::pair<Floats, Floats>>(argument);
   const int64_t rank = W.ndim() == 2 ? W.shape(1) : 0;
   return {nullptr, in(W, "W", {shape.bins, rank}), in(H, "H", {rank, shape.frames}), rank};
@@ -98,11 +103,13 @@ udse::NoiseVariance variance(const VarianceArgument& argument, const udse::Shape
 
 udse::Source source(const Complexes& state, const Complexes& score, const NoiseArgument& draw, Complexes& next,
                     const udse::Shape& shape) {
-  return {in(state, "state", full(shape)), in(score, "score", full(shape)), noise(draw, shape), out(next, "out", full(shape))};
+  return {in(state, "state", full(shape)), in(score, "score", full(shape)), noise(draw, shape),
+          out(next, "out", full(shape))};
 }
 
 // The part that all updates share.
-udse::Step step(const Complexes& state, const Complexes& score, const Floats& numbers, const NoiseArgument& draw, Complexes& next) {
+udse::Step step(const Complexes& state, const Complexes& score, const Floats& numbers, const NoiseArgument& draw,
+                Complexes& next) {
   udse::Step s;
   s.shape = shape_of(state, "state");
   s.coefficients = coefficients(numbers, s.shape.frames);
@@ -136,7 +143,8 @@ udse::NMF nmf(const Floats& power, Floats& W, Floats& H, float floor) {
 
 using Compression = void (*)(const cfloat*, int64_t, float, float, cfloat*, int);
 
-void compression(Compression function, const Complexes& z, float exponent, float factor, Complexes result, int threads) {
+void compression(Compression function, const Complexes& z, float exponent, float factor, Complexes result,
+                 int threads) {
   cfloat* const to = out(result, "out", sizes(z));
   const cfloat* const from = z.data();
   const int64_t n = z.size();
@@ -163,14 +171,14 @@ void register_updates(py::module_& m) {
        {std::pair<const char*, StepFunction>{"corrector", udse::corrector}, {"predictor", udse::predictor}})
     m.def(
         name,
-        [function = function](const Complexes& s, const Complexes& S, const Floats& c, const NoiseArgument& z, Complexes to,
-                              int threads) { plain(function, s, S, c, z, to, threads); },
+        [function = function](const Complexes& s, const Complexes& S, const Floats& c, const NoiseArgument& z,
+                              Complexes to, int threads) { plain(function, s, S, c, z, to, threads); },
         state, score, numbers, draw, next, "threads"_a);
   m.def(
       "marginal_guidance",
       [](const Complexes& s, const Complexes& S, const Complexes& x, const VarianceArgument& V, const Floats& c,
-         const NoiseArgument& z, const Floats& lambda, bool apply, bool power_of_state, bool divide_tweedie, Complexes to,
-         Floats P, int threads) {
+         const NoiseArgument& z, const Floats& lambda, bool apply, bool power_of_state, bool divide_tweedie,
+         Complexes to, Floats P, int threads) {
         udse::Step a = step(s, S, c, z, to);
         observe(a, x, V, P);
         a.strength = number(lambda, "strength", a.shape.frames);
@@ -179,20 +187,21 @@ void register_updates(py::module_& m) {
         a.divide_tweedie = divide_tweedie;
         run(udse::marginal_guidance, a, threads);
       },
-      state, score, mixture, noise_variance, numbers, draw, strength, "apply"_a, "power_of_state"_a, "divide_tweedie"_a, next,
-      power, "threads"_a);
+      state, score, mixture, noise_variance, numbers, draw, strength, "apply"_a, "power_of_state"_a, "divide_tweedie"_a,
+      next, power, "threads"_a);
   m.def(
       "product_of_gaussians",
       [](const Complexes& s, const Complexes& S, const Complexes& x, const VarianceArgument& V, const Floats& c,
-         const NoiseArgument& z, const NoiseArgument& forward, bool divide_tweedie, Complexes to, Floats P, int threads) {
+         const NoiseArgument& z, const NoiseArgument& forward, bool divide_tweedie, Complexes to, Floats P,
+         int threads) {
         udse::Step a = step(s, S, c, z, to);
         observe(a, x, V, P);
         a.noise.draw = noise(forward, a.shape);
         a.divide_tweedie = divide_tweedie;
         run(udse::product_of_gaussians, a, threads);
       },
-      state, score, mixture, noise_variance, numbers, draw, "forward_noise"_a.noconvert(), "divide_tweedie"_a, next, power,
-      "threads"_a);
+      state, score, mixture, noise_variance, numbers, draw, "forward_noise"_a.noconvert(), "divide_tweedie"_a, next,
+      power, "threads"_a);
   m.def(
       "noise_posterior_guidance",
       [](const Complexes& s, const Complexes& S, const Complexes& x, const VarianceArgument& V, const Floats& c,
@@ -206,8 +215,8 @@ void register_updates(py::module_& m) {
         if (mu) a.noise.next = out(*mu, "noise_mean", full(a.shape));
         run(udse::noise_posterior_guidance, a, threads);
       },
-      state, score, mixture, noise_variance, numbers, draw, strength, "observation_variance"_a, "paper_posterior"_a, next,
-      power, "noise_mean"_a.noconvert(), "threads"_a);
+      state, score, mixture, noise_variance, numbers, draw, strength, "observation_variance"_a, "paper_posterior"_a,
+      next, power, "noise_mean"_a.noconvert(), "threads"_a);
   m.def(
       "predictor_residual",
       [](const Complexes& s, const Complexes& S, const Complexes& x, const Floats& c, const NoiseArgument& z,
@@ -218,7 +227,8 @@ void register_updates(py::module_& m) {
         a.noise.next = out(residual, "residual", full(a.shape));
         run(udse::predictor_residual, a, threads);
       },
-      state, score, mixture, numbers, draw, "residual_noise"_a.noconvert(), next, "residual"_a.noconvert(), "threads"_a);
+      state, score, mixture, numbers, draw, "residual_noise"_a.noconvert(), next, "residual"_a.noconvert(),
+      "threads"_a);
   m.def(
       "score_noise_guidance",
       [](const Complexes& s, const Complexes& S, const Floats& c, const Floats& lambda, Complexes to, int threads) {
@@ -229,9 +239,9 @@ void register_updates(py::module_& m) {
       state, "noise_score"_a.noconvert(), numbers, strength, next, "threads"_a);
   m.def(
       "joint_guidance",
-      [](const Complexes& s, const Complexes& S, const Complexes& n, const Complexes& N, const Complexes& x, const Floats& c,
-         const NoiseArgument& z, const NoiseArgument& z_n, const Floats& lambda, bool apply, float w, Complexes to,
-         Complexes to_n, int threads) {
+      [](const Complexes& s, const Complexes& S, const Complexes& n, const Complexes& N, const Complexes& x,
+         const Floats& c, const NoiseArgument& z, const NoiseArgument& z_n, const Floats& lambda, bool apply, float w,
+         Complexes to, Complexes to_n, int threads) {
         udse::Step a = step(s, S, c, z, to);
         a.noise = source(n, N, z_n, to_n, a.shape);
         a.mixture = in(x, "mixture", plane(a.shape));
@@ -256,16 +266,16 @@ void register_nmf(py::module_& m) {
       "power"_a.noconvert(), "W"_a.noconvert(), "H"_a.noconvert(), "iterations"_a, "floor"_a, "fixed_w"_a, "threads"_a);
   m.def(
       "online_nmf_update",
-      [](const Floats& power, Floats W, Floats H, Floats numerator, Floats denominator, float forgetting, int iterations,
-         float floor, int threads) {
+      [](const Floats& power, Floats W, Floats H, Floats numerator, Floats denominator, float forgetting,
+         int iterations, float floor, int threads) {
         const udse::NMF arguments = nmf(power, W, H, floor);
         float* const A = out(numerator, "numerator", {arguments.bins, arguments.rank});
         float* const B = out(denominator, "denominator", {arguments.bins, arguments.rank});
         py::gil_scoped_release release;
         udse::online_nmf_update(arguments, A, B, forgetting, iterations, threads);
       },
-      "power"_a.noconvert(), "W"_a.noconvert(), "H"_a.noconvert(), "numerator"_a.noconvert(), "denominator"_a.noconvert(),
-      "forgetting"_a, "iterations"_a, "floor"_a, "threads"_a);
+      "power"_a.noconvert(), "W"_a.noconvert(), "H"_a.noconvert(), "numerator"_a.noconvert(),
+      "denominator"_a.noconvert(), "forgetting"_a, "iterations"_a, "floor"_a, "threads"_a);
 }
 
 void register_signal(py::module_& m) {
@@ -286,7 +296,8 @@ void register_signal(py::module_& m) {
           compression(function, z, exponent, factor, result, threads);
         },
         "z"_a.noconvert(), "exponent"_a, "factor"_a, "out"_a.noconvert(), "threads"_a);
-  m.def("network_input", network_input<float>, "state"_a.noconvert(), "scale"_a.noconvert(), "out"_a.noconvert(), "threads"_a);
+  m.def("network_input", network_input<float>, "state"_a.noconvert(), "scale"_a.noconvert(), "out"_a.noconvert(),
+        "threads"_a);
   m.def("network_input_bfloat16", network_input<std::uint16_t>, "state"_a.noconvert(), "scale"_a.noconvert(),
         "out"_a.noconvert(), "threads"_a);
 }
@@ -306,6 +317,7 @@ PYBIND11_MODULE(_core, m) {
   register_nmf(m);
   register_signal(m);
   m.def("isa", &udse::isa, "Instruction set in use: scalar, avx2 or avx512.");
-  m.def("set_isa", [](const std::string& name) { udse::set_isa(name.c_str()); }, "name"_a,
-        "Change the instruction set of the process, for tests.");
+  m.def(
+      "set_isa", [](const std::string& name) { udse::set_isa(name.c_str()); }, "name"_a,
+      "Change the instruction set of the process, for tests.");
 }

@@ -40,7 +40,8 @@ const Kernels& named(const std::string& name, const std::string& source) {
 }
 
 const Kernels& choose() {
-  if (const char* const forced = std::getenv("UDSE_FORCE_ISA"); forced && *forced) return named(forced, "UDSE_FORCE_ISA");
+  if (const char* const forced = std::getenv("UDSE_FORCE_ISA"); forced && *forced)
+    return named(forced, "UDSE_FORCE_ISA");
   for (const char* name : {"avx512", "avx2"})
     if (const Kernels* const kernels = find(name)) return *kernels;
   return scalar::kernels;
@@ -89,7 +90,8 @@ void run(void (*Kernels::*kernel)(const Step&, Range), const Step& step, int nee
   if (needs & variance && !step.variance.values) check_rank(step.variance.rank);
   require(!(needs & power) || step.power, "power must be given");
   require(!(needs & noise_next) || step.noise.next, "noise.next must be given");
-  require(!(needs & noise_source) || (step.noise.state && step.noise.score), "state and score of the noise must be given");
+  require(!(needs & noise_source) || (step.noise.state && step.noise.score),
+          "state and score of the noise must be given");
   share(pairs(step.shape), 2 * step.shape.samples * step.shape.frames, threads, kernels().*kernel, step);
 }
 
@@ -112,10 +114,9 @@ class Passes {
         H_(storage_.data()->frames),
         weighted(nmf.bins * nmf.rank),
         inverse(nmf.bins * nmf.rank),
-        pass_{nmf.bins, nmf.frames, nmf.rank, nmf.power, nmf.W, H_, blocks_ * block_frames, weighted.data(),
-              inverse.data(), nmf.floor} {
-    for (std::int64_t k = 0; k < nmf.rank; ++k)
-      std::copy_n(nmf.H + k * nmf.frames, nmf.frames, H_ + k * pass_.stride);
+        pass_{nmf.bins,        nmf.frames,     nmf.rank, nmf.power, nmf.W, H_, blocks_ * block_frames,
+              weighted.data(), inverse.data(), nmf.floor} {
+    for (std::int64_t k = 0; k < nmf.rank; ++k) std::copy_n(nmf.H + k * nmf.frames, nmf.frames, H_ + k * pass_.stride);
   }
 
   void statistics() { share(nmf_.bins, nmf_.frames, threads_, kernels().nmf_statistics, pass_); }

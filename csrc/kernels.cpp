@@ -1,11 +1,15 @@
 // The kernels, compiled once per instruction set into the namespace UDSE_ISA.
 //
-// Plain loops over blocks of a fixed number of frames, which the compiler vectorises: a short last block is padded, so that a
-// frame is computed the same way wherever it lies in a block. Only code of this file's anonymous namespace is called: an inline
-// function shared with other files could be kept by the linker in the version of the wrong instruction set.
+// Plain loops over blocks of a fixed number of frames, which the compiler vectorises: a short last block is padded, so
+// that a frame is computed the same way wherever it lies in a block. Only code of this file's anonymous namespace is
+// called: an inline function shared with other files could be kept by the linker in the version of the wrong
+// instruction set.
 #include "kernels.hpp"
 
 #include <math.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 #if defined(__clang__)
 #define UDSE_VECTORISE _Pragma("clang loop vectorize(assume_safety)")
@@ -20,6 +24,13 @@ namespace UDSE_ISA {
 namespace {
 
 constexpr int L = block_frames;
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;  // floats of a vector
+#endif
 using std::int32_t;
 using std::int64_t;
 using std::uint32_t;
@@ -95,15 +106,48 @@ inline float square(float x) { return x * x; }
 
 // ---- noise ----------------------------------------------------------------------------------------------------------
 
-inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
-  const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c0, p1 = std::uint64_t{0xCD9E8D57} * c2;
-  c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-  c1 = static_cast<uint32_t>(p1);
-  c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-  c3 = static_cast<uint32_t>(p0);
+// Words of 32 bits in lanes of 64; what is in the upper halves is never read.
+typedef std::uint64_t Words __attribute__((vector_size(4 * lanes)));
+typedef uint32_t HalfWords __attribute__((vector_size(2 * lanes)));
+
+inline Words product(const Words& a, const Words& b) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);  // GCC 12 warns of the plain one
+#elif defined(__AVX2__)
+  return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Words)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xffffffff) * (b & 0xffffffff);
+#endif
 }
 
-// ln((k + 1/2) / 2^24) for k < 2^24, relative error 1.5e-7. The upper half is taken from the distance to 1, which is exact.
+inline Words all(uint32_t word) { return Words{} + word; }
+
+// Philox 4x32-10 of the counters (frame + i, bin, step, role), i < L
+inline void philox(uint32_t frame, uint32_t bin, const NoiseKey& key, uint32_t x[4][L]) {
+  const uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
+  Words index;
+  for (int i = 0; i < lanes / 2; ++i) index[i] = static_cast<std::uint64_t>(i);
+  for (int i = 0; i < L; i += lanes / 2) {
+    Words c[4] = {index + all(frame + static_cast<uint32_t>(i)), all(bin), all(key.step), all(key.role)};
+#pragma GCC unroll 10
+    for (uint32_t round = 0; round < 10; ++round) {
+      const Words p0 = product(c[0], all(0xD2511F53)), p1 = product(c[2], all(0xCD9E8D57));
+      c[0] = (p1 >> 32) ^ c[1] ^ all(k0 + round * 0x9E3779B9);
+      c[1] = p1;
+      c[2] = (p0 >> 32) ^ c[3] ^ all(k1 + round * 0xBB67AE85);
+      c[3] = p0;
+    }
+    for (int word = 0; word < 4; ++word) {
+      const HalfWords low = __builtin_convertvector(c[word], HalfWords);
+      __builtin_memcpy(x[word] + i, &low, sizeof low);
+    }
+  }
+}
+
+// ln((k + 1/2) / 2^24) for k < 2^24, relative error 1.5e-7. The upper half is taken from the distance to 1, which is
+// exact.
 inline float log_uniform(int32_t k) {
   const bool upper = k >= 1 << 23;
   const float v = (static_cast<float>(upper ? 0xffffff - k : k) + 0.5f) * 0x1p-24f;  // the uniform number, or 1 less it
@@ -131,7 +175,8 @@ inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
   each([&](int i) {
     const float modulus = __builtin_sqrtf(-log_uniform(static_cast<int32_t>(x0[i] >> 8)));
     const int32_t k = static_cast<int32_t>(x1[i] >> 8), quadrant = (k + (1 << 21)) >> 22;
-    const float d = (static_cast<float>(k - quadrant * (1 << 22)) + 0.5f) * 0x1p-24f, u = d * d;  // turns, in [-1/8, 1/8]
+    const float d = (static_cast<float>(k - quadrant * (1 << 22)) + 0.5f) * 0x1p-24f,
+                u = d * d;  // turns, in [-1/8, 1/8]
     const float sine = d * (6.28318548f + u * (-41.3416634f + u * (81.5925446f - u * 75.4016113f)));
     const float cosine = 1 + u * (-19.7392082f + u * (64.9393158f + u * (-85.4428482f + u * 59.2201691f)));
     const bool odd = quadrant & 1;
@@ -143,15 +188,8 @@ inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
 // The rows of an even and the next odd bin: one counter serves both.
 inline void draw(const NoiseKey& key, int64_t sample, int64_t pair, int64_t t0, ComplexRow z[2]) {
   alignas(64) uint32_t x[4][L];
-  const uint32_t frame = static_cast<uint32_t>(key.first_frame + t0);
-  const uint32_t bin = static_cast<uint32_t>(pair) | static_cast<uint32_t>(key.first_sample + sample) << 16;
-  const uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
-  each([&](int i) {
-    uint32_t c0 = frame + static_cast<uint32_t>(i), c1 = bin, c2 = key.step, c3 = key.role;
-#pragma GCC unroll 10
-    for (uint32_t r = 0; r < 10; ++r) philox_round(c0, c1, c2, c3, k0 + r * 0x9E3779B9, k1 + r * 0xBB67AE85);
-    x[0][i] = c0, x[1][i] = c1, x[2][i] = c2, x[3][i] = c3;
-  });
+  philox(static_cast<uint32_t>(key.first_frame + t0),
+         static_cast<uint32_t>(pair) | static_cast<uint32_t>(key.first_sample + sample) << 16, key, x);
   normal_row(x[0], x[1], z[0]);
   normal_row(x[2], x[3], z[1]);
 }
@@ -208,11 +246,11 @@ inline void variance_row(const NoiseVariance& variance, int64_t bin, int64_t fra
 
 // What the equations of a step need, for each frame of a block.
 struct Numbers {
-  Row drift, score_step, spread;     // predictor: gamma dt, g^2 dt, g sqrt(dt)
-  Row langevin_step, langevin;       // corrector: eps, sqrt(2 eps)
-  Row delta, inverse_delta, sigma;   // of the perturbation kernel
-  Row sigma2, a2;                    // sigma^2, (sigma / delta)^2
-  Row pull;                          // lambda g^2 dt / delta
+  Row drift, score_step, spread;    // predictor: gamma dt, g^2 dt, g sqrt(dt)
+  Row langevin_step, langevin;      // corrector: eps, sqrt(2 eps)
+  Row delta, inverse_delta, sigma;  // of the perturbation kernel
+  Row sigma2, a2;                   // sigma^2, (sigma / delta)^2
+  Row pull;                         // lambda g^2 dt / delta
 
   void fill(const Step& step, int64_t t0, int n) {
     const Coefficients& c = step.coefficients;
@@ -251,13 +289,14 @@ struct SourceRows {
 
 // What all samples of one bin share.
 struct BinRows {
-  ComplexRow x;          // mixture
-  Row v;                 // V, or what an update makes of it
-  Row w1, w2;            // more weights that depend on V
-  Row p;                 // power, summed over the samples
+  ComplexRow x;  // mixture
+  Row v;         // V, or what an update makes of it
+  Row w1, w2;    // more weights that depend on V
+  Row p;         // power, summed over the samples
 };
 
-inline void noise_rows(const Noise& noise, const Shape& shape, int64_t b, int64_t pair, int64_t t0, int n, ComplexRow z[2]) {
+inline void noise_rows(const Noise& noise, const Shape& shape, int64_t b, int64_t pair, int64_t t0, int n,
+                       ComplexRow z[2]) {
   if (noise.kind == Noise::drawn) return draw(noise.key, b, pair, t0, z);
   for (int64_t f = 2 * pair; f < shape.bins && f < 2 * pair + 2; ++f) {
     if (noise.kind == Noise::given)
@@ -376,7 +415,8 @@ void product_of_gaussians(const Step& step, Range pairs) {
           bin.v[i] = __builtin_sqrtf(q * bin.w1[i]);
         });
       },
-      [estimate](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow& z2) {
+      [estimate](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&,
+                 const ComplexRow& z2) {
         each_part([&](int k, int i) {
           const float m = predicted(c, i, a.s[k][i], a.S[k][i], 0);
           const float y = c.delta[i] * bin.x[k][i] + c.sigma[i] * z2[k][i];
@@ -446,7 +486,8 @@ void joint_guidance(const Step& step, Range pairs) {
       });
 }
 
-// ---- compression, network input ---------------------------------------------------------------------------------------
+// ---- compression, network input
+// ---------------------------------------------------------------------------------------
 
 constexpr float tiny = 1e-37f;  // modulus below which z counts as zero
 
@@ -471,8 +512,7 @@ inline void scale_by_modulus(const cfloat* z, float scale, cfloat* out, Range ra
 
 void compress(const cfloat* z, float exponent, float factor, cfloat* out, Range range) {
   if (exponent == 0.5f)
-    return scale_by_modulus(z, 1.f, out, range,
-                            [=](float r) { return factor / __builtin_sqrtf(r > tiny ? r : tiny); });
+    return scale_by_modulus(z, 1.f, out, range, [=](float r) { return factor / __builtin_sqrtf(r > tiny ? r : tiny); });
   scale_by_modulus(z, 1.f, out, range, [=](float r) { return factor * ::powf(r > tiny ? r : tiny, exponent - 1); });
 }
 
@@ -505,15 +545,9 @@ void network_input(const cfloat* state, const Shape& shape, const PerFrame& scal
   }
 }
 
-// ---- NMF-IS -----------------------------------------------------------------------------------------------------------
+// ---- NMF-IS
+// -----------------------------------------------------------------------------------------------------------
 
-#if defined(__AVX512F__)
-constexpr int lanes = 16;
-#elif defined(__AVX2__)
-constexpr int lanes = 8;
-#else
-constexpr int lanes = 4;
-#endif
 typedef float Vector __attribute__((vector_size(4 * lanes)));  // the sums of small ranks stay in registers
 constexpr int max_rank = 32;
 #define UDSE_UNROLL _Pragma("GCC unroll 8")  // loops over a known rank
@@ -548,8 +582,8 @@ inline float sum(const Vector& v) {
   return sum<lanes>(a);
 }
 
-// P V^-2 and V^-1 of one vector, V = sum over k of w[k] h[k]. V is kept at the floor or above: V^-2 of digital silence must stay
-// finite.
+// P V^-2 and V^-1 of one vector, V = sum over k of w[k] h[k]. V is kept at the floor or above: V^-2 of digital silence
+// must stay finite.
 struct Weights {
   Vector weighted, inverse;
 };
@@ -603,7 +637,8 @@ void nmf_h(const NMFPass& nmf, Range blocks) {
     for (int k = 0; k < rank; ++k) a[k] = b[k] = Vector{};
     for (int64_t f = 0; f < nmf.bins; ++f) {
       const float* w = nmf.W + f * rank;
-      const Weights y = weights<R>(load(nmf.power + f * nmf.frames + t, nmf.frames - t), w, h, nmf.stride, rank, nmf.floor);
+      const Weights y =
+          weights<R>(load(nmf.power + f * nmf.frames + t, nmf.frames - t), w, h, nmf.stride, rank, nmf.floor);
       UDSE_UNROLL
       for (int k = 0; k < rank; ++k) {
         a[k] += w[k] * y.weighted;
@@ -620,16 +655,22 @@ void nmf_h(const NMFPass& nmf, Range blocks) {
 }
 
 // The instance for the rank of this call.
-#define UDSE_FOR_RANK(function)                   \
-  [](const NMFPass& nmf, Range range) {           \
-    switch (nmf.rank) {                           \
-      case 1: return function<1>(nmf, range);     \
-      case 2: return function<2>(nmf, range);     \
-      case 3: return function<3>(nmf, range);     \
-      case 4: return function<4>(nmf, range);     \
-      case 8: return function<8>(nmf, range);     \
-      default: return function<0>(nmf, range);    \
-    }                                             \
+#define UDSE_FOR_RANK(function)         \
+  [](const NMFPass& nmf, Range range) { \
+    switch (nmf.rank) {                 \
+      case 1:                           \
+        return function<1>(nmf, range); \
+      case 2:                           \
+        return function<2>(nmf, range); \
+      case 3:                           \
+        return function<3>(nmf, range); \
+      case 4:                           \
+        return function<4>(nmf, range); \
+      case 8:                           \
+        return function<8>(nmf, range); \
+      default:                          \
+        return function<0>(nmf, range); \
+    }                                   \
   }
 
 }  // namespace

@@ -5,7 +5,8 @@
 
 namespace udse {
 
-constexpr int block_frames = 64;  // frames that are worked on at once: a few vectors of any instruction set, all scratch in L1
+constexpr int block_frames =
+    64;  // frames that are worked on at once: a few vectors of any instruction set, all scratch in L1
 
 struct Range {
   std::int64_t begin, end;
@@ -13,10 +14,10 @@ struct Range {
 
 struct NMFPass {
   std::int64_t bins, frames, rank;
-  const float* power;    // (F, T)
-  const float* W;        // (F, R)
-  float* H;              // (R, stride), zero from T on
-  std::int64_t stride;   // T rounded up to whole blocks
+  const float* power;         // (F, T)
+  const float* W;             // (F, R)
+  float* H;                   // (R, stride), zero from T on
+  std::int64_t stride;        // T rounded up to whole blocks
   float *weighted, *inverse;  // (P V^-2) H^T and V^-1 H^T, (F, R), out of nmf_statistics
   float floor;
 };

@@ -46,7 +46,7 @@ class ThreadPool {
  private:
   void work() {
     for (std::int64_t part; (part = next_.fetch_add(1)) < parts_;)
-      (*body_)(items_ * part / parts_, items_ * (part + 1) / parts_);
+      (*body_)(items_* part / parts_, items_ * (part + 1) / parts_);
   }
 
   void wait_for_work(int index) {

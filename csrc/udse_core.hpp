@@ -1,8 +1,8 @@
 // The C++ core of udse-fast: everything of a reverse diffusion step but the network.
 //
-// Shapes: B posterior samples, F bins, T frames, R rank; arrays are dense, the last index runs fastest. Equations are named as
-// in the plain references, kernels/<operation>/reference.py. Every function is thread safe, throws udse::Error for arguments that
-// cannot be, and gives the same numbers for any thread count and any cut of the frames into blocks.
+// Shapes: B posterior samples, F bins, T frames, R rank; arrays are dense, the last index runs fastest. Equations are
+// named as in the plain references, kernels/<operation>/reference.py. Every function is thread safe, throws udse::Error
+// for arguments that cannot be, and gives the same numbers for any thread count and any cut of the frames into blocks.
 #pragma once
 
 #include <complex>
@@ -99,9 +99,11 @@ void predictor(const Step& step, int threads = 1);
 void marginal_guidance(const Step& step, int threads = 1);
 // DEPSE. Reads mixture, variance, power, divide_tweedie; noise.draw is z_f of the TL form, none selects the IL form.
 void product_of_gaussians(const Step& step, int threads = 1);
-// DiffUSEEN. Reads mixture, variance, strength, power, observation_variance, paper_posterior; noise.next, if any, takes mu.
+// DiffUSEEN. Reads mixture, variance, strength, power, observation_variance, paper_posterior; noise.next, if any, takes
+// mu.
 void noise_posterior_guidance(const Step& step, int threads = 1);
-// ParaDiffUSE-IN, first half. Reads mixture; noise.draw is z of the paper's form; noise.next takes x - (s - sigma z)/delta.
+// ParaDiffUSE-IN, first half. Reads mixture; noise.draw is z of the paper's form; noise.next takes x - (s - sigma
+// z)/delta.
 void predictor_residual(const Step& step, int threads = 1);
 // ParaDiffUSE-IN, second half. Reads strength; speech.score is the noise network's score at the residual.
 void score_noise_guidance(const Step& step, int threads = 1);
@@ -130,7 +132,8 @@ void nmf_update(const NMF& nmf, int iterations, bool fixed_w = false, int thread
 // H of a block of frames, then W from the statistics A, B (F, R), which are updated in place
 void online_nmf_update(const NMF& nmf, float* A, float* B, float forgetting, int iterations, int threads = 1);
 
-// Instruction set in use: "scalar", "avx2" or "avx512"; the best one of the processor, or UDSE_FORCE_ISA where that is set.
+// Instruction set in use: "scalar", "avx2" or "avx512"; the best one of the processor, or UDSE_FORCE_ISA where that is
+// set.
 const char* isa();
 // Changes it for the whole process, for tests.
 void set_isa(const char* name);

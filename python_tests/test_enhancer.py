@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import udse_fast
 from udse_fast import Enhancer, UdseError, sampler_names
 
 FAST = {"steps": 2, "samples": 1, "precision": "float32"}
@@ -206,6 +208,23 @@ def test_complaints_about_settings(tiny_checkpoint: Path, settings: dict[str, An
     with pytest.raises(UdseError, match=complaint) as error:
         Enhancer(tiny_checkpoint, **settings)
     assert "\n" not in str(error.value)
+
+
+PRIORS = Path(udse_fast.__file__).parent / "priors"
+
+
+@pytest.mark.skipif(not (PRIORS / "speech.safetensors").is_file(), reason="no built-in prior here")
+def test_the_built_in_prior_improves_the_example() -> None:
+    folder = Path(udse_fast.__file__).parent / "examples"
+    noisy, rate = soundfile.read(folder / "noisy.flac", dtype="float32")
+    clean, _ = soundfile.read(folder / "clean.flac", dtype="float32")
+
+    def si_sdr(x: NDArray[np.float32]) -> float:
+        target = (x @ clean) / (clean @ clean) * clean
+        return float(10 * np.log10(np.sum(target**2) / np.sum((x - target) ** 2)))
+
+    enhanced = Enhancer().enhance(noisy, rate)
+    assert si_sdr(enhanced) > si_sdr(noisy) + 3
 
 
 def test_long_signals_are_cut_into_blocks_and_joined(tiny_checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from udse_fast.files import CONTAINERS, Layout, audio_files, open_recording, out
 RATE = 48000
 LSB = {"PCM_U8": 2 / 128, "PCM_S8": 2 / 128, "PCM_16": 0.0, "PCM_24": 3 / 2**23, "PCM_32": 1e-7, "FLOAT": 0.0,
        "DOUBLE": 0.0, "ALAC_16": 2 / 2**15, "ULAW": 0.02, "ALAW": 0.02}  # fmt: skip
-"""Largest change of a sample that is read and written again: 24 bits are all that float32 has; libsndfile scales
-8 and 24 bits by one step less than full scale."""
+"""Largest change of a sample that is read and written again: 24 bits are all that float32 has."""
 
 
 def tone(channels: int = 1, seconds: float = 1.3, rate: int = RATE) -> NDArray[np.float64]:
@@ -42,7 +42,10 @@ def copied(source: Path, target: Path, seconds: float = 0.1) -> list[str]:
 @pytest.mark.parametrize(
     ("container", "subtype", "suffix"),
     [
-        *[("WAV", subtype, ".wav") for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")],
+        *[
+            ("WAV", subtype, ".wav")
+            for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+        ],
         ("WAV", "ULAW", ".wav"),
         ("WAVEX", "PCM_24", ".wav"),
         ("RF64", "PCM_16", ".wav"),
@@ -119,7 +122,9 @@ def test_tags_are_kept(tmp_path: Path) -> None:
         assert (file.title, file.artist) == ("Nocturne", "Nobody")
 
 
-@pytest.mark.parametrize(("container", "subtype"), [("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")])
+@pytest.mark.parametrize(
+    ("container", "subtype"), [("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")]
+)
 def test_chunks_are_the_whole(tmp_path: Path, container: str, subtype: str) -> None:
     path = write(tmp_path / "a", tone(2), container, subtype)
     whole, _ = soundfile.read(path, dtype="float32")
@@ -158,9 +163,13 @@ def test_an_error_leaves_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"", "empty file"), (b"To be, or not to be\n" * 9, "got something else"), (b"RIFF", "got something else"),
-     (b"fLaC" + b"\0" * 50, "got something else")],
-)  # fmt: skip
+    [
+        (b"", "empty file"),
+        (b"To be, or not to be\n" * 9, "got something else"),
+        (b"RIFF", "got something else"),
+        (b"fLaC" + b"\0" * 50, "got something else"),
+    ],
+)
 @pytest.mark.parametrize("name", ["a.wav", "a.txt", "a.mp3", "a"])
 def test_what_is_no_audio(tmp_path: Path, content: bytes, complaint: str, name: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -172,12 +181,8 @@ def test_what_is_no_audio(tmp_path: Path, content: bytes, complaint: str, name: 
 def test_random_bytes(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(np.random.default_rng(seed).bytes(20_000))
-    try:
-        with open_recording(path) as recording:
-            for chunk in recording.chunks():
-                assert np.isfinite(chunk).all()
-    except UdseError as error:
-        assert str(path) in str(error)
+    with suppress(UdseError), open_recording(path) as recording:  # no other error
+        assert all(np.isfinite(chunk).all() for chunk in recording.chunks())
 
 
 def test_missing_folder_raw(tmp_path: Path) -> None:
@@ -194,7 +199,10 @@ def test_not_a_number_is_told_with_its_place(tmp_path: Path) -> None:
     x = tone(2)
     x[RATE, 1] = np.nan
     path = write(tmp_path / "a.wav", x, "WAV", "FLOAT")
-    with open_recording(path) as recording, pytest.raises(UdseError, match=r"got nan at 1\.000 s in channel 2"):
+    with (
+        open_recording(path) as recording,
+        pytest.raises(UdseError, match=r"got nan at 1\.000 s in channel 2"),
+    ):
         list(recording.chunks())
 
 
@@ -206,13 +214,8 @@ def test_truncated_files(tmp_path: Path, container: str, subtype: str, share: fl
     whole = write(tmp_path / "whole", x, container, subtype).read_bytes()
     path = tmp_path / "a"
     path.write_bytes(whole[: int(share * len(whole))])
-    try:
-        with open_recording(path) as recording:
-            read = np.concatenate(list(recording.chunks()), axis=1)
-    except UdseError as error:
-        assert str(path) in str(error)
-    else:
-        assert 0 < read.shape[1] < 3 * RATE
+    with suppress(UdseError), open_recording(path) as recording:  # no other error, or what is there
+        assert 0 < sum(chunk.shape[1] for chunk in recording.chunks()) < 3 * RATE
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
@@ -223,8 +226,9 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             pass
     with pytest.raises(UdseError, match="expected an existing folder, or an output name that ends in"):
         output_layout(tmp_path / "a.xyz", layout)
-    with pytest.raises(UdseError, match=r"does not hold 1 channels at 192000 Hz.*\.wav"), written_audio(
-        tmp_path / "a.mp3", Layout(192_000, 1, 100, "WAV", "PCM_16", {}), print
+    with (
+        pytest.raises(UdseError, match=r"does not hold 1 channels at 192000 Hz.*\.wav"),
+        written_audio(tmp_path / "a.mp3", Layout(192_000, 1, 100, "WAV", "PCM_16", {}), print),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["folder.wav"]

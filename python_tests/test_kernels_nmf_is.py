@@ -1,4 +1,4 @@
-"""NMF-IS: the equations written out, the divergence they minimise, the C++ core against the float64 reference."""
+"""NMF-IS: the equations written out, the divergence they minimise, the C++ core against float64."""
 
 from __future__ import annotations
 

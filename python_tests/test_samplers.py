@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from udse_fast.errors import UdseError
 from udse_fast.samplers import posterior_sample, sampler_names
 from udse_fast.sde import OUVE
 

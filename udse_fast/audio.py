@@ -1,4 +1,4 @@
-"""Audio as users hand it over: numpy or torch, mono or channels, float or 16-bit integers; checked, and given back alike."""
+"""Audio as users hand it over, numpy or torch, float or 16-bit integers: checked, and given back alike."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ _DTYPES = ("float32", "float64", "int16")
 
 def check_sample_rate(sample_rate: Any) -> int:
     """A whole number of Hz, at least 8000."""
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer)) or sample_rate < MIN_SAMPLE_RATE:
-        raise UdseError(f"sample_rate: expected a whole number of Hz >= {MIN_SAMPLE_RATE}, got {sample_rate!r}")
+    if (
+        isinstance(sample_rate, bool)
+        or not isinstance(sample_rate, (int, np.integer))
+        or sample_rate < MIN_SAMPLE_RATE
+    ):
+        raise UdseError(
+            f"sample_rate: expected a whole number of Hz >= {MIN_SAMPLE_RATE}, got {sample_rate!r}"
+        )
     return int(sample_rate)
 
 
@@ -45,7 +51,8 @@ class AudioFormat:
             raise UdseError(f"{name}: expected the shape (L,) or (channels, L), got {tuple(audio.shape)}")
         if audio.ndim == 2 and audio.shape[0] > 64 and audio.shape[0] > audio.shape[1]:
             raise UdseError(
-                f"{name}: expected (channels, L), got {tuple(audio.shape)}, which looks like (L, channels); transpose it"
+                f"{name}: expected (channels, L), got {tuple(audio.shape)}, "
+                "which looks like (L, channels); transpose it"
             )
         return cls(is_torch, dtype, audio.ndim == 1, str(audio.device) if is_torch else "cpu")
 

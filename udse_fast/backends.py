@@ -71,7 +71,7 @@ def _state(name: str) -> tuple[bool, str]:
 def _fits_cpp(value: object) -> bool:
     """Whether the C++ core takes this argument as it is: it converts nothing and has no gradients."""
     if isinstance(value, torch.Tensor):
-        per_frame = value.ndim == 1 and not value.is_complex()  # a number for each frame: the adapters convert it
+        per_frame = value.ndim == 1 and not value.is_complex()  # the adapters convert these
         return (
             value.is_cpu
             and (per_frame or (value.dtype in CPP_DTYPES and value.is_contiguous()))

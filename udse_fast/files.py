@@ -187,8 +187,6 @@ def written_audio(
         UdseError: no such container or rate in it, or the file cannot be written.
     """
     container, subtype, lost = output_layout(path, source)
-    if lost:
-        notice(f"{path}: {lost}")
     with written_whole(path) as temporary:
         try:
             file = soundfile.SoundFile(
@@ -199,6 +197,8 @@ def written_audio(
                 f"{path}: {container} {subtype} does not hold {source.channels} channels at "
                 f"{source.sample_rate} Hz ({_text(error)}); use another extension, such as .wav"
             ) from None
+        if lost:
+            notice(f"{path}: {lost}")
         for name, value in source.metadata.items():
             with suppress(soundfile.SoundFileError):  # not every container has every tag
                 setattr(file, name, value)

@@ -1,4 +1,4 @@
-"""Stateful resampling of one channel, aligned: output n is the signal at the time of input n * source / target."""
+"""Stateful resampling of one channel, aligned: output n belongs to the time of input n * source / target."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// The core from C++ alone: known answers and closed forms in double precision, for every instruction set of this processor;
-// threads, cuts and errors. Built with sanitizers by ../run_sanitizers.sh.
+// The core from C++ alone: known answers and closed forms in double precision, for every instruction set of this
+// processor; threads, cuts and errors. Built with sanitizers by ../run_sanitizers.sh.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -95,7 +95,9 @@ void updates(const udse::Shape& shape, int threads) {
   };
   udse::corrector(p.step(), threads);
   const double eps = 0.25 * sigma * sigma;
-  compare([&](auto i, auto, auto) { return cdouble(p.s[i]) + eps * cdouble(p.S[i]) + std::sqrt(2 * eps) * cdouble(p.z[i]); });
+  compare([&](auto i, auto, auto) {
+    return cdouble(p.s[i]) + eps * cdouble(p.S[i]) + std::sqrt(2 * eps) * cdouble(p.z[i]);
+  });
 
   udse::predictor(p.step(), threads);
   compare([&](auto i, auto, auto) { return predicted(p.s[i], p.S[i], p.z[i]); });
@@ -180,7 +182,8 @@ void nmf(std::int64_t F, std::int64_t T, std::int64_t R, int threads) {
   for (std::int64_t f = 0; f < F; ++f)
     for (std::int64_t k = 0; k < R; ++k) {
       double a = 0, b = 0;
-      for (std::int64_t t = 0; t < T; ++t) a += P[f * T + t] / V(f, t) / V(f, t) * h[k * T + t], b += h[k * T + t] / V(f, t);
+      for (std::int64_t t = 0; t < T; ++t)
+        a += P[f * T + t] / V(f, t) / V(f, t) * h[k * T + t], b += h[k * T + t] / V(f, t);
       next[f * R + k] = w[f * R + k] * a / b;
     }
   w = next;
@@ -188,7 +191,8 @@ void nmf(std::int64_t F, std::int64_t T, std::int64_t R, int threads) {
   for (std::int64_t k = 0; k < R; ++k)
     for (std::int64_t t = 0; t < T; ++t) {
       double a = 0, b = 0;
-      for (std::int64_t f = 0; f < F; ++f) a += w[f * R + k] * P[f * T + t] / V(f, t) / V(f, t), b += w[f * R + k] / V(f, t);
+      for (std::int64_t f = 0; f < F; ++f)
+        a += w[f * R + k] * P[f * T + t] / V(f, t) / V(f, t), b += w[f * R + k] / V(f, t);
       next[k * T + t] = h[k * T + t] * a / b;
     }
   std::vector<float> new_w = W, new_h = H;

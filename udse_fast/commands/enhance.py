@@ -182,6 +182,7 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool) -> str:
                 desc=job.source.name,
                 disable=not progress,
                 leave=False,
+                mininterval=0,  # a block takes seconds
                 bar_format=BAR_FORMAT,
             )
         )

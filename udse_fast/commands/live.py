@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DISPLAY_SECONDS = 0.2
 FLOOR_DB = -60.0
+BACKLOG_SECONDS = 4.0
 METER_WIDTH = 20
 
 
@@ -51,49 +52,55 @@ def run(arguments: argparse.Namespace) -> int:
         raise UdseError(f"--buffer-seconds: expected 0 to 60, got {arguments.buffer_seconds}")
     stream = open_block_stream(arguments)
     bridge = Bridge(stream, arguments.buffer_seconds)
+    latency = stream.latency_seconds + arguments.buffer_seconds
+    stop_at = math.inf if arguments.duration is None else time.monotonic() + arguments.duration
     try:
-        device = sounddevice.Stream(
-            samplerate=arguments.rate,
-            channels=arguments.channels,
-            dtype="float32",
-            device=(_device(arguments.input), _device(arguments.output)),
-            callback=bridge.callback,
-        )
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise UdseError(
-            f"cannot open the audio devices ({error}); udse-fast live --list shows what there is"
-        ) from None
-    print(
-        f"latency {stream.latency_seconds + arguments.buffer_seconds:.2f} s and computing time; Ctrl-C ends",
-        file=sys.stderr,
-    )
-    stop_at = time.monotonic() + (arguments.duration or math.inf)
-    try:
-        with device, bridge:
+        with (
+            sounddevice.Stream(
+                samplerate=arguments.rate,
+                channels=arguments.channels,
+                dtype="float32",
+                device=(_device(arguments.input), _device(arguments.output)),
+                callback=bridge.callback,
+            ),
+            bridge,
+        ):
+            print(f"latency {latency:.2f} s and computing time; Ctrl-C ends", file=sys.stderr)
             while time.monotonic() < stop_at:
                 time.sleep(min(DISPLAY_SECONDS, max(0.0, stop_at - time.monotonic())))
                 bridge.check()
                 print(f"\r{bridge.status()}", end="", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         pass  # the way to end it
-    print(f"\n{bridge.underruns} underruns, real-time factor {bridge.load:.2f}", file=sys.stderr)
+    except UdseError:
+        raise
+    except (sounddevice.PortAudioError, ValueError) as error:  # ValueError: no device of that name
+        raise UdseError(
+            f"cannot use the audio devices ({error}); udse-fast live --list shows what there is"
+        ) from None
+    print(
+        f"\n{bridge.underruns} underruns, {bridge.overruns} overruns, real-time factor {bridge.load:.2f}",
+        file=sys.stderr,
+    )
     return 0
 
 
 class Bridge:
     """Between the device's callback, which may never wait, and the stream, which computes in bursts.
 
-    The callback puts what it hears into a queue and takes what is ready; a thread does the rest. Output starts
-    when the first block and the buffer are there; where it runs dry later, silence is played and counted.
+    The callback puts what it hears into a queue and takes what is ready; a thread does the rest. Output
+    starts with the first block and the buffer in hand; where it runs dry, silence is played: an underrun.
+    Where the thread falls behind by `BACKLOG_SECONDS`, what is heard is left out: an overrun.
     """
 
     def __init__(self, stream: Stream, buffer_seconds: float) -> None:
         self.stream = stream
-        self.underruns = 0
-        self.device_reports = 0
+        self.underruns = self.overruns = 0
         self.levels = [FLOOR_DB, FLOOR_DB]
         self._buffer_samples = round(buffer_seconds * stream.sample_rate)
         self._heard: queue.Queue[NDArray[np.float32] | None] = queue.Queue()
+        self._heard_samples = 0
+        self._most_heard = round((stream.latency_seconds + BACKLOG_SECONDS) * stream.sample_rate)
         self._ready: deque[NDArray[np.float32]] = deque()
         self._ready_samples = 0
         self._playing = False
@@ -123,10 +130,13 @@ class Bridge:
         self, heard: NDArray[np.float32], played: NDArray[np.float32], _n: int, _t: Any, status: Any
     ) -> None:
         """PortAudio's: (n, channels) in, (n, channels) to be filled."""
-        if status:
-            self.device_reports += 1
-        self._heard.put(heard.T.copy())
+        if self._heard_samples <= self._most_heard:
+            with self._lock:
+                self._heard_samples += len(heard)
+            self._heard.put(heard.T.copy())
+        self.overruns += self._heard_samples > self._most_heard or bool(status and status.input_overflow)
         self.levels = [_decibels(heard), self.levels[1]]
+        self.underruns += bool(status and status.output_underflow)
         filled = self._take(played)
         if filled < len(played):
             played[filled:] = 0
@@ -157,6 +167,7 @@ class Bridge:
             while (chunk := self._heard.get()) is not None:
                 enhanced = self.stream.process(chunk)
                 with self._lock:
+                    self._heard_samples -= chunk.shape[1]
                     self._ready.append(enhanced)
                     self._ready_samples += enhanced.shape[1]
         except BaseException as error:
@@ -168,7 +179,8 @@ class Bridge:
             f"{name} {_meter(level)}" for name, level in zip(("in", "out"), self.levels, strict=True)
         )
         seconds = self._ready_samples / self.stream.sample_rate
-        return f"{meters}  load {self.load:4.0%}  in hand {seconds:5.2f} s  underruns {self.underruns}"
+        counts = f"underruns {self.underruns} overruns {self.overruns}"
+        return f"{meters}  load {self.load:4.0%}  in hand {seconds:5.2f} s  {counts}"
 
 
 def _decibels(samples: NDArray[np.float32]) -> float:

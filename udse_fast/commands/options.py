@@ -22,7 +22,7 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--noise-checkpoint", metavar="FILE", help="a noise prior of its own, for ParaDiffUSE")
     add("--sampler", default="diffuseen", metavar="NAME",
-        help="udiffse, udiffse_plus, depse_il, depse_tl, diffuseen (default), paradiffuse_in or _en")  # fmt: skip
+        help="diffuseen (default), udiffse, udiffse_plus, depse_il, depse_tl, paradiffuse_in/en")  # fmt: skip
     add(
         "--steps",
         type=int,
