@@ -1,6 +1,4 @@
 // Circular complex normal numbers from counters, number by number: for CPUs and GPUs, with the same rounding.
-//
-// Everything has internal linkage, so that each translation unit keeps the version of its own instruction set.
 #pragma once
 
 #include <cstdint>
@@ -14,22 +12,21 @@
 #endif
 
 namespace udse {
-namespace {
 
-UDSE_HD inline std::int32_t bits(float x) {
+UDSE_HD static inline std::int32_t bits(float x) {
   std::int32_t b;
   memcpy(&b, &x, 4);
   return b;
 }
 
-UDSE_HD inline float from_bits(std::int32_t b) {
+UDSE_HD static inline float from_bits(std::int32_t b) {
   float x;
   memcpy(&x, &b, 4);
   return x;
 }
 
 // One round of Philox 4x32 (Salmon et al., SC 2011).
-UDSE_HD inline void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t& c2, std::uint32_t& c3,
+UDSE_HD static inline void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t& c2, std::uint32_t& c3,
                                  std::uint32_t k0, std::uint32_t k1) {
   const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c0, p1 = std::uint64_t{0xCD9E8D57} * c2;
   c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;
@@ -39,7 +36,7 @@ UDSE_HD inline void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint
 }
 
 // ln((k + 1/2) / 2^24) for k < 2^24, relative error 1.5e-7. The upper half is taken from the distance to 1, which is exact.
-UDSE_HD inline float log_uniform(std::int32_t k) {
+UDSE_HD static inline float log_uniform(std::int32_t k) {
   const bool upper = k >= 1 << 23;
   const float v = (static_cast<float>(upper ? 0xffffff - k : k) + 0.5f) * 0x1p-24f;  // the uniform number, or 1 less it
   const std::int32_t exponent = (bits(v) - 0x3f2aaaab) >> 23;  // v = (1 + f) 2^exponent, 1 + f in [2/3, 4/3)
@@ -59,12 +56,12 @@ UDSE_HD inline float log_uniform(std::int32_t k) {
 }
 
 // bit 1 of a quadrant, where the sign of a float is
-UDSE_HD inline std::int32_t sign_bit(std::int32_t quadrant) {
+UDSE_HD static inline std::int32_t sign_bit(std::int32_t quadrant) {
   return static_cast<std::int32_t>(static_cast<std::uint32_t>(quadrant & 2) << 30);
 }
 
 // sqrt(-ln u_0) exp(2 pi j u_1), u = ((x >> 8) + 1/2) / 2^24; absolute error below 1e-6
-UDSE_HD inline void complex_normal(std::uint32_t x0, std::uint32_t x1, float& real, float& imaginary) {
+UDSE_HD static inline void complex_normal(std::uint32_t x0, std::uint32_t x1, float& real, float& imaginary) {
   const float modulus = sqrtf(-log_uniform(static_cast<std::int32_t>(x0 >> 8)));
   const std::int32_t k = static_cast<std::int32_t>(x1 >> 8), quadrant = (k + (1 << 21)) >> 22;
   const float d = (static_cast<float>(k - quadrant * (1 << 22)) + 0.5f) * 0x1p-24f, u = d * d;  // turns, in [-1/8, 1/8]
@@ -75,5 +72,4 @@ UDSE_HD inline void complex_normal(std::uint32_t x0, std::uint32_t x1, float& re
   imaginary = modulus * from_bits(bits(odd ? cosine : sine) ^ sign_bit(quadrant));
 }
 
-}  // namespace
 }  // namespace udse

@@ -1,7 +1,7 @@
 """The Triton and CUDA kernels against the float64 references.
 
-Where there is a CUDA device they run on it. Elsewhere Triton runs in its interpreter, and the CUDA source is built
-for the host: the same functors, entry points and adapters, without a launch.
+Where there is a CUDA device they run on it. Elsewhere Triton runs in its interpreter, and the CUDA source is
+built for the host: the same functors, entry points and adapters, without a launch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ OPERATIONS = (
     "network_input",
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCE = 5e-6  # of the largest value: float32 rounding of a dozen operations, with a GPU's division and square root
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it when it is imported
+BACKENDS = ["cuda"] + ["triton"] * (HAS_TRITON and (DEVICE == "cuda" or INTERPRETED))
+TOLERANCE = 5e-6  # of the largest value: float32 rounding of a dozen operations, a GPU's division
 ONE_TIME = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30, corrector_snr=0.5)
 SHAPES = [(1, 1, 1, 1), (3, 5, 67, 3), (2, 8, 33, 5)]
 KEYS = NoiseKey(2**40 + 11, "predictor_speech", 3, 2**32 - 9, 6), NoiseKey(1, "predictor_noise", 1, 1, 1)
@@ -75,13 +78,9 @@ def host_library(tmp_path_factory: pytest.TempPathFactory) -> cuda_library.CudaL
     return cuda_library.CudaLibrary(path, "cpu")
 
 
-@pytest.fixture(params=["triton", "cuda"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     if request.param == "triton":
-        if importlib.util.find_spec("triton") is None:
-            pytest.skip("needs triton")
-        if DEVICE == "cpu":
-            monkeypatch.setenv("TRITON_INTERPRET", "1")
         return Backend(modules("triton_kernel"))
     if DEVICE == "cpu":
         host = request.getfixturevalue("host_library")
@@ -100,9 +99,7 @@ class Inputs:
     def __init__(self, shape: tuple[int, int, int, int], double: bool) -> None:
         B, F, T, R = shape
         generator = torch.Generator().manual_seed(F * T)
-        self.cplx, self.real = (
-            (torch.complex128, torch.float64) if double else (torch.complex64, torch.float32)
-        )
+        self.cplx, self.real = (torch.complex128, torch.float64) if double else (torch.complex64, torch.float32)
         self.device = "cpu" if double else DEVICE
 
         def cplx(*sizes: int) -> torch.Tensor:
@@ -141,12 +138,8 @@ UPDATES: dict[str, Callable[..., Any]] = {
     "diffuseen_paper": single("noise_posterior_guidance", paper_posterior=True, want_noise=True),
     "predictor_residual": lambda m, a, c, z, z2: m.predictor_residual(a.s, a.S, a.x, c, z, z2),
     "score_noise_guidance": lambda m, a, c, z, z2: m.score_noise_guidance(a.s, a.S, c, 0.7),
-    "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(
-        a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma
-    ),
-    "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(
-        a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False
-    ),
+    "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma),
+    "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False),
 }
 OTHERS: dict[str, Callable[..., Any]] = {
     "complex_normal": lambda m, a: m.complex_normal(KEYS[0], a.shape, a.cplx, a.device),
@@ -160,9 +153,7 @@ OTHERS: dict[str, Callable[..., Any]] = {
     "nmf_fixed_w": lambda m, a: m.nmf_update(a.P, *a.factors, 2, fixed_w=True),
     "nmf_nothing": lambda m, a: m.nmf_update(a.P, *a.factors, 0),
     "online_nmf": lambda m, a: m.online_nmf_update(a.P, a.factors[0], a.A, a.B, 0.9, 2),
-    "online_nmf_started": lambda m, a: m.online_nmf_update(
-        a.P, a.factors[0], a.A, a.B, 0.0, 1, a.factors[1]
-    ),
+    "online_nmf_started": lambda m, a: m.online_nmf_update(a.P, a.factors[0], a.A, a.B, 0.0, 1, a.factors[1]),
 }
 
 
@@ -181,9 +172,7 @@ def assert_close(results: Any, expected: Any) -> None:
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", OTHERS)
-def test_operation_is_the_float64_reference(
-    backend: Backend, name: str, shape: tuple[int, int, int, int]
-) -> None:
+def test_operation_is_the_float64_reference(backend: Backend, name: str, shape: tuple[int, int, int, int]) -> None:
     results = OTHERS[name](backend, Inputs(shape, False))
     assert_close(results, OTHERS[name](REFERENCE, Inputs(shape, True)))
 
@@ -191,7 +180,12 @@ def test_operation_is_the_float64_reference(
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize(
     ("shape", "noise", "per_frame"),
-    [(SHAPES[0], "drawn", True), (SHAPES[1], "given", True), (SHAPES[1], "none", False), (SHAPES[2], "drawn", False)],
+    [
+        (SHAPES[0], "drawn", True),
+        (SHAPES[1], "given", True),
+        (SHAPES[1], "none", False),
+        (SHAPES[2], "drawn", False),
+    ],
 )
 @pytest.mark.parametrize("name", UPDATES)
 def test_update_is_the_float64_reference(
@@ -206,12 +200,46 @@ def test_update_is_the_float64_reference(
     assert_close(*results)
 
 
+def layer_cases(dtype: torch.dtype = torch.float32) -> list[tuple[str, tuple[Any, ...]]]:
+    """(function, arguments): 6 channels per group, several tiles, odd sizes; with and without conditions."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=generator).to(DEVICE, dtype)
+
+    x = (3 + normal(2, 12, 47, 33)).contiguous(memory_format=torch.channels_last)
+    before, scale, shift = (normal(2, 12, 1, 1) for _ in range(3))
+    weight, bias = normal(12), normal(12)
+    small = normal(2, 5, 6, 10)
+    return [
+        ("norm_film_silu", (x, weight, bias, 2)),
+        ("norm_film_silu", (x, weight, bias, 2, before)),
+        (
+            "norm_film_silu",
+            (small, bias[:5], weight[:5], 1, before[:1, :5], scale[:, :5], shift[:, :5], False),
+        ),
+        ("residual_sum", (x, x.flip(0), bias, 0.7)),
+        ("resample", (small, True)),
+        ("resample", (small, False)),
+    ]
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.skipif("triton" not in BACKENDS, reason="runs in the interpreter")
+@pytest.mark.parametrize("case", range(6))
+def test_layer_of_triton_is_the_plain_one(case: int) -> None:
+    fused_layers, reference = (
+        importlib.import_module(f"udse_fast.kernels.fused_layers.{name}") for name in ("triton_kernel", "reference")
+    )
+    name, arguments = layer_cases()[case]
+    double = (x.cpu().double() if isinstance(x, torch.Tensor) else x for x in arguments)
+    assert_close(getattr(fused_layers, name)(*arguments), getattr(reference, name)(*double))
+
+
 def test_in_place_is_the_same(backend: Backend) -> None:
     expected = UPDATES["paradiffuse_en"](REFERENCE, Inputs(SHAPES[1], True), ONE_TIME, *KEYS)
     a = Inputs(SHAPES[1], False)
-    results = backend.joint_guidance(
-        a.s, a.S, a.n, a.N, a.x, ONE_TIME, *KEYS, 5.75 * ONE_TIME.sigma, out=(a.s, a.n)
-    )
+    results = backend.joint_guidance(a.s, a.S, a.n, a.N, a.x, ONE_TIME, *KEYS, 5.75 * ONE_TIME.sigma, out=(a.s, a.n))
     assert results[0] is a.s
     assert_close(results, expected)
 
@@ -226,11 +254,30 @@ def test_silence_and_no_frames(backend: Backend) -> None:
     assert backend.predictor(zero[..., :0], zero[..., :0], ONE_TIME, None).shape == (2, 3, 0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.skipif(not HAS_TRITON or "triton" in BACKENDS, reason="needs triton, and no CUDA device")
+def test_triton_kernels_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "triton and not compile",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_triton_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
     """Every call of the adapters, compiled but not launched."""
     code = f"""
-import sys, importlib.util, torch, triton
+import sys, importlib, importlib.util, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 spec = importlib.util.spec_from_file_location("cases", {str(__file__)!r})
@@ -247,6 +294,7 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
 JITFunction.run = compile_only
 backend = cases.Backend(cases.modules("triton_kernel"))
+importlib.import_module("udse_fast.kernels.fused_layers.triton_kernel")
 for capability in (80, 90):
     triton.runtime.driver.set_active(Driver(capability))
     a = cases.Inputs((2, 8, 32, 4), False)
@@ -254,6 +302,8 @@ for capability in (80, 90):
         if name in sys.argv[1:]: operation(backend, a)
     for name, update in cases.UPDATES.items():
         if name in sys.argv[1:]: update(backend, a, cases.ONE_TIME, *cases.KEYS)
+    for name, arguments in cases.layer_cases(torch.bfloat16):
+        getattr(sys.modules["udse_fast.kernels.fused_layers.triton_kernel"], name)(*arguments)
     targets = {{k.metadata.target.arch for k in compiled if k.asm["cubin"]}}
     assert capability in targets, targets
 print(len(compiled))

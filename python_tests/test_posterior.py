@@ -113,11 +113,14 @@ def test_samples_do_not_depend_on_how_they_are_split() -> None:
     assert torch.equal(run(4, 0)[2:], run(2, 2))
 
 
-@pytest.mark.parametrize("option", [{"divide_tweedie": True}, {"paper_posterior": True}, {"perturb_residual": True}])
+@pytest.mark.parametrize(
+    "option", [{"divide_tweedie": True}, {"paper_posterior": True}, {"perturb_residual": True}]
+)
 def test_paper_forms_are_other_algorithms(option: dict[str, bool]) -> None:
     sampler = next(n for n, row in SAMPLERS.items() if set(option) <= set(row.options))
     published, paper = (
-        posterior_sample(MIXTURE, gaussian_score, sampler, steps=6, samples=1, **o).speech for o in ({}, option)
+        posterior_sample(MIXTURE, gaussian_score, sampler, steps=6, samples=1, **o).speech
+        for o in ({}, option)
     )
     assert torch.isfinite(torch.view_as_real(paper)).all()
     assert not torch.allclose(published, paper)

@@ -14,7 +14,15 @@ from udse_fast.sde import OUVE
 GOLDEN = Path(__file__).parent / "golden"
 # float32 against float64: the authors' own float32 code differs by up to 1.1e-5 from these vectors (paradiffuse_in)
 TOLERANCE = dict.fromkeys(sampler_names(), 2e-5) | {"paradiffuse_in": 5e-5}
-RECORDED = ["udiffse", "udiffse_plus", "depse_il", "depse_tl", "diffuseen", "paradiffuse_in", "paradiffuse_en"]
+RECORDED = [
+    "udiffse",
+    "udiffse_plus",
+    "depse_il",
+    "depse_tl",
+    "diffuseen",
+    "paradiffuse_in",
+    "paradiffuse_en",
+]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -44,7 +44,14 @@ def trainer(recordings: Path, out: Path, steps: int, **changes: object) -> Train
     settings = Settings(ARCHITECTURE, spectral, steps=steps, batch_size=2, crop_seconds=0.5, **changes)  # type: ignore[arg-type]
     batches = Batches(corpus, None, spectral, size=2, frames=32, seed=settings.seed)
     return Trainer(
-        settings, batches, batches, out, device=torch.device("cpu"), precision=torch.float32, facts={}, licence="none"
+        settings,
+        batches,
+        batches,
+        out,
+        device=torch.device("cpu"),
+        precision=torch.float32,
+        facts={},
+        licence="none",
     )
 
 
@@ -102,7 +109,8 @@ def test_the_true_score_has_the_least_loss() -> None:
 def test_batches_are_functions_of_their_number(recordings: Path) -> None:
     spectral = Spectral(hop_length=255, window="sqrt_hann")
     first, second = (
-        Batches(Corpus(audio_files(recordings), RATE), None, spectral, size=3, frames=20, seed=4) for _ in range(2)
+        Batches(Corpus(audio_files(recordings), RATE), None, spectral, size=3, frames=20, seed=4)
+        for _ in range(2)
     )
     second[7]
     assert torch.equal(first[3].spectrograms, second[3].spectrograms)

@@ -20,7 +20,12 @@ R = TypeVar("R")
 MODULES: Final = {"reference": "reference", "cpp": "cpp", "triton": "triton_kernel", "cuda": "cuda"}
 """Backend -> module of that name in the folder of each operation. All have the functions of `reference`."""
 
-CPP_DTYPES: Final = (torch.complex64, torch.float32, torch.bfloat16)
+DTYPES: Final = {
+    "cpp": (torch.complex64, torch.float32, torch.bfloat16),
+    "cuda": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
+}
+"""Backend -> dtypes it takes and gives; in order of preference. The reference takes all."""
 
 
 @dataclass(frozen=True)
@@ -63,41 +68,59 @@ def _state(name: str) -> tuple[bool, str]:
         return False, f"this installation has no {name} kernels; use cpp or reference"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return False, "triton is not installed; pip install udse-fast[triton]"
-    if not torch.cuda.is_available() and not (name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+    if name == "triton" and _interpreted():
+        return True, "triton kernels in the interpreter (TRITON_INTERPRET=1)"
+    if not torch.cuda.is_available():
         return False, "torch sees no CUDA device; install a CUDA build of torch and the driver"
-    return True, f"{name} kernels"
-
-
-def _fits_cpp(value: object) -> bool:
-    """Whether the C++ core takes this argument as it is: it converts nothing and has no gradients."""
-    if isinstance(value, torch.Tensor):
-        per_frame = value.ndim == 1 and not value.is_complex()  # the adapters convert these
+    if name == "triton":
+        enough = torch.cuda.get_device_capability() >= (8, 0)
         return (
-            value.is_cpu
-            and (per_frame or (value.dtype in CPP_DTYPES and value.is_contiguous()))
-            and not (value.requires_grad or value.is_conj() or value.is_neg())
+            enough,
+            "triton kernels" if enough else "triton needs an sm_80 GPU or newer; use cuda or reference",
         )
+    from udse_fast.cuda_library import cuda_library
+
+    try:
+        return True, f"CUDA kernels, {cuda_library().path}"
+    except UdseError as error:
+        return False, str(error)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _fits(backend: str, value: object) -> bool:
+    """Whether a compiled backend takes this argument as it is: it converts nothing and has no gradients."""
+    device = "cpu" if backend == "cpp" or (backend == "triton" and _interpreted()) else "cuda"
+    if isinstance(value, torch.Tensor):
+        if value.requires_grad or value.is_conj() or value.is_neg():
+            return False
+        if value.ndim <= 1 and not value.is_complex():  # a number, or one per frame: the adapters convert these
+            return value.is_cpu or value.device.type == device
+        return value.device.type == device and value.dtype in DTYPES[backend] and value.is_contiguous()
     if isinstance(value, torch.dtype):
-        return value in CPP_DTYPES
+        return value in DTYPES[backend]
     if isinstance(value, torch.device | str):
-        return torch.device(value).type == "cpu"
-    return all(map(_fits_cpp, value)) if isinstance(value, tuple) else True
+        return torch.device(value).type == device
+    return all(_fits(backend, v) for v in value) if isinstance(value, tuple) else True
 
 
 def _choose(operation: str, arguments: tuple[object, ...]) -> str:
-    """UDSE_BACKEND where set, else cpp for what it takes and the reference for the rest."""
+    """UDSE_BACKEND where set, else the first compiled one that takes the arguments, else the reference."""
     forced = os.environ.get("UDSE_BACKEND", "")
     if not forced:
-        return "cpp" if _state("cpp")[0] and _fits_cpp(arguments) else "reference"
+        return next((b for b in DTYPES if _fits(b, arguments) and _state(b)[0]), "reference")
     if forced not in MODULES:
         raise UdseError(f"UDSE_BACKEND must be one of {', '.join(MODULES)}; got {forced!r}")
     available, detail = _state(forced)
     if not available:
         raise UdseError(f"UDSE_BACKEND={forced} is not available: {detail}")
-    if forced == "cpp" and not _fits_cpp(arguments):
+    if forced != "reference" and not _fits(forced, arguments):
         descriptions = ", ".join(_description(a) for a in arguments if isinstance(a, torch.Tensor))
         raise UdseError(
-            "UDSE_BACKEND=cpp takes contiguous complex64 and float32 CPU tensors without gradient; "
+            f"UDSE_BACKEND={forced} takes contiguous complex64 and float32 "
+            f"{'CPU' if forced == 'cpp' else 'CUDA'} tensors without gradient; "
             f"{operation} got {descriptions}; convert these or unset UDSE_BACKEND"
         )
     return forced

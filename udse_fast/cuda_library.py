@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels, by ctypes: their build knows no torch, and nothing is loaded before the first call."""
+"""The compiled CUDA kernels, by ctypes: built without torch, loaded at the first call."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from udse_fast.coefficients import Coefficients
@@ -51,14 +50,16 @@ class Likelihood(Protocol):
     def before_step(self, states: dict[str, Tensor], first: bool) -> None:
         """M-step of the samplers that fit the noise at the top of a step."""
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(
+        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
+    ) -> dict[str, Tensor]:
         """From the transitions to the next states, and the M-step of the others."""
 
     def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
         """(B, F, T) complex, after the last step."""
 
 
-def _as_draw(value: Tensor | NoiseKey, shape: torch.Size, like: Tensor) -> Tensor:
+def _as_draw(value: Tensor | NoiseKey, shape: tuple[int, int, int], like: Tensor) -> Tensor:
     if isinstance(value, NoiseKey):
         return complex_normal(value, shape, dtype=like.dtype, device=like.device)
     return value.to(like)
@@ -94,12 +95,14 @@ def reverse_diffusion(
     Returns:
         Final state of each source, (B, F, T) complex.
     """
-    shape = torch.Size((samples, *like.shape))
+    shape = (samples, like.shape[0], like.shape[1])
     coefficients = [sde.coefficients(t, dt, corrector_snr) for t in times]
     states: dict[str, Tensor] = {}
     for round_ in range(likelihood.rounds):
         states = {
-            source: likelihood.start(source, _as_draw(draw(f"init_{source}", round_), shape, like), coefficients[0])
+            source: likelihood.start(
+                source, _as_draw(draw(f"init_{source}", round_), shape, like), coefficients[0]
+            )
             for source in likelihood.sources
         }
         for step, (t, c) in enumerate(zip(times, coefficients, strict=True)):

@@ -107,7 +107,9 @@ class Enhancer:
     ) -> None:
         row = find_sampler(sampler)
         if sampler == "prior":
-            raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
+            raise UdseError(
+                "sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it"
+            )
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise UdseError(f"seed: expected a whole number in [0, 2^64), got {seed!r}")
         if strength is not None and not (isinstance(strength, (int, float)) and strength >= 0):
@@ -185,7 +187,9 @@ class Enhancer:
         audio_format, samples = self._checked(audio, "audio")
         rate = check_sample_rate(sample_rate)
         if (true_noise is None) != (oracle is None) or oracle not in (None, *ORACLE_MODES):
-            raise UdseError(f"oracle: expected one of {', '.join(ORACLE_MODES)} together with true_noise, got {oracle!r}")
+            raise UdseError(
+                f"oracle: expected one of {', '.join(ORACLE_MODES)} together with true_noise, got {oracle!r}"
+            )
         known = self._checked(true_noise, "true_noise")[1] if oracle else None
         if known is not None and known.shape != samples.shape:
             raise UdseError(f"true_noise: expected the shape of audio {samples.shape}, got {known.shape}")

@@ -27,9 +27,7 @@ class NoiseModel(Protocol):
 class NMF:
     """Variance V = W H, one multiplicative update of the Itakura-Saito divergence per M-step (Fevotte et al. 2009)."""
 
-    def __init__(
-        self, W: Tensor, H: Tensor, iterations: int = 1, fixed_w: bool = False
-    ) -> None:
+    def __init__(self, W: Tensor, H: Tensor, iterations: int = 1, fixed_w: bool = False) -> None:
         if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
             raise UdseError(
                 f"initial_nmf: expected W (F, R) and H (R, T), got {tuple(W.shape)} and {tuple(H.shape)}; "
@@ -43,9 +41,7 @@ class NMF:
         return self.W, self.H
 
     def fit(self, power: Tensor) -> None:
-        self.W, self.H = nmf_update(
-            power, self.W, self.H, iterations=self.iterations, fixed_w=self.fixed_w
-        )
+        self.W, self.H = nmf_update(power, self.W, self.H, iterations=self.iterations, fixed_w=self.fixed_w)
 
 
 class FixedVariance:

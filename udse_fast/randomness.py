@@ -24,8 +24,6 @@ def counter_based(seed: int, first_frame: int = 0, first_sample: int = 0) -> Dra
     """
 
     def draw(name: str, index: int) -> NoiseKey:
-        return NoiseKey(
-            seed=seed, role=name, step=index, first_frame=first_frame, first_sample=first_sample
-        )
+        return NoiseKey(seed=seed, role=name, step=index, first_frame=first_frame, first_sample=first_sample)
 
     return draw

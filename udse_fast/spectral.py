@@ -52,7 +52,13 @@ class Spectral:
         """(..., L) float -> (..., F, T) complex. Signals shorter than half a window are padded with zeros."""
         window = _window(self.window, self.n_fft, audio.device, audio.dtype)
         return torch.stft(
-            audio, self.n_fft, self.hop_length, window=window, center=True, pad_mode="constant", return_complex=True
+            audio,
+            self.n_fft,
+            self.hop_length,
+            window=window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
         )
 
     def istft(self, spectrogram: Tensor, length: int) -> Tensor:

@@ -31,7 +31,9 @@ class _Channel:
         return [resampler.push(out) for resampler, out in zip(self.after, ready.numpy(), strict=True)]
 
     def finish(self) -> list[NDArray[np.float32]]:
-        ready = torch.cat([self.blocks.push(torch.from_numpy(self.before.finish())), self.blocks.finish()], dim=1)
+        ready = torch.cat(
+            [self.blocks.push(torch.from_numpy(self.before.finish())), self.blocks.finish()], dim=1
+        )
         return [
             np.concatenate([resampler.push(out), resampler.finish()])
             for resampler, out in zip(self.after, ready.numpy(), strict=True)
@@ -44,7 +46,9 @@ class Stream:
     The concatenated output does not depend on how the input is cut into chunks, has its length, and is aligned with it.
     """
 
-    def __init__(self, enhancer: Enhancer, sample_rate: int, channels: int, settings: InferenceSettings) -> None:
+    def __init__(
+        self, enhancer: Enhancer, sample_rate: int, channels: int, settings: InferenceSettings
+    ) -> None:
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
             raise UdseError(f"channels: expected a whole number >= 1, got {channels!r}")
         self.sample_rate, self.channels = sample_rate, channels
@@ -55,7 +59,11 @@ class Stream:
         """Forget everything; the next sample is the first."""
         network_rate = self._enhancer.spectral.sample_rate
         self._channels = [
-            _Channel(self._enhancer.blocks(settings=self._settings, carry_noise=True), self.sample_rate, network_rate)
+            _Channel(
+                self._enhancer.blocks(settings=self._settings, carry_noise=True),
+                self.sample_rate,
+                network_rate,
+            )
             for _ in range(self.channels)
         ]
         self._format: AudioFormat | None = None

@@ -17,7 +17,5 @@ def complex_normal(
     device: torch.device | str = "cuda",
 ) -> torch.Tensor:
     z = torch.empty(shape, dtype=dtype, device=device)
-    cuda_library().call(
-        "complex_normal", z, byref(key_argument(key)), byref(shape_argument(shape)), z.data_ptr()
-    )
+    cuda_library().call("complex_normal", z, byref(key_argument(key)), byref(shape_argument(shape)), z.data_ptr())
     return z

@@ -72,7 +72,7 @@ def normal(x0, x1):
 
 @triton.jit
 def drawn(key, sample, bin, frame):
-    """z (N, 2) of the draw at sample, bin (N,) and frame (N,); words 2 and 3 of a counter serve the odd bin."""
+    """z (N, 2) at sample, bin (N,) and frame (N,); words 2 and 3 of a counter serve the odd bin."""
     x0, x1, x2, x3 = philox(
         (key[4] + frame).to(tl.uint32, bitcast=True),
         (bin >> 1).to(tl.uint32) | word(key[5] + sample, frame) << 16,
@@ -96,7 +96,7 @@ def complex_normal_kernel(out, key, F, T, BLOCK: tl.constexpr):
 
 
 def words(noise: Noise) -> tuple[int, ...] | None:
-    """A draw as kernels take it: seed (low, high), step, role, first frame and sample as signed 32-bit words."""
+    """A draw as kernels take it: seed (low, high), step, role, first frame, sample; signed 32-bit."""
     if not isinstance(noise, NoiseKey):
         return None
     unsigned = (

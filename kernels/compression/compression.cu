@@ -1,10 +1,8 @@
 // Amplitude compression of a spectrogram, and back.
 #include "device.hpp"
 
-namespace {
-
-using namespace udse;
-using namespace udse::gpu;
+namespace udse {
+namespace gpu {
 
 constexpr float zero_modulus = 1e-37f;  // modulus below which z counts as zero
 
@@ -24,14 +22,15 @@ struct ScaleByModulus {
   }
 };
 
-}  // namespace
-
-UDSE_EXPORT const char* udse_cuda_compress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out,
+UDSE_EXPORT const char* udse_cuda_compress(const cfloat* z, int64_t n, float exponent, float factor, cfloat* out,
                                            Stream stream) {
   return for_each(n, stream, ScaleByModulus{z, out, 1, exponent - 1, factor});
 }
 
-UDSE_EXPORT const char* udse_cuda_decompress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out,
+UDSE_EXPORT const char* udse_cuda_decompress(const cfloat* z, int64_t n, float exponent, float factor, cfloat* out,
                                              Stream stream) {
   return for_each(n, stream, ScaleByModulus{z, out, 1 / factor, 1 / exponent - 1, 1});
 }
+
+}  // namespace gpu
+}  // namespace udse

@@ -12,7 +12,7 @@ from udse_fast.kernels.predictor_corrector.triton_kernel import load, store
 
 @triton.jit
 def scale_by_modulus_kernel(z, out, scale, factor, N, POWER: tl.constexpr, BLOCK: tl.constexpr):
-    """out = factor r^POWER (scale z), r = |scale z|, which is formed without overflow of its square. (N, 2)"""
+    """out = factor r^POWER (scale z), r = |scale z|, formed without overflow of its square. (N, 2)"""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     scaled = load(z, i, inside) * scale

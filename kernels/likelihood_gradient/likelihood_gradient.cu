@@ -1,10 +1,8 @@
 // One reverse step of each posterior sampler; the equations are those of reference.py.
 #include "../predictor_corrector/predictor_corrector.cuh"
 
-namespace {
-
-using namespace udse;
-using namespace udse::gpu;
+namespace udse {
+namespace gpu {
 
 // s + sigma^2 S, or that over delta
 UDSE_HD inline Complex estimate(const Step& step, const Numbers& c, const Element& a) {
@@ -77,8 +75,6 @@ struct Joint {
   }
 };
 
-}  // namespace
-
 UDSE_EXPORT const char* udse_cuda_marginal_guidance(const Step* step, Stream stream) { return sweep<Marginal>(step, stream); }
 UDSE_EXPORT const char* udse_cuda_product_of_gaussians(const Step* step, Stream stream) { return sweep<Product>(step, stream); }
 UDSE_EXPORT const char* udse_cuda_noise_posterior_guidance(const Step* step, Stream stream) {
@@ -91,5 +87,8 @@ UDSE_EXPORT const char* udse_cuda_score_noise_guidance(const Step* step, Stream 
 UDSE_EXPORT const char* udse_cuda_joint_guidance(const Step* step, Stream stream) { return sweep<Joint>(step, stream); }
 
 // What the caller's mirrors of the argument structures must measure.
-UDSE_EXPORT std::int64_t udse_cuda_size_of_step() { return sizeof(Step); }
-UDSE_EXPORT std::int64_t udse_cuda_size_of_nmf() { return sizeof(NMF); }
+UDSE_EXPORT int64_t udse_cuda_size_of_step() { return sizeof(Step); }
+UDSE_EXPORT int64_t udse_cuda_size_of_nmf() { return sizeof(NMF); }
+
+}  // namespace gpu
+}  // namespace udse

@@ -1,4 +1,4 @@
-"""The Triton form: each step in one pass, V = W H formed on the fly, noise drawn inside, complex64 on GPUs."""
+"""The Triton form: a step in one pass, V = W H formed on the fly, noise drawn inside, complex64 on GPUs."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def step_kernel(
         q_n = w if PAPER else q
         gain = v / (v + q_n)
         p += tl.sum(q_n * gain, 1) * B  # Sig, the same for every sample
+    at = i.to(tl.int64)
     for sample in range(B):
-        at = sample.to(tl.int64) * F * T + i
         s, S = load(state, at, inside), load(score, at, inside)
         noise = noise_of(z, key, sample, at, f, t, inside)
         if FORM == "marginal":
@@ -136,6 +136,7 @@ def step_kernel(
                 s, n = s + step * (x - s / delta - n0), n + step * (x - n / delta - s0)
             store(out2, at, inside, n)
         store(out, at, inside, s)
+        at += F * T
     if power is not None:
         tl.store(power + i, p / B, mask=inside)
 
@@ -171,9 +172,7 @@ def _step(
     **options: Any,
 ) -> None:
     samples, bins, frames = state.shape
-    V, (W, H) = (
-        (None, noise_variance) if isinstance(noise_variance, tuple) else (noise_variance, (None, None))
-    )
+    V, (W, H) = (None, noise_variance) if isinstance(noise_variance, tuple) else (noise_variance, (None, None))
     per_frame, c = numbers(coefficients, state, strength)
     other_state, other_score = other or (None, None)
     launch(

@@ -1,10 +1,8 @@
 // (B, F, T) complex to (B, 2, F, T) float32 times `scale`.
 #include "device.hpp"
 
-namespace {
-
-using namespace udse;
-using namespace udse::gpu;
+namespace udse {
+namespace gpu {
 
 struct NetworkInput {
   const cfloat* state;
@@ -20,9 +18,10 @@ struct NetworkInput {
   }
 };
 
-}  // namespace
-
 UDSE_EXPORT const char* udse_cuda_network_input(const cfloat* state, const Shape* shape, const PerFrame* scale, float* out,
                                                 Stream stream) {
   return for_each(shape->samples * shape->bins * shape->frames, stream, NetworkInput{state, *shape, *scale, out});
 }
+
+}  // namespace gpu
+}  // namespace udse

@@ -1,10 +1,8 @@
 // Itakura-Saito NMF; the equations are those of reference.py. A block of threads owns a row of W or a column of H.
 #include "device.hpp"
 
-namespace {
-
-using namespace udse;
-using namespace udse::gpu;
+namespace udse {
+namespace gpu {
 
 constexpr int max_rank = 32;
 constexpr float tiny = 1e-30f;  // keeps 0/0 away
@@ -97,7 +95,7 @@ struct Normalise {
 };
 
 template <int K>
-const char* batch(const NMF& nmf, int iterations, bool fixed_w, Stream stream) {
+static const char* batch(const NMF& nmf, int iterations, bool fixed_w, Stream stream) {
   const char* error = nullptr;
   for (int i = 0; i < iterations && !error; ++i) {
     if (!fixed_w) error = reduce<2 * K>(nmf.bins, nmf.frames, stream, UpdateW<K>{{nmf}});
@@ -108,14 +106,12 @@ const char* batch(const NMF& nmf, int iterations, bool fixed_w, Stream stream) {
 }
 
 template <int K>
-const char* online(const NMF& nmf, float* A, float* B, float forgetting, int iterations, Stream stream) {
+static const char* online(const NMF& nmf, float* A, float* B, float forgetting, int iterations, Stream stream) {
   const char* error = nullptr;
   for (int i = 0; i < iterations && !error; ++i) error = reduce<2 * K>(nmf.frames, nmf.bins, stream, UpdateH<K>{nmf});
   if (!error) error = reduce<2 * K>(nmf.bins, nmf.frames, stream, UpdateOnlineW<K>{{nmf}, A, B, forgetting});
   return error ? error : reduce<1>(nmf.rank, nmf.bins, stream, Normalise{nmf, A, B});
 }
-
-}  // namespace
 
 // W, H, A and B are updated in place.
 UDSE_EXPORT const char* udse_cuda_nmf_update(const NMF* nmf, int iterations, int fixed_w, Stream stream) {
@@ -129,3 +125,6 @@ UDSE_EXPORT const char* udse_cuda_online_nmf_update(const NMF* nmf, float* A, fl
   return nmf->rank <= 4 ? online<4>(*nmf, A, B, forgetting, iterations, stream)
                         : online<max_rank>(*nmf, A, B, forgetting, iterations, stream);
 }
+
+}  // namespace gpu
+}  // namespace udse

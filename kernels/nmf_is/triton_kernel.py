@@ -55,9 +55,7 @@ def online_w_kernel(
 
 
 @triton.jit(do_not_specialize=["floor"])
-def h_kernel(
-    power, W, H, out, F, T, R, floor, RANK: tl.constexpr, BINS: tl.constexpr, FRAMES: tl.constexpr
-):
+def h_kernel(power, W, H, out, F, T, R, floor, RANK: tl.constexpr, BINS: tl.constexpr, FRAMES: tl.constexpr):
     """out = max(H * (W^T (P V^-2)) / (W^T V^-1), floor); power: (F, T); W: (F, R); H, out: (R, T)."""
     t = tl.program_id(0) * FRAMES + tl.arange(0, FRAMES)
     k = tl.arange(0, RANK)
@@ -68,9 +66,7 @@ def h_kernel(
         f = first + tl.arange(0, BINS)
         w = tl.load(W + f[:, None] * R + k[None, :], mask=(f < F)[:, None] & (k < R)[None, :], other=0.0)
         inverse = 1 / tl.maximum(tl.sum(w[:, :, None] * h[None, :, :], 1), floor)  # (BINS, FRAMES)
-        p = tl.load(
-            power + f[:, None] * T + t[None, :], mask=(f < F)[:, None] & (t < T)[None, :], other=0.0
-        )
+        p = tl.load(power + f[:, None] * T + t[None, :], mask=(f < F)[:, None] & (t < T)[None, :], other=0.0)
         a += tl.sum(w[:, :, None] * (p * inverse * inverse)[:, None, :], 0)
         b += tl.sum(w[:, :, None] * inverse[:, None, :], 0)
     tl.store(out + at, tl.maximum(h * a / tl.maximum(b, 1e-30), floor), mask=inside)
@@ -119,12 +115,8 @@ def _update_h(power: torch.Tensor, W: torch.Tensor, H: torch.Tensor, floor: floa
     return out
 
 
-def _normalise(
-    W: torch.Tensor, H: torch.Tensor, A: torch.Tensor | None = None, B: torch.Tensor | None = None
-) -> None:
-    launch(
-        normalise_kernel, (H.shape[0],), W, W, H, A, B, W.shape[0], H.shape[1], H.shape[0], BLOCK=256
-    )
+def _normalise(W: torch.Tensor, H: torch.Tensor, A: torch.Tensor | None = None, B: torch.Tensor | None = None) -> None:
+    launch(normalise_kernel, (H.shape[0],), W, W, H, A, B, W.shape[0], H.shape[1], H.shape[0], BLOCK=256)
 
 
 def nmf_update(

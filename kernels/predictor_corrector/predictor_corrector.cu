@@ -1,10 +1,8 @@
 // Corrector and predictor of one reverse step.
 #include "predictor_corrector.cuh"
 
-namespace {
-
-using namespace udse;
-using namespace udse::gpu;
+namespace udse {
+namespace gpu {
 
 struct Corrector : Unprepared {
   UDSE_HD static void update(const Step&, const Numbers& c, Bin&, Element& a, Element&) {
@@ -16,7 +14,8 @@ struct Predictor : Unprepared {
   UDSE_HD static void update(const Step&, const Numbers& c, Bin&, Element& a, Element&) { a.s = predicted(c, a); }
 };
 
-}  // namespace
-
 UDSE_EXPORT const char* udse_cuda_corrector(const Step* step, Stream stream) { return sweep<Corrector>(step, stream); }
 UDSE_EXPORT const char* udse_cuda_predictor(const Step* step, Stream stream) { return sweep<Predictor>(step, stream); }
+
+}  // namespace gpu
+}  // namespace udse

@@ -18,7 +18,9 @@ class DEPSEIL(SpeechLikelihood):
 
     divide_tweedie: bool = False
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(
+        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
+    ) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, power = product_of_gaussians(
             step.state,
@@ -44,7 +46,9 @@ class DEPSETL(SpeechLikelihood):
         if not first:
             self.noise_model.fit(self._power)
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(
+        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
+    ) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, self._power = product_of_gaussians(
             step.state,

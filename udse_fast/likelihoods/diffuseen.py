@@ -23,7 +23,9 @@ class DiffUSEEN(SpeechLikelihood):
     """Noise posterior with w (the paper, eq. 35), not a^2 + w (the published code)."""
     _noise: Tensor | None = field(default=None, init=False, repr=False)
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(
+        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
+    ) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, power, self._noise = noise_posterior_guidance(
             step.state,

@@ -36,7 +36,9 @@ class ParaDiffUSEIN:
     def before_step(self, states: dict[str, Tensor], first: bool) -> None:
         """Nothing is fitted."""
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(
+        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
+    ) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, residual = predictor_residual(
             step.state,
@@ -76,7 +78,9 @@ class ParaDiffUSEEN:
     def before_step(self, states: dict[str, Tensor], first: bool) -> None:
         """Nothing is fitted."""
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(
+        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
+    ) -> dict[str, Tensor]:
         speech, noise = transitions["speech"], transitions["noise"]
         s, n = joint_guidance(
             speech.state,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,9 @@ class NoiseLevelFeatures(nn.Module):
 
     def __init__(self, count: int = 32) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(math.log10(0.2), math.log10(8.0), count), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.logspace(math.log10(0.2), math.log10(8.0), count), persistent=False
+        )
 
     def forward(self, noise_level: Tensor) -> Tensor:
         phase = noise_level.log().unsqueeze(-1) * self.frequencies
@@ -94,7 +96,9 @@ class Conv(nn.Module):
 
 def _next_is_in_block(x: Tensor, block: int) -> Tensor:
     """(T,) 1 where the next frame belongs to the same block, else 0, for x (B, C, T, F)."""
-    number = torch.ones_like(x[0, 0, :, 0], dtype=torch.float32).cumsum(0)  # unlike arange, exports for any device
+    number = torch.ones_like(x[0, 0, :, 0], dtype=torch.float32).cumsum(
+        0
+    )  # unlike arange, exports for any device
     return (number.remainder(block) != 0).to(x.dtype)
 
 
@@ -112,7 +116,9 @@ class FilmNorm(nn.Module):
         B, C, T, bands = x.shape
         frames = x.permute(0, 2, 3, 1).reshape(B, T, bands * C)
         frames = F.layer_norm(frames, (bands * C,), eps=1e-4)
-        scale, shift = self.film(embedding.to(self.film.weight.dtype)).to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
+        scale, shift = (
+            self.film(embedding.to(self.film.weight.dtype)).to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
+        )
         modulated = torch.addcmul(shift, frames.view(B, T, bands, C), 1 + scale)
         return F.silu(modulated).permute(0, 3, 1, 2)
 
@@ -120,7 +126,9 @@ class FilmNorm(nn.Module):
 class Residual(nn.Module):
     """x + conv(SiLU(conv(FilmNorm(x)))); the last convolution starts at zero."""
 
-    def __init__(self, channels: int, embedding: int, first: Conv, kernel: tuple[int, int], causal_block: int) -> None:
+    def __init__(
+        self, channels: int, embedding: int, first: Conv, kernel: tuple[int, int], causal_block: int
+    ) -> None:
         super().__init__()
         self.norm = FilmNorm(channels, embedding)
         self.conv1 = first
@@ -201,7 +209,9 @@ class Compact(nn.Module):
             return Blocks(block(channels[level]) for _ in range(blocks[level]))
 
         self.input = Conv(3, channels[0], (3, 2 * stem), frequency_stride=stem, causal_block=causal)
-        self.band = nn.Parameter(torch.zeros(channels[0], 1, bins // stem))  # where on the frequency axis we are
+        self.band = nn.Parameter(
+            torch.zeros(channels[0], 1, bins // stem)
+        )  # where on the frequency axis we are
         self.down_blocks = nn.ModuleList(block_stack(level) for level in range(levels))
         self.down = nn.ModuleList(
             Conv(channels[i], channels[i + 1], (1, 4), frequency_stride=2) for i in range(levels - 1)
@@ -238,7 +248,9 @@ class Compact(nn.Module):
         level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
         embedding = self.embed(self.noise_level(level).to(self.embed[0].weight.dtype))
         if self.label is not None:
-            label = torch.ones(noisy.shape[0], dtype=torch.long, device=noisy.device) if label is None else label
+            label = (
+                torch.ones(noisy.shape[0], dtype=torch.long, device=noisy.device) if label is None else label
+            )
             embedding = embedding + self.label(label).unsqueeze(1)
 
         u = noisy.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
@@ -301,6 +313,11 @@ class Compact(nn.Module):
         frames = h.permute(0, 2, 3, 1).reshape(B, T, 1, bands * C).permute(0, 3, 1, 2)
         frames = self.over_time(self.to_frames(frames), embedding)
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
+
+    recommended_inference: ClassVar[dict[str, dict[str, Any]]] = {
+        "all": {"steps": 10, "samples": 2, "start_time": 0.7, "readout": "wiener"},
+    }
+    """Settings for `Enhancer`, kept in checkpoints: "all", then by sampler."""
 
     training_dtype: torch.dtype | None = None
     """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""

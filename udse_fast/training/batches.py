@@ -58,8 +58,16 @@ class Batches:
         gain_range: tuple[float, float] = (0.25, 1.0),
         seed: int = 0,
     ) -> None:
-        self.sources = [(label, corpus) for label, corpus in ((SPEECH, speech), (NOISE, noise)) if corpus is not None]
-        self.spectral, self.size, self.frames, self.gain_range, self.seed = spectral, size, frames, gain_range, seed
+        self.sources = [
+            (label, corpus) for label, corpus in ((SPEECH, speech), (NOISE, noise)) if corpus is not None
+        ]
+        self.spectral, self.size, self.frames, self.gain_range, self.seed = (
+            spectral,
+            size,
+            frames,
+            gain_range,
+            seed,
+        )
 
     @property
     def seconds(self) -> float:
@@ -76,5 +84,5 @@ class Batches:
             gain = torch.from_numpy(rng.uniform(*self.gain_range, count).astype(np.float32))
             spectrograms.append(normalised(crops, gain, self.spectral))
             labels += [label] * count
-        label = torch.tensor(labels) if len(self.sources) > 1 else None
-        return Batch(torch.cat(spectrograms), label)
+        joint = len(self.sources) > 1
+        return Batch(torch.cat(spectrograms), torch.tensor(labels) if joint else None)

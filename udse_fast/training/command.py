@@ -33,25 +33,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--speech", type=Path, metavar="DIR", help="folder of clean speech (any format soundfile reads)")
     add("--noise", type=Path, metavar="DIR", help="folder of noise; with --speech: a joint prior of both")
-    add("--speech-list", type=Path, metavar="FILE", help="text file: the recordings of --speech to use, one a line")
+    add(
+        "--speech-list",
+        type=Path,
+        metavar="FILE",
+        help="text file: the recordings of --speech to use, one a line",
+    )
     add("--noise-list", type=Path, metavar="FILE", help="the same for --noise")
     add("--valid-speech", type=Path, metavar="DIR", help="validation speech (default: 4 %% of the speakers)")
     add("--valid-noise", type=Path, metavar="DIR", help="validation noise (default: 4 %% of the kinds)")
-    add("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write (.safetensors); resumed if there")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="checkpoint to write (.safetensors); resumed if there",
+    )
     add("--network", default="compact", choices=list(NETWORKS), help="(default: %(default)s)")
     add("--init", type=Path, metavar="FILE", help="start from the weights of this checkpoint")
     add("--steps", type=int, default=20_000, help="optimizer steps in all (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="crops a step (default: %(default)s)")
     add("--crop-seconds", type=float, default=2.0, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=2e-3, help="(default: %(default)s)")
-    add("--decay-share", type=float, default=0.4, help="share of the steps with falling rate (default: %(default)s)")
+    add(
+        "--decay-share",
+        type=float,
+        default=0.4,
+        help="share of the steps with falling rate (default: %(default)s)",
+    )
     add("--ema", type=float, default=0.999, help="decay of the weight average (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
-    add("--precision", default="auto", choices=["auto", *PRECISIONS], help="of the computation (default: %(default)s)")
+    add(
+        "--precision",
+        default="auto",
+        choices=["auto", *PRECISIONS],
+        help="of the computation (default: %(default)s)",
+    )
     add("--threads", type=int, help="CPU threads (default: all)")
     add("--save-minutes", type=float, default=5.0, help="time between checkpoints (default: %(default)s)")
-    add("--validate-minutes", type=float, default=10.0, help="time between validations (default: %(default)s)")
+    add(
+        "--validate-minutes", type=float, default=10.0, help="time between validations (default: %(default)s)"
+    )
     add("--licence", default="not stated", help="licence of the weights, kept in the checkpoint")
     add("--data-note", default="", help="what the recordings are, kept in the checkpoint")
 
@@ -81,7 +104,15 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.speech is None and arguments.noise is None:
         raise UdseError("train: expected --speech DIR, --noise DIR or both (a joint prior), got neither")
-    for name in ("steps", "batch_size", "crop_seconds", "learning_rate", "threads", "save_minutes", "validate_minutes"):
+    for name in (
+        "steps",
+        "batch_size",
+        "crop_seconds",
+        "learning_rate",
+        "threads",
+        "save_minutes",
+        "validate_minutes",
+    ):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise UdseError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
@@ -110,10 +141,10 @@ def run(arguments: argparse.Namespace) -> int:
     frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
     if not compact:
         frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
-    training = Batches(
-        speech, noise, spectral, size=arguments.batch_size, frames=frames, seed=arguments.seed
+    training = Batches(speech, noise, spectral, size=arguments.batch_size, frames=frames, seed=arguments.seed)
+    validation = Batches(
+        valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1
     )
-    validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
     initial = load_network(arguments.init) if arguments.init else None
     if compact:
         same = initial is not None and initial.config["architecture"]["name"] == "compact"
@@ -167,9 +198,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.network}: {parameters / 1e6:.2f} M parameters, {trainer.precision}, {device}; "
         f"{facts['speech_hours']} h of speech, {facts['noise_hours']} h of noise"
     )
-    complete = trainer.run(
-        save_minutes=arguments.save_minutes, validate_minutes=arguments.validate_minutes
-    )
+    complete = trainer.run(save_minutes=arguments.save_minutes, validate_minutes=arguments.validate_minutes)
     curves = draw_curves(trainer.history, arguments.out.with_suffix(".png"))
     print(f"{'done' if complete else 'stopped'} at step {trainer.step}: {arguments.out}, {curves}")
     return 0

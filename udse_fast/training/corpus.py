@@ -35,7 +35,9 @@ def audio_files(folder: Path, listed: Path | None = None) -> list[Path]:
     else:
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
-        raise UdseError(f"expected audio files in {folder}, found none; give a folder of wav, flac or opus files")
+        raise UdseError(
+            f"expected audio files in {folder}, found none; give a folder of wav, flac or opus files"
+        )
     return files
 
 

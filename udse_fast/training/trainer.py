@@ -60,7 +60,7 @@ class Optimizers:
 
     def __init__(self, module: nn.Module, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        hidden = getattr(module, "hidden_matrices", list)() if hasattr(torch.optim, "Muon") else []
+        hidden: list[Tensor] = getattr(module, "hidden_matrices", list)() if hasattr(torch.optim, "Muon") else []
         chosen = {id(p) for p in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
@@ -106,7 +106,8 @@ class Optimizers:
 def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Per item, `w ||sigma S(s_t, t) + z||^2` averaged over bins, and `||s0_hat - s0||^2 / ||s0||^2`; both (N,)."""
     sde = graph.sde
-    delta, sigma = sde.delta(t)[:, None, None, None], sde.sigma(t)[:, None, None, None]
+    per_item_t = t[:, None, None, None]
+    delta, sigma = torch.as_tensor(sde.delta(per_item_t)), torch.as_tensor(sde.sigma(per_item_t))
     s0 = torch.view_as_real(batch.spectrograms).movedim(-1, 1)
     z = torch.view_as_real(z).movedim(-1, 1)
     score = graph(delta * s0 + sigma * z, t, batch.label)
@@ -141,7 +142,7 @@ class Trainer:
         self.module = build_network(settings.architecture).to(device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if hasattr(self.module, "training_dtype"):
-            self.module.training_dtype = precision if precision != torch.float32 else None
+            setattr(self.module, "training_dtype", None if precision == torch.float32 else precision)
         self.sde = OUVE()
         self.graph = ScoreGraph(self.module, self.sde)
         self.optimizers = Optimizers(self.module, settings.learning_rate)
@@ -160,7 +161,9 @@ class Trainer:
         """Fresh run from given weights; what they lack (the label of a joint network) keeps its initial value."""
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
         if len(fitting) < len(weights) // 2:
-            raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
+            raise UdseError(
+                "--init: expected a checkpoint of the same network, got one whose weights do not fit"
+            )
         self.module.load_state_dict(fitting, strict=False)
         for name, w in self.weights.items():
             self.ema[name].copy_(w)
@@ -172,7 +175,9 @@ class Trainer:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**62)
         strata = torch.randperm(shape[0], generator=generator) + torch.rand(shape[0], generator=generator)
         t = MIN_TIME + (MAX_TIME - MIN_TIME) * strata / shape[0]
-        return t.to(self.device), torch.randn(shape, dtype=torch.complex64, generator=generator).to(self.device)
+        return t.to(self.device), torch.randn(shape, dtype=torch.complex64, generator=generator).to(
+            self.device
+        )
 
     def train_step(self, batch: Batch) -> float:
         """One optimizer step and EMA update; returns the loss."""
@@ -225,7 +230,7 @@ class Trainer:
     def config(self) -> dict[str, Any]:
         """Configuration of the checkpoint, with the facts of its training."""
         spectral = self.settings.spectral.config
-        latest = next((h["validation"] for h in reversed(self.history) if "validation" in h), {})
+        latest: dict[str, float] = self.history[-1]["validation"] if self.history else {}
         return {
             "architecture": self.settings.architecture,
             "sde": {"name": "ouve", **self.sde.config},
@@ -247,6 +252,7 @@ class Trainer:
                 "torch": torch.__version__,
                 "validation_relative_error_by_time": {k: round(v, 4) for k, v in latest.items()},
             },
+            "inference": getattr(self.module, "recommended_inference", {}),
             "licence": self.licence,
         }
 
@@ -313,19 +319,18 @@ class Trainer:
                 self.train_seconds = before + now - started
                 bar.update()
                 rate = (self.step - first_step) * self.training.seconds / (now - started)
-                bar.set_postfix_str(f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}, {rate:.0f} s audio/s")
+                bar.set_postfix_str(
+                    f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}, {rate:.0f} s audio/s"
+                )
                 done = self.step >= settings.steps
                 if now - last_validation > 60 * validate_minutes or done or stop:
-                    entry = {
-                        "step": self.step,
-                        "seconds": self.train_seconds,
-                        "loss": sum(losses) / len(losses),
-                        "validation": self.validate(),
-                    }
+                    loss, errors = sum(losses) / len(losses), self.validate()
                     losses.clear()
-                    self.history.append(entry)
-                    errors = " ".join(f"{k}:{v:.3f}" for k, v in entry["validation"].items())
-                    bar.write(f"step {self.step}: loss {entry['loss']:.4f}, relative error at t {errors}")
+                    self.history.append(
+                        {"step": self.step, "seconds": self.train_seconds, "loss": loss, "validation": errors}
+                    )
+                    by_time = " ".join(f"{t}:{error:.3f}" for t, error in errors.items())
+                    bar.write(f"step {self.step}: loss {loss:.4f}, relative error at t {by_time}")
                     last_validation = time.monotonic()
                 if now - last_save > 60 * save_minutes or done or stop:
                     self.save()
@@ -338,7 +343,8 @@ def _stop_on_signal() -> Iterator[list[int]]:
     """SIGINT and SIGTERM put their number into the list instead of ending the process."""
     received: list[int] = []
     previous = {
-        s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)
+        s: signal.signal(s, lambda number, _: received.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield received
@@ -351,4 +357,3 @@ def measure_sigma_data(batches: Batches, count: int = 8) -> float:
     """Root mean square of the training spectrograms, `sigma_data` of the EDM preconditioning."""
     power = [batches[2**30 + i].spectrograms.abs().square().mean() for i in range(count)]  # no training batch
     return round(math.sqrt(sum(map(float, power)) / count), 4)
-

@@ -1,0 +1,207 @@
+"""The Triton form, channels_last: a position of the map is one contiguous vector of channels.
+
+Statistics of a norm are combined from those of tiles (Chan, Golub, LeVeque 1983), in float32 for any dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from udse_fast.kernels.complex_normal.triton_kernel import launch
+from udse_fast.kernels.fused_layers.reference import EPS
+
+TILE = 8192  # numbers
+MAX_TILES = 256  # per program of `fold_kernel` and step of its loop
+
+
+@triton.jit
+def statistics_kernel(x, sums, squares, N, C, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+    """x: (B, N, C). Sum and centred sum of squares of every tile and channel: (B, tiles, C)."""
+    tile, b = tl.program_id(0), tl.program_id(1)
+    n, c = tile * POSITIONS + tl.arange(0, POSITIONS), tl.arange(0, CHANNELS)
+    inside = (n < N)[:, None] & (c < C)[None, :]
+    at = (b.to(tl.int64) * N + n)[:, None] * C + c[None, :]
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    total = tl.sum(v, 0)
+    count = tl.minimum(POSITIONS, N - tile * POSITIONS)
+    centred = tl.where(inside, v - (total / count)[None, :], 0.0)
+    out = (b * tl.num_programs(0) + tile) * C + c
+    tl.store(sums + out, total, mask=c < C)
+    tl.store(squares + out, tl.sum(centred * centred, 0), mask=c < C)
+
+
+@triton.jit
+def fold_kernel(
+    sums, squares, weight, bias, before, before_stride, scale, shift, film_stride, factor, offset, N, C, tiles,
+    eps, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Norm, bias and FiLM of a group as y = factor x + offset, (B, C) float32. WIDTH: channels of a group."""
+    g, b = tl.program_id(0), tl.program_id(1)
+    k = tl.arange(0, CHANNELS)
+    c, inside = g * WIDTH + k, k < WIDTH
+    add = tl.where(inside, 0.0, 0.0)
+    if before is not None:
+        add = tl.load(before + b * before_stride + c, mask=inside, other=0.0).to(tl.float32)
+    total = tl.where(inside, 0.0, 0.0)
+    for first in range(0, tiles, TILES):
+        i = first + tl.arange(0, TILES)
+        valid = (i < tiles)[:, None] & inside[None, :]
+        total += tl.sum(tl.load(sums + (b * tiles + i)[:, None] * C + c[None, :], mask=valid, other=0.0), 0)
+    mean = tl.sum(tl.where(inside, total / N + add, 0.0), 0) / WIDTH
+    square = tl.where(inside, 0.0, 0.0)
+    for first in range(0, tiles, TILES):
+        i = first + tl.arange(0, TILES)
+        valid = (i < tiles)[:, None] & inside[None, :]
+        at = (b * tiles + i)[:, None] * C + c[None, :]
+        count = tl.maximum(tl.minimum(POSITIONS, N - i * POSITIONS), 1)[:, None].to(tl.float32)
+        distance = tl.load(sums + at, mask=valid, other=0.0) / count + add[None, :] - mean
+        within = tl.load(squares + at, mask=valid, other=0.0)
+        square += tl.sum(tl.where(valid, within + count * distance * distance, 0.0), 0)
+    inverse = 1 / tl.sqrt(tl.sum(square, 0) / (N * WIDTH) + eps)
+    a = inverse * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    d = (add - mean) * a + tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    if scale is not None:
+        by = tl.load(scale + b * film_stride + c, mask=inside, other=0.0).to(tl.float32)
+        a, d = a * by, d * by + tl.load(shift + b * film_stride + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(factor + b * C + c, a, mask=inside)
+    tl.store(offset + b * C + c, d, mask=inside)
+
+
+@triton.jit
+def affine_silu_kernel(
+    x, factor, offset, out, N, C, ACTIVATE: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """out = SiLU(factor x + offset); x, out: (B, N, C); factor, offset: (B, C)."""
+    b = tl.program_id(1)
+    n, c = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS), tl.arange(0, CHANNELS)
+    inside = (n < N)[:, None] & (c < C)[None, :]
+    at = (b.to(tl.int64) * N + n)[:, None] * C + c[None, :]
+    a = tl.load(factor + b * C + c, mask=c < C, other=0.0)[None, :]
+    d = tl.load(offset + b * C + c, mask=c < C, other=0.0)[None, :]
+    y = a * tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + d
+    if ACTIVATE:
+        y = y / (1 + tl.exp(-y))
+    tl.store(out + at, y, mask=inside)
+
+
+@triton.jit(do_not_specialize=["factor"])
+def residual_kernel(h, x, bias, out, N, C, factor, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+    """out = h + bias + factor x; h, x, out: (N, C); bias: (C,)."""
+    n, c = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS), tl.arange(0, CHANNELS)
+    inside = (n < N)[:, None] & (c < C)[None, :]
+    at = n[:, None] * C + c[None, :]
+    y = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
+    y += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    y += factor * tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, y, mask=inside)
+
+
+@triton.jit
+def resample_kernel(x, out, F, T, F_out, T_out, C, UP: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+    """x: (B, F, T, C); out: (B, F_out, T_out, C)."""
+    b = tl.program_id(1).to(tl.int64)
+    n, c = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS), tl.arange(0, CHANNELS)
+    f, t = n // T_out, n % T_out
+    channel = (c < C)[None, :]
+    y = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
+    if UP:  # two inputs reach an output on each axis: the near one by 3/4, the far one by 1/4
+        for u in tl.static_range(2):
+            for v in tl.static_range(2):
+                row = f // 2 + u * (2 * (f % 2) - 1)
+                column = t // 2 + v * (2 * (t % 2) - 1)
+                inside = (row >= 0) & (row < F) & (column >= 0) & (column < T) & (n < F_out * T_out)
+                at = ((b * F + row) * T + column)[:, None] * C + c[None, :]
+                weight = (3 - 2 * u) * (3 - 2 * v) / 16
+                y += weight * tl.load(x + at, mask=inside[:, None] & channel, other=0.0).to(tl.float32)
+    else:
+        for u in tl.static_range(4):
+            for v in tl.static_range(4):
+                row, column = 2 * f - 1 + u, 2 * t - 1 + v
+                inside = (row >= 0) & (row < F) & (column >= 0) & (column < T) & (n < F_out * T_out)
+                at = ((b * F + row) * T + column)[:, None] * C + c[None, :]
+                weight = (1 + 2 * (u % 3 != 0)) * (1 + 2 * (v % 3 != 0)) / 64
+                y += weight * tl.load(x + at, mask=inside[:, None] & channel, other=0.0).to(tl.float32)
+    at = (b * F_out * T_out + n)[:, None] * C + c[None, :]
+    tl.store(out + at, y, mask=(n < F_out * T_out)[:, None] & channel)
+
+
+def _tile(channels: int) -> dict[str, int]:
+    padded = triton.next_power_of_2(channels)
+    return {"POSITIONS": max(TILE // padded, 1), "CHANNELS": padded}
+
+
+def _rows(condition: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """A condition (B or 1, C, 1, 1) with contiguous channels, and how far apart its items are."""
+    rows = condition.flatten(1).contiguous()
+    return rows, rows.stride(0) if rows.shape[0] > 1 else 0
+
+
+def norm_film_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    before: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    activate: bool = True,
+) -> torch.Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    B, C, bins, frames = x.shape
+    N, tile = bins * frames, _tile(C)
+    tiles = triton.cdiv(N, tile["POSITIONS"])
+    sums, squares = x.new_empty((2, B, tiles, C), dtype=torch.float32)
+    factor, offset = x.new_empty((2, B, C), dtype=torch.float32)
+    launch(statistics_kernel, (tiles, B), x, x, sums, squares, N, C, **tile)
+    add, add_stride = (None, 0) if before is None else _rows(before)
+    (by, film_stride), (to, _) = (
+        ((None, 0), (None, 0)) if scale is None or shift is None else map(_rows, (scale, shift))
+    )
+    launch(
+        fold_kernel,
+        (groups, B),
+        x,
+        sums,
+        squares,
+        weight,
+        bias,
+        add,
+        add_stride,
+        by,
+        to,
+        film_stride,
+        factor,
+        offset,
+        N,
+        C,
+        tiles,
+        EPS,
+        WIDTH=C // groups,
+        CHANNELS=triton.next_power_of_2(C // groups),
+        POSITIONS=tile["POSITIONS"],
+        TILES=min(triton.next_power_of_2(tiles), MAX_TILES),
+    )
+    out = torch.empty_like(x)
+    launch(affine_silu_kernel, (tiles, B), x, x, factor, offset, out, N, C, ACTIVATE=activate, **tile)
+    return out
+
+
+def residual_sum(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:
+    h, x = (y.contiguous(memory_format=torch.channels_last) for y in (h, x))
+    B, C, bins, frames = h.shape
+    out, N, tile = torch.empty_like(h), B * bins * frames, _tile(C)
+    launch(residual_kernel, (triton.cdiv(N, tile["POSITIONS"]),), h, h, x, bias, out, N, C, factor, **tile)
+    return out
+
+
+def resample(x: torch.Tensor, up: bool) -> torch.Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    B, C, bins, frames = x.shape
+    size = (B, C, 2 * bins, 2 * frames) if up else (B, C, bins // 2, frames // 2)
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    tile = _tile(C)
+    programs = triton.cdiv(size[2] * size[3], tile["POSITIONS"]), B
+    launch(resample_kernel, programs, x, x, out, bins, frames, size[2], size[3], C, UP=up, **tile)
+    return out

@@ -1,0 +1,99 @@
+"""On a real CUDA device: dispatch, the CPU's noise, CUDA graphs, 16-bit networks, whole samplers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from udse_fast.backends import backends
+from udse_fast.coefficients import Coefficients
+from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
+from udse_fast.kernels.predictor_corrector import predictor
+from udse_fast.networks.ncsnpp import NCSNpp
+from udse_fast.networks.optimised import MAX_CAPTURED_SHAPES, optimise
+from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.samplers import posterior_sample, sampler_names
+from udse_fast.sde import OUVE
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.cpu() - b.cpu()).norm() / b.cpu().norm())
+
+
+@pytest.fixture
+def network() -> ScoreNetwork:
+    """Small, with weights that all matter."""
+    torch.manual_seed(0)
+    module = NCSNpp(nf=32, ch_mult=(1, 2), joint=True)
+    for parameter in module.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    config = {
+        "architecture": {"name": "ncsnpp", "joint": True},
+        "sde": OUVE().config,
+        "stft": {"n_fft": 63, "hop_length": 16, "window": "hann", "sample_rate": 16000},
+    }
+    return ScoreNetwork(module, config)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_backend_takes_cuda_tensors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {b.name: b for b in backends()}[name]
+    if not state.available:
+        pytest.skip(state.detail)
+    monkeypatch.setenv("UDSE_BACKEND", name)
+    key = NoiseKey(7, "predictor_speech", 3, 5, 1)
+    s, S = torch.randn(2, 2, 33, 65, dtype=torch.complex64)
+    result = predictor(s.cuda(), S.cuda(), C, key)
+    monkeypatch.setenv("UDSE_BACKEND", "reference")
+    torch.testing.assert_close(result.cpu(), predictor(s, S, C, key), rtol=0, atol=1e-5)
+
+
+def test_a_seed_gives_the_same_noise_on_both_devices() -> None:
+    key = NoiseKey(2**63 + 1, "dither", 2**31, 2**40, 1)
+    numbers = complex_normal(key, (2, 33, 65), device="cuda")
+    torch.testing.assert_close(numbers.cpu(), complex_normal(key, (2, 33, 65)), rtol=0, atol=2e-6)
+
+
+def test_replayed_calls_are_the_eager_ones(network: ScoreNetwork) -> None:
+    fast = optimise(network).to("cuda")
+    for frames in (40, 64, 40, 90, 130, 200, 260, 40):  # more shapes than are kept
+        state = torch.randn(2, 32, frames, dtype=torch.complex64)
+        for time in (0.9, 0.2):
+            first = fast.score(state.cuda(), time, torch.tensor([0, 1]))
+            kept = first.clone()
+            assert relative(first, network.score(state, time, torch.tensor([0, 1]))) < 2e-3  # TF32 convolutions
+            fast.score(state.cuda(), 0.5, 1)
+            assert torch.equal(first, kept)  # a later replay does not write into an earlier result
+    assert len(fast.graph._captured) <= MAX_CAPTURED_SHAPES
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("float16", 0.01)])
+def test_sixteen_bits_are_close(network: ScoreNetwork, precision: str, tolerance: float) -> None:
+    if precision == "bfloat16" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no bfloat16 on this device")
+    state = torch.randn(2, 32, 64, dtype=torch.complex64)
+    expected = network.score(state, 0.5, 1)
+    with torch.inference_mode():
+        fast = optimise(network).to("cuda", precision)
+        assert relative(fast.score(state.cuda(), 0.5, 1), expected) < tolerance
+    assert relative(fast.score(state.cuda(), 0.5, 1), expected) < tolerance  # captured in inference mode, used outside
+
+
+@pytest.mark.parametrize("name", sampler_names())
+def test_sampler_gives_what_it_gives_on_the_cpu(name: str) -> None:
+    sde = OUVE()
+    mixture = torch.randn(33, 40, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    mixture = mixture / mixture.abs().max()
+
+    def score(state: torch.Tensor, time: float, source: str) -> torch.Tensor:
+        return -state / (sde.delta(time) ** 2 * (0.1 if source == "speech" else 0.2) + sde.sigma(time) ** 2)
+
+    expected = posterior_sample(mixture, score, name, steps=6, samples=3, em_rounds=2, seed=5)
+    result = posterior_sample(mixture.cuda(), score, name, steps=6, samples=3, em_rounds=2, seed=5)
+    assert relative(result.speech, expected.speech) < 1e-4

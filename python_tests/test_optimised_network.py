@@ -1,0 +1,88 @@
+"""The optimised network is the plain one: within rounding in float32, and on recorded outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from udse_fast.checkpoint import load_network
+from udse_fast.errors import UdseError
+from udse_fast.kernels.fused_layers import reference
+from udse_fast.networks.ncsnpp import Downsample, NCSNpp, upsample
+from udse_fast.networks.optimised import FusedResidualBlock, fused_ncsnpp, optimise
+from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.sde import OUVE
+
+GOLDEN = Path(__file__).parent / "golden" / "networks"
+TOLERANCE = 1e-4  # relative, float32: constants are folded into weights, sums are taken in another order
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.cpu() - b.cpu()).norm() / b.cpu().norm())
+
+
+def network_of(joint: bool, ch_mult: tuple[int, ...] = (1, 2)) -> ScoreNetwork:
+    """Small, with weights that all matter (a fresh one starts its blocks at zero)."""
+    torch.manual_seed(0)
+    module = NCSNpp(nf=8, ch_mult=ch_mult, joint=joint)
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    config = {
+        "architecture": {"name": "ncsnpp", "joint": joint},
+        "sde": OUVE().config,
+        "stft": {"n_fft": 63, "hop_length": 16, "window": "hann", "sample_rate": 16000},
+    }
+    return ScoreNetwork(module, config).to(DEVICE)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_fused_ncsnpp_is_the_plain_one(joint: bool, per_frame: bool) -> None:
+    network = network_of(joint)
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    fused = optimise(network)
+    assert any(isinstance(module, FusedResidualBlock) for module in fused.graph.modules())
+    state = torch.randn(2, 32, 50, dtype=torch.complex64)
+    time, label = torch.tensor([0.8, 0.3]), torch.tensor([0, 1])
+    if per_frame:
+        time = time[:, None] * torch.linspace(0.5, 1, 50)
+    expected = network.score(state, time, label)
+    assert relative(fused.score(state, time, label), expected) < TOLERANCE
+    assert relative(network.score(state, time, label), expected) == 0
+    for name, value in network.module.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("name", ["speech", "joint"])
+def test_recorded_outputs_hold(name: str) -> None:
+    """The published code's own outputs, of published checkpoints' form."""
+    data = np.load(GOLDEN / f"{name}_io.npz")
+    network = optimise(load_network(GOLDEN / f"{name}.ckpt", DEVICE))
+    state, time = torch.from_numpy(data["state"]), torch.from_numpy(data["t"])
+    label = torch.from_numpy(data["label"]) if "label" in data else None
+    assert relative(network.score(state, time, label), torch.from_numpy(data["score"])) < TOLERANCE
+
+
+def test_resampling_is_that_of_the_plain_network() -> None:
+    x = torch.randn(2, 3, 6, 10)
+    torch.testing.assert_close(reference.resample(x, True), upsample(x))
+    torch.testing.assert_close(reference.resample(x, False), Downsample()(x))
+
+
+def test_all_published_layers_are_fused() -> None:
+    with torch.device("meta"):
+        plain = NCSNpp(nf=8, ch_mult=(1, 1, 1, 1))
+    convolutions = [m for m in fused_ncsnpp(plain).modules() if isinstance(m, torch.nn.Conv2d)]
+    assert not any(isinstance(m, torch.nn.GroupNorm) for m in fused_ncsnpp(plain).modules())
+    assert sum(m.bias is None for m in convolutions) >= 2 * 16
+
+
+def test_a_torchscript_file_is_refused() -> None:
+    network = network_of(False)
+    network.scripted = True
+    with pytest.raises(UdseError, match="TorchScript"):
+        optimise(network)
