@@ -310,8 +310,8 @@ print(len(compiled))
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR", str(tmp_path))
-    names = ["complex_normal", "network_input", "compress", "nmf", "online_nmf"]
-    names += ["corrector", "diffuseen_paper", "depse_tl", "score_noise_guidance", "paradiffuse_en"]
+    names = ["complex_normal", "network_input", "compress", "nmf", "online_nmf", "corrector", "udiffse_plus"]
+    names += ["diffuseen_paper", "depse_tl", "predictor_residual", "score_noise_guidance", "paradiffuse_en"]
     done = subprocess.run(
         [sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True, timeout=600
     )

@@ -16,8 +16,8 @@ BLOCK = 256  # bins of a program
 
 @triton.jit
 def word(value, like):
-    """A signed 32-bit word of the key as uint32 of the shape of `like` (N,) int32."""
-    return (like * 0 + value).to(tl.uint32, bitcast=True)
+    """A word of the key as uint32 of the shape of `like` (N,) int32."""
+    return (like * 0 + ((value - 3) >> 1)).to(tl.uint32)
 
 
 @triton.jit
@@ -74,8 +74,8 @@ def normal(x0, x1):
 def drawn(key, sample, bin, frame):
     """z (N, 2) at sample, bin (N,) and frame (N,); words 2 and 3 of a counter serve the odd bin."""
     x0, x1, x2, x3 = philox(
-        (key[4] + frame).to(tl.uint32, bitcast=True),
-        (bin >> 1).to(tl.uint32) | word(key[5] + sample, frame) << 16,
+        word(key[4], frame) + frame.to(tl.uint32),
+        (bin >> 1).to(tl.uint32) | (word(key[5], frame) + sample) << 16,
         word(key[2], frame),
         word(key[3], frame),
         word(key[0], frame),
@@ -85,7 +85,7 @@ def drawn(key, sample, bin, frame):
     return normal(tl.where(even, x0, x2), tl.where(even, x1, x3))
 
 
-@triton.jit(do_not_specialize=["key"])
+@triton.jit
 def complex_normal_kernel(out, key, F, T, BLOCK: tl.constexpr):
     """out: (B, F, T, 2)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -96,18 +96,15 @@ def complex_normal_kernel(out, key, F, T, BLOCK: tl.constexpr):
 
 
 def words(noise: Noise) -> tuple[int, ...] | None:
-    """A draw as kernels take it: seed (low, high), step, role, first frame, sample; signed 32-bit."""
+    """A draw as kernels take it: seed (low, high), step, role, first frame, sample, each as 2 w + 3.
+
+    Neither 1 nor a multiple of 16, for which Triton would compile a kernel of its own.
+    """
     if not isinstance(noise, NoiseKey):
         return None
-    unsigned = (
-        noise.seed & MASK,
-        noise.seed >> 32,
-        noise.step,
-        ROLES[noise.role],
-        noise.first_frame & MASK,
-        noise.first_sample,
-    )
-    return tuple(w - 2**32 if w >= 2**31 else w for w in unsigned)
+    seed, frame = noise.seed, noise.first_frame
+    unsigned = seed & MASK, seed >> 32, noise.step, ROLES[noise.role], frame & MASK, noise.first_sample
+    return tuple(2 * word + 3 for word in unsigned)
 
 
 def launch(kernel: Any, programs: tuple[int, ...], like: torch.Tensor, *arguments: object, **constants: Any) -> None:

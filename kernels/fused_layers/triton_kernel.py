@@ -12,7 +12,7 @@ import triton.language as tl
 from udse_fast.kernels.complex_normal.triton_kernel import launch
 from udse_fast.kernels.fused_layers.reference import EPS
 
-TILE = 8192  # numbers
+TILE = 4096  # numbers
 MAX_TILES = 256  # per program of `fold_kernel` and step of its loop
 
 
@@ -106,23 +106,18 @@ def resample_kernel(x, out, F, T, F_out, T_out, C, UP: tl.constexpr, POSITIONS: 
     f, t = n // T_out, n % T_out
     channel = (c < C)[None, :]
     y = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
-    if UP:  # two inputs reach an output on each axis: the near one by 3/4, the far one by 1/4
-        for u in tl.static_range(2):
-            for v in tl.static_range(2):
-                row = f // 2 + u * (2 * (f % 2) - 1)
-                column = t // 2 + v * (2 * (t % 2) - 1)
-                inside = (row >= 0) & (row < F) & (column >= 0) & (column < T) & (n < F_out * T_out)
-                at = ((b * F + row) * T + column)[:, None] * C + c[None, :]
+    # two inputs reach an output on each axis upwards, with weights 3/4 (near), 1/4 (far); four downwards, (1, 3, 3, 1)/8
+    for u in range(2 if UP else 4):
+        for v in range(2 if UP else 4):
+            if UP:
+                row, column = f // 2 + u * (2 * (f % 2) - 1), t // 2 + v * (2 * (t % 2) - 1)
                 weight = (3 - 2 * u) * (3 - 2 * v) / 16
-                y += weight * tl.load(x + at, mask=inside[:, None] & channel, other=0.0).to(tl.float32)
-    else:
-        for u in tl.static_range(4):
-            for v in tl.static_range(4):
+            else:
                 row, column = 2 * f - 1 + u, 2 * t - 1 + v
-                inside = (row >= 0) & (row < F) & (column >= 0) & (column < T) & (n < F_out * T_out)
-                at = ((b * F + row) * T + column)[:, None] * C + c[None, :]
-                weight = (1 + 2 * (u % 3 != 0)) * (1 + 2 * (v % 3 != 0)) / 64
-                y += weight * tl.load(x + at, mask=inside[:, None] & channel, other=0.0).to(tl.float32)
+                weight = (1 + 2 * ((u + 1) // 2 % 2)) * (1 + 2 * ((v + 1) // 2 % 2)) / 64
+            inside = (row >= 0) & (row < F) & (column >= 0) & (column < T) & (n < F_out * T_out)
+            at = ((b * F + row) * T + column)[:, None] * C + c[None, :]
+            y += weight * tl.load(x + at, mask=inside[:, None] & channel, other=0.0).to(tl.float32)
     at = (b * F_out * T_out + n)[:, None] * C + c[None, :]
     tl.store(out + at, y, mask=(n < F_out * T_out)[:, None] & channel)
 

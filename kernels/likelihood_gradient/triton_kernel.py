@@ -36,7 +36,7 @@ def variance(V, W, H, i, f, t, T, R, inside):
     return v[:, None]
 
 
-@triton.jit(do_not_specialize=["key", "key2", "c", "w"])
+@triton.jit
 def step_kernel(
     state,
     score,
@@ -141,7 +141,7 @@ def step_kernel(
         tl.store(power + i, p / B, mask=inside)
 
 
-@triton.jit(do_not_specialize=["c"])
+@triton.jit
 def score_noise_kernel(state, score, out, c, F, T, PER_FRAME: tl.constexpr, BLOCK: tl.constexpr):
     """state, score, out: (B, F, T, 2)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

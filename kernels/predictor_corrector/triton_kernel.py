@@ -52,7 +52,7 @@ def predicted(s, S, z, gamma, g, dt):
     return s + gamma * dt * s + g * g * dt * S + g * tl.sqrt(dt) * z
 
 
-@triton.jit(do_not_specialize=["key", "c"])
+@triton.jit
 def update_kernel(
     state, score, z, key, out, c, F, T, CORRECTOR: tl.constexpr, PER_FRAME: tl.constexpr, BLOCK: tl.constexpr
 ):
