@@ -27,7 +27,9 @@ UDSE_HD inline float above(float x, float least) { return x > least ? x : least;
 
 UDSE_HD inline Complex load(const cfloat* z, int64_t at) { return reinterpret_cast<const Complex*>(z)[at]; }
 UDSE_HD inline void store(cfloat* z, int64_t at, Complex value) { reinterpret_cast<Complex*>(z)[at] = value; }
-UDSE_HD inline float at_frame(const PerFrame& number, int64_t t) { return number.values ? number.values[t] : number.value; }
+UDSE_HD inline float at_frame(const PerFrame& number, int64_t t) {
+  return number.values ? number.values[t] : number.value;
+}
 
 #ifdef __CUDACC__
 
@@ -41,7 +43,8 @@ inline const char* launch_error() {
 
 template <class Body>
 __global__ void each_kernel(int64_t items, Body body) {
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < items; i += int64_t{gridDim.x} * blockDim.x) body(i);
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < items; i += int64_t{gridDim.x} * blockDim.x)
+    body(i);
 }
 
 // body(i) for each item
@@ -72,7 +75,8 @@ __global__ void reduce_kernel(int64_t length, Body body) {
   body.finish(blockIdx.x, sums, threadIdx.x, reduce_threads);
 }
 
-// For each item: N sums of term(item, j, sums) over j < length, then finish(item, sums, part, parts) for every part of the work
+// For each item: N sums of term(item, j, sums) over j < length, then finish(item, sums, part, parts) for every part of
+// the work
 template <int N, class Body>
 const char* reduce(int64_t items, int64_t length, Stream stream, const Body& body) {
   if (items) reduce_kernel<N><<<static_cast<unsigned>(items), reduce_threads, 0, stream>>>(length, body);

@@ -1,9 +1,10 @@
 // Circular complex normal numbers from counters, number by number: for CPUs and GPUs, with the same rounding.
 #pragma once
 
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
-#include <math.h>
 
 #ifdef __CUDACC__
 #define UDSE_HD __host__ __device__
@@ -27,7 +28,7 @@ UDSE_HD static inline float from_bits(std::int32_t b) {
 
 // One round of Philox 4x32 (Salmon et al., SC 2011).
 UDSE_HD static inline void philox_round(std::uint32_t& c0, std::uint32_t& c1, std::uint32_t& c2, std::uint32_t& c3,
-                                 std::uint32_t k0, std::uint32_t k1) {
+                                        std::uint32_t k0, std::uint32_t k1) {
   const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c0, p1 = std::uint64_t{0xCD9E8D57} * c2;
   c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;
   c1 = static_cast<std::uint32_t>(p1);
@@ -35,7 +36,8 @@ UDSE_HD static inline void philox_round(std::uint32_t& c0, std::uint32_t& c1, st
   c3 = static_cast<std::uint32_t>(p0);
 }
 
-// ln((k + 1/2) / 2^24) for k < 2^24, relative error 1.5e-7. The upper half is taken from the distance to 1, which is exact.
+// ln((k + 1/2) / 2^24) for k < 2^24, relative error 1.5e-7. The upper half is taken from the distance to 1, which is
+// exact.
 UDSE_HD static inline float log_uniform(std::int32_t k) {
   const bool upper = k >= 1 << 23;
   const float v = (static_cast<float>(upper ? 0xffffff - k : k) + 0.5f) * 0x1p-24f;  // the uniform number, or 1 less it

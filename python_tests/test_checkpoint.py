@@ -107,17 +107,13 @@ def test_the_configuration_is_the_checkpoint_s() -> None:
 def test_other_settings_of_a_checkpoint_are_taken_over(tmp_path: Path) -> None:
     settings = {"theta": 2.0, "sigma_min": 0.1, "sigma_max": 1.0, "n_fft": 62, "hop_length": 16}
     settings |= {"spec_factor": 0.3, "spec_abs_exponent": 0.7, "window": "sqrt_hann"}
-    config = load_network(
-        lightning_file(tmp_path / "a.ckpt", tiny_network(), hyper_parameters=settings)
-    ).config
+    config = load_network(lightning_file(tmp_path / "a.ckpt", tiny_network(), hyper_parameters=settings)).config
     assert config["sde"] == {"name": "ouve", "gamma": 2.0, "sigma_min": 0.1, "sigma_max": 1.0}
     assert config["stft"] == {"n_fft": 62, "hop_length": 16, "window": "sqrt_hann", "sample_rate": 16000}
     assert config["compression"] == {"exponent": 0.7, "factor": 0.3}
 
 
-@pytest.mark.parametrize(
-    "settings", [{"sde": "vpsde"}, {"transform_type": "log"}, {"theta": "x"}, {"n_fft": -2}]
-)
+@pytest.mark.parametrize("settings", [{"sde": "vpsde"}, {"transform_type": "log"}, {"theta": "x"}, {"n_fft": -2}])
 def test_other_kinds_of_model_are_refused(tmp_path: Path, settings: dict) -> None:
     path = lightning_file(tmp_path / "a.ckpt", tiny_network(), hyper_parameters=settings)
     with pytest.raises(UdseError, match=next(iter(settings))):
@@ -208,11 +204,7 @@ def attacks(marker: str) -> dict[str, bytes]:
         "NEWOBJ of a map": list_of_map + text + b"l\x86\x81\x85R.",
         "NEWOBJ_EX of a map": list_of_map + text + b"l\x86}\x92\x85R.",
         "copyreg extension": add_extension + b"\x82\xf0" + text + b"\x85R.",
-        "method caller": b"\x80\x04coperator\nmethodcaller\n(\x8c\x06system"
-        + text
-        + b"tR"
-        + imported
-        + b"\x85R.",
+        "method caller": b"\x80\x04coperator\nmethodcaller\n(\x8c\x06system" + text + b"tR" + imported + b"\x85R.",
         "as a key": b"}cos\nsystem\n" + text + b"\x85RK\x01s.",
         "inside a tensor": b"ctorch._utils\n_rebuild_tensor_v2\n(cos\nsystem\n" + text + b"\x85RK\x00))tR.",
     }
@@ -246,9 +238,7 @@ def test_a_checkpoint_with_an_attack_beside_the_weights_loads_unharmed(name: str
     while attack[:1] == b"\x80":
         attack = attack[2:]
     plain = lightning_file(tmp_path / "plain.ckpt", tiny_network())
-    path = with_pickle(
-        plain, tmp_path / "evil.ckpt", lambda program: program[:2] + attack + b"0" + program[2:]
-    )
+    path = with_pickle(plain, tmp_path / "evil.ckpt", lambda program: program[:2] + attack + b"0" + program[2:])
     error = error_of(path)
     assert not marker.exists()
     if not error:  # some attacks make the file one that is refused

@@ -84,9 +84,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "assert not {'torch', 'numpy', 'soundfile'} & set(sys.modules), 'heavy'"
     )
     for arguments in (["--help"], *([name, "--help"] for name in ("enhance", "stream", "live", "export"))):
-        done = subprocess.run(
-            [sys.executable, "-c", check, *arguments], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", check, *arguments], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert "usage: udse-fast" in done.stdout
 
@@ -361,9 +359,7 @@ BLOCKS = ["--block-seconds", "0.5", "--overlap-seconds", "0.1"]
 
 
 def stream(data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*COMMAND, "stream", *BLOCKS, *arguments], input=data, capture_output=True, check=False
-    )
+    return subprocess.run([*COMMAND, "stream", *BLOCKS, *arguments], input=data, capture_output=True, check=False)
 
 
 def test_stream_is_what_the_enhancer_says(tiny_checkpoint: Path, fast: list[str]) -> None:
@@ -599,9 +595,7 @@ def test_live(fast: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "udse-fast live --list" in complaint(capsys, main(["live", "--input", "no such", *fast]))
 
 
-def test_live_without_its_package(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_live_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
     assert "pip install udse-fast[live]" in complaint(capsys, main(["live"]))
 

@@ -189,12 +189,8 @@ def test_lengths_rates_and_silence_are_noted_not_fatal(tmp_path, no_plots):
     assert found["short"]["note"] == "cut from 1.00 s to 0.50 s"
     assert found["padded"]["note"] == ""
     expected = 10 * np.log10(np.sum(clean**2) / np.sum((noisy - clean) ** 2))
-    assert float(found["padded"]["si_sdr"]) == pytest.approx(
-        expected, abs=0.1
-    )  # speech and noise correlate a little
-    assert float(found["fast"]["si_sdr"]) == pytest.approx(
-        expected, abs=0.5
-    )  # and the resampler cuts near 8 kHz
+    assert float(found["padded"]["si_sdr"]) == pytest.approx(expected, abs=0.1)  # speech and noise correlate a little
+    assert float(found["fast"]["si_sdr"]) == pytest.approx(expected, abs=0.5)  # and the resampler cuts near 8 kHz
     assert "pesq_wb" in found["silent"]["note"]
     assert found["silent"]["pesq_wb"] == "nan"
     assert "(3 files)" in (out / "table.md").read_text()
@@ -256,9 +252,7 @@ def test_interval_is_students():
 
 
 def test_snrs_of_one_utterance_count_once():
-    rows = [
-        ScoreRow("a", "", str(snr), str(n), {"si_sdr": float(n + snr)}) for n in range(4) for snr in (0, 10)
-    ]
+    rows = [ScoreRow("a", "", str(snr), str(n), {"si_sdr": float(n + snr)}) for n in range(4) for snr in (0, 10)]
     # per utterance 5 + n: standard deviation sqrt(5/3), t(0.975, 3) = 3.182446
     found = interval(rows, "si_sdr")
     assert (found.mean, found.n) == (6.5, 4)

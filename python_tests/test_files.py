@@ -42,10 +42,7 @@ def copied(source: Path, target: Path, seconds: float = 0.1) -> list[str]:
 @pytest.mark.parametrize(
     ("container", "subtype", "suffix"),
     [
-        *[
-            ("WAV", subtype, ".wav")
-            for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
-        ],
+        *[("WAV", subtype, ".wav") for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")],
         ("WAV", "ULAW", ".wav"),
         ("WAVEX", "PCM_24", ".wav"),
         ("RF64", "PCM_16", ".wav"),
@@ -122,9 +119,7 @@ def test_tags_are_kept(tmp_path: Path) -> None:
         assert (file.title, file.artist) == ("Nocturne", "Nobody")
 
 
-@pytest.mark.parametrize(
-    ("container", "subtype"), [("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")]
-)
+@pytest.mark.parametrize(("container", "subtype"), [("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")])
 def test_chunks_are_the_whole(tmp_path: Path, container: str, subtype: str) -> None:
     path = write(tmp_path / "a", tone(2), container, subtype)
     whole, _ = soundfile.read(path, dtype="float32")
@@ -140,9 +135,7 @@ def test_float_beyond_full_scale(tmp_path: Path) -> None:
     copied(source, tmp_path / "out.wav")
     np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav")[0], soundfile.read(source)[0])
     copied(source, tmp_path / "out.flac")  # clipped, not wrapped
-    np.testing.assert_allclose(
-        soundfile.read(tmp_path / "out.flac")[0], np.clip(3 * tone()[:, 0], -1, 1), atol=1e-6
-    )
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out.flac")[0], np.clip(3 * tone()[:, 0], -1, 1), atol=1e-6)
 
 
 def test_an_error_leaves_no_file(tmp_path: Path) -> None:

@@ -25,9 +25,7 @@ TOLERANCE = 2e-6  # float32 logarithm, root, sine and cosine of numbers up to 4.
         ),
     ],
 )
-def test_philox_known_answers(
-    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
-) -> None:
+def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
     """The known-answer vectors of Random123 1.14 for philox4x32-10."""
     words = reference.philox(tuple(torch.tensor(word) for word in counter), key)
     assert tuple(int(word) for word in words) == expected
@@ -46,9 +44,7 @@ def test_first_number_by_hand() -> None:
 def test_core_is_the_reference(isa: str, shape: tuple[int, int, int]) -> None:
     key = NoiseKey(2**63 + 12345, "predictor_noise", step=29, first_frame=2**32 - 70, first_sample=3)
     expected = reference.complex_normal(key, shape, torch.complex128)
-    torch.testing.assert_close(
-        complex_normal(key, shape).to(torch.complex128), expected, rtol=0, atol=TOLERANCE
-    )
+    torch.testing.assert_close(complex_normal(key, shape).to(torch.complex128), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_core_over_the_whole_range_of_uniform_numbers(isa: str) -> None:

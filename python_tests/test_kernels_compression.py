@@ -24,9 +24,7 @@ def test_core_is_the_float64_reference(isa: str, exponent: float, count: int) ->
     for function in ("compress", "decompress"):
         operation = {"compress": compress, "decompress": decompress}[function]
         expected = getattr(reference, function)(z.to(torch.complex128), exponent, 0.15)
-        torch.testing.assert_close(
-            operation(z, exponent, 0.15).to(torch.complex128), expected, rtol=3e-6, atol=0
-        )
+        torch.testing.assert_close(operation(z, exponent, 0.15).to(torch.complex128), expected, rtol=3e-6, atol=0)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])

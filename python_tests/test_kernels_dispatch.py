@@ -26,9 +26,7 @@ def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.complex64)
 
 
-def call(
-    state: np.ndarray, out: np.ndarray | None = None, numbers: np.ndarray = NUMBERS, noise: object = None
-) -> None:
+def call(state: np.ndarray, out: np.ndarray | None = None, numbers: np.ndarray = NUMBERS, noise: object = None) -> None:
     _core.predictor(state, state, numbers, noise, zeros(*state.shape) if out is None else out, 1)  # type: ignore[arg-type]
 
 
@@ -158,9 +156,7 @@ def test_the_core_works_in_a_forked_child() -> None:
 def test_forced_instruction_set(forced: str, status: int) -> None:
     code = "from udse_fast import _core; print(_core.isa())"
     environment = {**os.environ, "UDSE_FORCE_ISA": forced}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == status
     assert (forced if status == 0 else 'UDSE_FORCE_ISA must be scalar, avx2 or avx512; got "neon"') in (
         done.stdout + done.stderr

@@ -71,9 +71,7 @@ def test_the_divergence_falls() -> None:
 @pytest.mark.parametrize("fixed_w", [False, True])
 def test_core_is_the_float64_reference(isa: str, shape: tuple[int, int, int], fixed_w: bool) -> None:
     for iterations in (0, 1, 3):
-        expected = reference.nmf_update(
-            *problem(*shape, torch.float64), iterations=iterations, fixed_w=fixed_w
-        )
+        expected = reference.nmf_update(*problem(*shape, torch.float64), iterations=iterations, fixed_w=fixed_w)
         result = nmf_update(*problem(*shape, torch.float32), iterations=iterations, fixed_w=fixed_w)
         for one, other in zip(result, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=TOLERANCE, atol=1e-9)

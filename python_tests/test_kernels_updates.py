@@ -87,12 +87,8 @@ UPDATES: dict[str, Update] = {
     "diffuseen_paper": single("noise_posterior_guidance", 1.0, paper_posterior=True, want_noise=True),
     "predictor_residual": lambda m, a, c, z, z2: m.predictor_residual(a.s, a.S, a.x, c, z, z2),
     "score_noise_guidance": lambda m, a, c, z, z2: (m.score_noise_guidance(a.s, a.S, c, 0.7),),
-    "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(
-        a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma
-    ),
-    "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(
-        a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False
-    ),
+    "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma),
+    "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False),
 }
 
 
@@ -113,17 +109,12 @@ def assert_close(result: torch.Tensor | None, expected: torch.Tensor | None) -> 
 @pytest.mark.parametrize("times", ["one_time", "per_frame"])
 @pytest.mark.parametrize("noise", ["given", "drawn", "none"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_core_is_the_float64_reference(
-    isa: str, shape: tuple[int, int, int, int], noise: str, times: str
-) -> None:
+def test_core_is_the_float64_reference(isa: str, shape: tuple[int, int, int, int], noise: str, times: str) -> None:
     coefficients = ONE_TIME if times == "one_time" else per_frame(shape[2])
     single_precision, double = Inputs(shape, torch.complex64), Inputs(shape, torch.complex128)
     keys = NoiseKey(11, "predictor_speech", 3, 1000), NoiseKey(11, "predictor_noise", 3, 1000)
     for name, update in UPDATES.items():
-        draws = [
-            {"given": (a.z, a.z2), "drawn": keys, "none": (None, None)}[noise]
-            for a in (single_precision, double)
-        ]
+        draws = [{"given": (a.z, a.z2), "drawn": keys, "none": (None, None)}[noise] for a in (single_precision, double)]
         results = update(module(name, False), single_precision, coefficients, *draws[0])
         expected = update(module(name, True), double, coefficients, *draws[1])
         assert len(results) == len(expected)
@@ -135,9 +126,7 @@ def test_core_is_the_float64_reference(
 def test_a_frame_does_not_depend_on_the_cut(isa: str, name: str) -> None:
     """What a stream computes in blocks is what the whole signal gives, bit for bit."""
     whole = Inputs((2, 5, 150, 3), torch.complex64)
-    expected = UPDATES[name](
-        module(name, False), whole, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither")
-    )
+    expected = UPDATES[name](module(name, False), whole, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither"))
     for first, last in ((0, 37), (37, 110), (110, 150)):
         part = Inputs((2, 5, 150, 3), torch.complex64)
         for field in ("s", "S", "n", "N", "z", "z2", "x", "V"):
@@ -197,18 +186,14 @@ def test_corrector_of_a_constant() -> None:
     """r sigma = 0.2, hence eps = 0.04: 1 + 0.04 * 2 + sqrt(0.08) j."""
     state = torch.ones(1, 1, 1, dtype=torch.complex128)
     c = replace(ONE_TIME, sigma=0.4)
-    assert complex(pc.corrector(state, 2 * state, c, 1j * state)) == pytest.approx(
-        1.08 + math.sqrt(0.08) * 1j
-    )
+    assert complex(pc.corrector(state, 2 * state, c, 1j * state)) == pytest.approx(1.08 + math.sqrt(0.08) * 1j)
 
 
 def test_predictor_of_a_constant() -> None:
     """gamma dt = 0.15, g^2 dt = 0.4, g sqrt(dt) = 2 sqrt(0.1)."""
     state = torch.ones(1, 1, 1, dtype=torch.complex128)
     c = replace(ONE_TIME, g=2.0, dt=0.1)
-    assert complex(pc.predictor(state, 3 * state, c, 1j * state)) == pytest.approx(
-        2.35 + 2 * math.sqrt(0.1) * 1j
-    )
+    assert complex(pc.predictor(state, 3 * state, c, 1j * state)) == pytest.approx(2.35 + 2 * math.sqrt(0.1) * 1j)
 
 
 def test_tweedie_mean_of_a_gaussian_prior_is_its_wiener_estimate() -> None:
@@ -281,9 +266,7 @@ def test_network_input(isa: str, shape: tuple[int, int, int], dtype: torch.dtype
 
 
 def test_bfloat16_of_special_values(isa: str) -> None:
-    values = torch.tensor(
-        [float("inf"), float("-inf"), float("nan"), 3.4e38, 1e-45, 0.0, 1.00390625, 1.01171875]
-    )
+    values = torch.tensor([float("inf"), float("-inf"), float("nan"), 3.4e38, 1e-45, 0.0, 1.00390625, 1.01171875])
     state = torch.complex(values, -values).view(1, 1, -1)
     result = network_input(state, 1.0, torch.bfloat16).float()
     torch.testing.assert_close(result[0, 0, 0], values.bfloat16().float(), equal_nan=True, rtol=0, atol=0)

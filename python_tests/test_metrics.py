@@ -99,9 +99,7 @@ def test_ends_of_the_scales():
     assert metrics.score(speech, noisy, speech, RATE, ["si"])["si_sdr"] == math.inf
 
 
-@pytest.mark.parametrize(
-    "name", ["silent estimate", "silent reference", "both silent", "too short", "no speech level"]
-)
+@pytest.mark.parametrize("name", ["silent estimate", "silent reference", "both silent", "too short", "no speech level"])
 def test_undefined_is_nan_and_never_an_error(name):
     speech, noisy = mixture(*PUBLISHED[0][:3])
     speech, noisy = speech[:RATE], noisy[:RATE]

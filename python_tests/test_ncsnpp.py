@@ -58,9 +58,7 @@ def test_keys_and_shapes_are_the_published_ones(name: str) -> None:
     expected = json.loads((GOLDEN / "state_dict_shapes.json").read_text())[published]
     assert shapes == expected
     assert list(shapes) == list(expected)  # the EMA weights of a checkpoint have no names, only this order
-    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(
-        millions, abs=0.05
-    )
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (6, 10)])
@@ -158,9 +156,7 @@ class WienerDenoiser(nn.Module):
         super().__init__()
         self.variance = variance
 
-    def denoise(
-        self, noisy: torch.Tensor, noise_level: torch.Tensor, label: torch.Tensor | None
-    ) -> torch.Tensor:
+    def denoise(self, noisy: torch.Tensor, noise_level: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         level = noise_level[:, None, None, :] if noise_level.ndim == 2 else noise_level[:, None, None, None]
         return noisy * self.variance / (self.variance + level**2)
 
@@ -171,9 +167,7 @@ def test_a_denoiser_gives_the_score_of_its_prior(per_frame: bool) -> None:
     network = ScoreNetwork(module, config_of(module, bins=32))
     time = torch.rand(2, 40) * 0.9 + 0.05 if per_frame else torch.tensor([0.9, 0.05])
     expected = -state / (sde.delta(time) ** 2 * 0.3 + sde.sigma(time) ** 2).reshape(2, 1, -1)
-    assert (
-        relative(network.score(state, time), expected) < 1e-4
-    )  # a difference of close numbers at small sigma
+    assert relative(network.score(state, time), expected) < 1e-4  # a difference of close numbers at small sigma
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("float16", 0.01)])

@@ -16,7 +16,7 @@ SPEECH = torch.tensor([0.05, 0.3, 0.3, 0.05, 1.0], dtype=torch.float64)[:, None]
 NOISE = torch.tensor([0.05, 0.1, 0.3, 0.01, 0.1], dtype=torch.float64)[:, None].expand(5, 6)
 WIENER = SPEECH / (SPEECH + NOISE)
 MIXTURE = torch.full((5, 6), 0.8 + 0.6j, dtype=torch.complex128)
-# The published likelihoods take p(s_0) as uninformative in p(x|s_t) (paper 000, eq. 21), which shifts the mean for any
+# The published likelihoods take p(s_0) as uninformative in p(x|s_t) (Ayilo et al. 2025, eq. 21), which shifts the mean for any
 # number of steps; what is left of the gain's error with these variances, without the corrector, which knows nothing
 # of the mixture and pulls to the prior the more the more steps there are.
 APPROXIMATION = 0.13
@@ -101,7 +101,7 @@ def test_score_evaluations_are_counted(sampler: str, calls: int) -> None:
 
 
 def test_samples_do_not_depend_on_how_they_are_split() -> None:
-    """Sample 2 of four is sample 0 of a run that starts at sample 2 (the noise variance is known: nothing is shared)."""
+    """Sample 2 of four is sample 0 of a run that starts at sample 2 (known noise: nothing is shared)."""
     from udse_fast.randomness import counter_based
 
     def run(samples: int, first: int) -> Tensor:
@@ -113,14 +113,11 @@ def test_samples_do_not_depend_on_how_they_are_split() -> None:
     assert torch.equal(run(4, 0)[2:], run(2, 2))
 
 
-@pytest.mark.parametrize(
-    "option", [{"divide_tweedie": True}, {"paper_posterior": True}, {"perturb_residual": True}]
-)
+@pytest.mark.parametrize("option", [{"divide_tweedie": True}, {"paper_posterior": True}, {"perturb_residual": True}])
 def test_paper_forms_are_other_algorithms(option: dict[str, bool]) -> None:
     sampler = next(n for n, row in SAMPLERS.items() if set(option) <= set(row.options))
     published, paper = (
-        posterior_sample(MIXTURE, gaussian_score, sampler, steps=6, samples=1, **o).speech
-        for o in ({}, option)
+        posterior_sample(MIXTURE, gaussian_score, sampler, steps=6, samples=1, **o).speech for o in ({}, option)
     )
     assert torch.isfinite(torch.view_as_real(paper)).all()
     assert not torch.allclose(published, paper)

@@ -129,9 +129,7 @@ def test_latency_is_a_bound_at_other_rates(identity: Identity, rate: int) -> Non
     assert most - len(chunk) <= stream.latency_samples < most + 0.15 * rate
 
 
-@pytest.mark.parametrize(
-    ("source", "target"), [(44100, 16000), (16000, 44100), (8000, 16000), (16000, 16000)]
-)
+@pytest.mark.parametrize(("source", "target"), [(44100, 16000), (16000, 44100), (8000, 16000), (16000, 16000)])
 def test_resampling_delay_is_a_bound(source: int, target: int) -> None:
     resampler, returned = Resampler(source, target), 0
     for received in range(1, source):

@@ -93,7 +93,7 @@ def test_the_true_score_has_the_least_loss() -> None:
     sde, v = OUVE(), 0.04
 
     class Gaussian(torch.nn.Module):
-        def denoise(self, noisy, noise_level, label=None):  # noqa: ANN001, ANN202
+        def denoise(self, noisy, noise_level, label=None):
             return noisy * (v / (v + noise_level[:, None, None, None] ** 2))
 
     torch.manual_seed(0)
@@ -109,8 +109,7 @@ def test_the_true_score_has_the_least_loss() -> None:
 def test_batches_are_functions_of_their_number(recordings: Path) -> None:
     spectral = Spectral(hop_length=255, window="sqrt_hann")
     first, second = (
-        Batches(Corpus(audio_files(recordings), RATE), None, spectral, size=3, frames=20, seed=4)
-        for _ in range(2)
+        Batches(Corpus(audio_files(recordings), RATE), None, spectral, size=3, frames=20, seed=4) for _ in range(2)
     )
     second[7]
     assert torch.equal(first[3].spectrograms, second[3].spectrograms)

@@ -18,14 +18,8 @@ _DTYPES = ("float32", "float64", "int16")
 
 def check_sample_rate(sample_rate: Any) -> int:
     """A whole number of Hz, at least 8000."""
-    if (
-        isinstance(sample_rate, bool)
-        or not isinstance(sample_rate, (int, np.integer))
-        or sample_rate < MIN_SAMPLE_RATE
-    ):
-        raise UdseError(
-            f"sample_rate: expected a whole number of Hz >= {MIN_SAMPLE_RATE}, got {sample_rate!r}"
-        )
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer)) or sample_rate < MIN_SAMPLE_RATE:
+        raise UdseError(f"sample_rate: expected a whole number of Hz >= {MIN_SAMPLE_RATE}, got {sample_rate!r}")
     return int(sample_rate)
 
 

@@ -80,9 +80,7 @@ def load_network(
             network = _load_safetensors(path)
         else:
             found = "a file of another kind, or an incomplete one" if start else "an empty file"
-            raise UdseError(
-                f"expected a checkpoint (.safetensors, TorchScript .pt, Lightning .ckpt), got {found}"
-            )
+            raise UdseError(f"expected a checkpoint (.safetensors, TorchScript .pt, Lightning .ckpt), got {found}")
     except UdseError as error:
         raise UdseError(f"{path}: {error}") from error
     return network.to(device, precision)
@@ -134,9 +132,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise UdseError(
-            f"cannot write {path}: {reason}; give a file in a folder that can be written"
-        ) from error
+        raise UdseError(f"cannot write {path}: {reason}; give a file in a folder that can be written") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -156,17 +152,13 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     for section in ("architecture", "sde", "stft", "compression", "training"):
         if not isinstance(complete.get(section), dict):
-            raise UdseError(
-                f"expected the section {section!r} in the configuration of a checkpoint, got {config}"
-            )
+            raise UdseError(f"expected the section {section!r} in the configuration of a checkpoint, got {config}")
     for section in ("sde", "stft", "compression"):
         complete[section] = {**_DEFAULTS[section], **complete[section]}
         for name, default in _DEFAULTS[section].items():
             value = complete[section][name]
             if not _is_like(value, default) or (name == "name" and value != default):
-                raise UdseError(
-                    f"expected a {name} like {default!r} in the section {section!r}, got {value!r}"
-                )
+                raise UdseError(f"expected a {name} like {default!r} in the section {section!r}, got {value!r}")
     return complete
 
 
@@ -185,8 +177,7 @@ def _load_safetensors(path: Path) -> ScoreNetwork:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise UdseError(
-            f"expected a safetensors checkpoint, got a damaged one ({first_line(error)}): "
-            "download or copy it again"
+            f"expected a safetensors checkpoint, got a damaged one ({first_line(error)}): download or copy it again"
         ) from error
     if CONFIG_KEY not in metadata:
         raise UdseError(

@@ -50,9 +50,7 @@ class Likelihood(Protocol):
     def before_step(self, states: dict[str, Tensor], first: bool) -> None:
         """M-step of the samplers that fit the noise at the top of a step."""
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         """From the transitions to the next states, and the M-step of the others."""
 
     def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
@@ -100,9 +98,7 @@ def reverse_diffusion(
     states: dict[str, Tensor] = {}
     for round_ in range(likelihood.rounds):
         states = {
-            source: likelihood.start(
-                source, _as_draw(draw(f"init_{source}", round_), shape, like), coefficients[0]
-            )
+            source: likelihood.start(source, _as_draw(draw(f"init_{source}", round_), shape, like), coefficients[0])
             for source in likelihood.sources
         }
         for step, (t, c) in enumerate(zip(times, coefficients, strict=True)):

@@ -34,7 +34,7 @@ ORACLE_ITERATIONS = 200
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How the posterior is sampled and read out. The defaults are the published ones; a checkpoint may bring its own."""
+    """How the posterior is sampled and read out. The defaults are published; a checkpoint may bring its own."""
 
     steps: int = 30
     samples: int = 4
@@ -57,9 +57,7 @@ class InferenceSettings:
         if self.readout not in READOUTS:
             raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {self.readout!r}")
         if not 0 < self.end_time < self.start_time <= 1:
-            raise UdseError(
-                f"expected 0 < end_time < start_time <= 1, got {self.end_time!r} and {self.start_time!r}"
-            )
+            raise UdseError(f"expected 0 < end_time < start_time <= 1, got {self.end_time!r} and {self.start_time!r}")
         if not (self.block_seconds >= 0.5 and 0 < self.overlap_seconds <= self.block_seconds / 2):
             raise UdseError(
                 f"expected block_seconds >= 0.5 and overlap_seconds up to half of it, "
@@ -107,9 +105,7 @@ class Enhancer:
     ) -> None:
         row = find_sampler(sampler)
         if sampler == "prior":
-            raise UdseError(
-                "sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it"
-            )
+            raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise UdseError(f"seed: expected a whole number in [0, 2^64), got {seed!r}")
         if strength is not None and not (isinstance(strength, (int, float)) and strength >= 0):
@@ -348,9 +344,7 @@ def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
     return "bfloat16" if device.type == "cpu" and fast else "float32"
 
 
-def _oracle(
-    spectral: Spectral, known_noise: tuple[Tensor, str], level: Tensor, rank: int, seed: int
-) -> NoiseModel:
+def _oracle(spectral: Spectral, known_noise: tuple[Tensor, str], level: Tensor, rank: int, seed: int) -> NoiseModel:
     """Variance of the true noise (Fig. 4 of the ParaDiffUSE paper): its periodogram, or the NMF fitted to it."""
     noise, mode = known_noise
     normalised = spectral.compress(spectral.stft(noise.to(level.device))) / level

@@ -68,13 +68,9 @@ def export_network(
     if frames is not None and frames < 1:
         raise UdseError(f"expected a positive number of frames, got {frames}")
     if network.scripted:
-        raise UdseError(
-            "expected a safetensors or Lightning checkpoint to export, got TorchScript: give its source"
-        )
+        raise UdseError("expected a safetensors or Lightning checkpoint to export, got TorchScript: give its source")
     if network.device.type != "cpu":
-        raise UdseError(
-            f"expected a network on the CPU to export, got one on {network.device}: call to('cpu') first"
-        )
+        raise UdseError(f"expected a network on the CPU to export, got one on {network.device}: call to('cpu') first")
     precision = dtype or network.precision
     if precision not in PRECISIONS:
         raise UdseError(f"expected {', '.join(PRECISIONS)} to store weights in, got {dtype!r}")
@@ -133,9 +129,7 @@ def _write_onnx(network: ScoreNetwork, path: Path, frames: int | None, precision
         import onnxruntime
         import onnxscript  # noqa: F401 (torch.onnx needs it and says so only deep inside)
     except ImportError as error:
-        raise UdseError(
-            f"ONNX export needs the package {error.name}: pip install udse-fast[export]"
-        ) from error
+        raise UdseError(f"ONNX export needs the package {error.name}: pip install udse-fast[export]") from error
     if network.precision != "float32":
         raise UdseError(f"expected a float32 network for ONNX, got {network.precision}: load it with float32")
     names = _input_names(network)

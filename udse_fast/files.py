@@ -16,9 +16,7 @@ from udse_fast.checkpoint import written_whole
 from udse_fast.errors import UdseError
 
 CONTAINERS = {
-    **{
-        f".{name.lower()}": name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "RF64", "W64")
-    },
+    **{f".{name.lower()}": name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "RF64", "W64")},
     **{".aif": "AIFF", ".aifc": "AIFF", ".oga": "OGG", ".opus": "OGG"},
     **{".snd": "AU", ".sph": "NIST", ".nist": "NIST"},
 }
@@ -142,9 +140,7 @@ def container_of(path: Path) -> str:
     """libsndfile's name of the container that goes with the extension."""
     container = CONTAINERS.get(path.suffix.lower())
     if container is None:
-        raise UdseError(
-            f"{path}: expected an existing folder, or an output name that ends in {', '.join(CONTAINERS)}"
-        )
+        raise UdseError(f"{path}: expected an existing folder, or an output name that ends in {', '.join(CONTAINERS)}")
     return container
 
 
@@ -165,10 +161,7 @@ def output_layout(path: Path, source: Layout) -> tuple[str, str, str | None]:
         fine = source.subtype in ("FLOAT", "DOUBLE", "PCM_32", "PCM_24", "ALAC_24", "ALAC_32")
         subtype = "PCM_24" if fine and "PCM_24" in subtypes else soundfile.default_subtype(container)
         lost = f"{container} does not hold {source.subtype}, {subtype} instead"
-    if (
-        container in ("WAV", "WAVEX")
-        and source.frames * source.channels * _BYTES.get(subtype, 2) > _WAV_LIMIT
-    ):
+    if container in ("WAV", "WAVEX") and source.frames * source.channels * _BYTES.get(subtype, 2) > _WAV_LIMIT:
         container, lost = "RF64", "longer than WAV can say, RF64 instead"
     return container, subtype, lost
 
@@ -189,9 +182,7 @@ def written_audio(
     container, subtype, lost = output_layout(path, source)
     with written_whole(path) as temporary:
         try:
-            file = soundfile.SoundFile(
-                temporary, "w", source.sample_rate, source.channels, subtype, format=container
-            )
+            file = soundfile.SoundFile(temporary, "w", source.sample_rate, source.channels, subtype, format=container)
         except (soundfile.SoundFileError, ValueError, TypeError) as error:
             raise UdseError(
                 f"{path}: {container} {subtype} does not hold {source.channels} channels at "

@@ -311,9 +311,7 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
         trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
         names = {len(parameters): list(parameters), len(trainable): trainable}.get(len(shadow))
         if names is None or not all(isinstance(tensor, StoredTensor) for tensor in shadow):
-            raise UdseError(
-                f"expected {len(parameters)} EMA weights, got {len(shadow)}: the file is not consistent"
-            )
+            raise UdseError(f"expected {len(parameters)} EMA weights, got {len(shadow)}: the file is not consistent")
         network.update(zip(names, shadow, strict=True))
     return network, architecture
 
@@ -366,15 +364,8 @@ def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[st
 
     def number(name: str, default: float) -> float:
         value = settings.get(name, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or value <= 0
-        ):
-            raise UdseError(
-                f"expected a positive number for the hyper-parameter {name}, got {type(value).__name__}"
-            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise UdseError(f"expected a positive number for the hyper-parameter {name}, got {type(value).__name__}")
         return value
 
     facts = {

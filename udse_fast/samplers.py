@@ -182,17 +182,8 @@ def posterior_sample(
 
 
 def _check(mixture: Tensor, steps: int, samples: int, rank: int, em_rounds: int) -> None:
-    if (
-        not isinstance(mixture, Tensor)
-        or mixture.ndim != 2
-        or not mixture.is_complex()
-        or mixture.numel() == 0
-    ):
-        got = (
-            f"{tuple(mixture.shape)} {mixture.dtype}"
-            if isinstance(mixture, Tensor)
-            else type(mixture).__name__
-        )
+    if not isinstance(mixture, Tensor) or mixture.ndim != 2 or not mixture.is_complex() or mixture.numel() == 0:
+        got = f"{tuple(mixture.shape)} {mixture.dtype}" if isinstance(mixture, Tensor) else type(mixture).__name__
         raise UdseError(f"mixture: expected a complex tensor (F, T), compressed and normalised, got {got}")
     if not torch.isfinite(torch.view_as_real(mixture)).all():
         raise UdseError("mixture: expected finite numbers, got NaN or infinity; clean the input first")

@@ -64,13 +64,12 @@ class Spectral:
     def istft(self, spectrogram: Tensor, length: int) -> Tensor:
         """(..., F, T) complex -> (..., length) float, the least-squares inverse."""
         window = _window(self.window, self.n_fft, spectrogram.device, spectrogram.real.dtype)
-        return torch.istft(
-            spectrogram, self.n_fft, self.hop_length, window=window, center=True, length=length
-        )
+        return torch.istft(spectrogram, self.n_fft, self.hop_length, window=window, center=True, length=length)
 
     def compress(self, spectrogram: Tensor) -> Tensor:
         """`factor |z|^exponent exp(i arg z)`, same shape."""
-        return compress(spectrogram, self.exponent, self.factor)
+        # torch.stft is not contiguous, and the compiled updates take nothing else
+        return compress(spectrogram.contiguous(), self.exponent, self.factor)
 
     def decompress(self, compressed: Tensor) -> Tensor:
         """Inverse of `compress`."""

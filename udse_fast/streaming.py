@@ -31,9 +31,7 @@ class _Channel:
         return [resampler.push(out) for resampler, out in zip(self.after, ready.numpy(), strict=True)]
 
     def finish(self) -> list[NDArray[np.float32]]:
-        ready = torch.cat(
-            [self.blocks.push(torch.from_numpy(self.before.finish())), self.blocks.finish()], dim=1
-        )
+        ready = torch.cat([self.blocks.push(torch.from_numpy(self.before.finish())), self.blocks.finish()], dim=1)
         return [
             np.concatenate([resampler.push(out), resampler.finish()])
             for resampler, out in zip(self.after, ready.numpy(), strict=True)
@@ -46,9 +44,7 @@ class Stream:
     The concatenated output does not depend on how the input is cut into chunks, has its length, and is aligned with it.
     """
 
-    def __init__(
-        self, enhancer: Enhancer, sample_rate: int, channels: int, settings: InferenceSettings
-    ) -> None:
+    def __init__(self, enhancer: Enhancer, sample_rate: int, channels: int, settings: InferenceSettings) -> None:
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
             raise UdseError(f"channels: expected a whole number >= 1, got {channels!r}")
         self.sample_rate, self.channels = sample_rate, channels

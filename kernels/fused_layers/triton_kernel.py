@@ -106,7 +106,7 @@ def resample_kernel(x, out, F, T, F_out, T_out, C, UP: tl.constexpr, POSITIONS: 
     f, t = n // T_out, n % T_out
     channel = (c < C)[None, :]
     y = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
-    # two inputs reach an output on each axis upwards, with weights 3/4 (near), 1/4 (far); four downwards, (1, 3, 3, 1)/8
+    # inputs of an output on each axis: the near (3/4) and the far one (1/4) upwards, (1, 3, 3, 1)/8 downwards
     for u in range(2 if UP else 4):
         for v in range(2 if UP else 4):
             if UP:

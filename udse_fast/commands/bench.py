@@ -34,9 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         width = max(map(len, results))
         for name, value in results.items():
-            print(
-                f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}"
-            )
+            print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
     return 0
 
 
@@ -98,9 +96,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config = enhancer.network.config
     network = config["training"].get("network") or config["architecture"]["name"]
     return {
-        "machine": processor()
-        if enhancer.device.type == "cpu"
-        else torch.cuda.get_device_name(enhancer.device),
+        "machine": processor() if enhancer.device.type == "cpu" else torch.cuda.get_device_name(enhancer.device),
         "threads": torch.get_num_threads(),
         "prior": f"{arguments.checkpoint or 'built-in'} ({network})",
         "precision": enhancer.precision,

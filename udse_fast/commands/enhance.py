@@ -81,9 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _inputs(arguments: argparse.Namespace) -> Iterator[list[Path]]:
     if arguments.example == bool(arguments.inputs):
-        raise UdseError(
-            "expected recordings or folders to enhance, or --example; see udse-fast enhance --help"
-        )
+        raise UdseError("expected recordings or folders to enhance, or --example; see udse-fast enhance --help")
     if not arguments.example:
         yield arguments.inputs
         return

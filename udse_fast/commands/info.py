@@ -78,9 +78,7 @@ def _devices() -> Iterator[str]:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         yield "cuda: none; " + (
-            "torch sees no device, check the driver (nvidia-smi)"
-            if built
-            else "this torch is built for CPUs only"
+            "torch sees no device, check the driver (nvidia-smi)" if built else "this torch is built for CPUs only"
         )
         return
     for index in range(torch.cuda.device_count()):

@@ -75,9 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     except UdseError:
         raise
     except (sounddevice.PortAudioError, ValueError) as error:  # ValueError: no device of that name
-        raise UdseError(
-            f"cannot use the audio devices ({error}); udse-fast live --list shows what there is"
-        ) from None
+        raise UdseError(f"cannot use the audio devices ({error}); udse-fast live --list shows what there is") from None
     print(
         f"\n{bridge.underruns} underruns, {bridge.overruns} overruns, real-time factor {bridge.load:.2f}",
         file=sys.stderr,
@@ -126,9 +124,7 @@ class Bridge:
         """Computing time per second of audio."""
         return self.stream.real_time_factor
 
-    def callback(
-        self, heard: NDArray[np.float32], played: NDArray[np.float32], _n: int, _t: Any, status: Any
-    ) -> None:
+    def callback(self, heard: NDArray[np.float32], played: NDArray[np.float32], _n: int, _t: Any, status: Any) -> None:
         """PortAudio's: (n, channels) in, (n, channels) to be filled."""
         if self._heard_samples <= self._most_heard:
             with self._lock:
@@ -175,9 +171,7 @@ class Bridge:
 
     def status(self) -> str:
         """Levels, load, what is in hand, underruns."""
-        meters = "  ".join(
-            f"{name} {_meter(level)}" for name, level in zip(("in", "out"), self.levels, strict=True)
-        )
+        meters = "  ".join(f"{name} {_meter(level)}" for name, level in zip(("in", "out"), self.levels, strict=True))
         seconds = self._ready_samples / self.stream.sample_rate
         counts = f"underruns {self.underruns} overruns {self.overruns}"
         return f"{meters}  load {self.load:4.0%}  in hand {seconds:5.2f} s  {counts}"

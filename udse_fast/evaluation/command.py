@@ -161,9 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _pairs(arguments: argparse.Namespace) -> list[Pair]:
     ways = [arguments.mixtures, arguments.noisy or arguments.clean, arguments.pairs]
     if sum(way is not None for way in ways) != 1:
-        raise UdseError(
-            "expected one of --mixtures DIR, --noisy DIR --clean DIR, --pairs CSV: give exactly one"
-        )
+        raise UdseError("expected one of --mixtures DIR, --noisy DIR --clean DIR, --pairs CSV: give exactly one")
     if arguments.mixtures:
         return pairs_in_mixtures(arguments.mixtures)
     if arguments.pairs:
@@ -195,9 +193,7 @@ def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Syste
     systems += [ready(folder.name, folder) for folder in arguments.compare if folder.is_dir()]
     names = [system.name for system in systems]
     if len(set(names)) < len(names):
-        raise UdseError(
-            f"expected different names of systems, got {', '.join(names)}: set --name or rename folders"
-        )
+        raise UdseError(f"expected different names of systems, got {', '.join(names)}: set --name or rename folders")
     return systems
 
 
@@ -276,9 +272,7 @@ def _scored(tasks: Sequence[Task], enhancer: dict[str, Any], jobs: int) -> Itera
                 bar.update()
             return
         threads = max(1, _cores() // jobs)
-        pool = ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), _start_worker, (enhancer, threads)
-        )
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (enhancer, threads))
         try:
             for future in as_completed([pool.submit(_score_task, task) for task in tasks]):
                 yield future.result()

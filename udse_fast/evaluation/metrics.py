@@ -145,13 +145,8 @@ def dnsmos(estimate: Signal) -> tuple[float, float, float]:
     windows = int(len(audio) // SAMPLE_RATE - DNSMOS_WINDOW_SAMPLES / SAMPLE_RATE) + 1
     starts = [n * SAMPLE_RATE for n in range(windows)]
     network = _dnsmos_network()
-    outputs = [
-        network.run(None, {"input_1": audio[None, n : n + DNSMOS_WINDOW_SAMPLES]})[0][0] for n in starts
-    ]
-    mos = [
-        np.polyval(mapping, output)
-        for mapping, output in zip(DNSMOS_MAPPINGS, np.transpose(outputs), strict=True)
-    ]
+    outputs = [network.run(None, {"input_1": audio[None, n : n + DNSMOS_WINDOW_SAMPLES]})[0][0] for n in starts]
+    mos = [np.polyval(mapping, output) for mapping, output in zip(DNSMOS_MAPPINGS, np.transpose(outputs), strict=True)]
     return float(np.mean(mos[0])), float(np.mean(mos[1])), float(np.mean(mos[2]))
 
 
@@ -185,17 +180,13 @@ def score(
             values[family] = dnsmos(estimate)
         else:
             raise UdseError(f"expected metrics among {', '.join(FAMILIES)}, got {family!r}")
-    return {
-        name: value for family in values for name, value in zip(FAMILIES[family], values[family], strict=True)
-    }
+    return {name: value for family in values for name, value in zip(FAMILIES[family], values[family], strict=True)}
 
 
 def _pair(reference: Signal, estimate: Signal) -> tuple[Signal, Signal]:
     reference, estimate = np.asarray(reference, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
     if reference.ndim != 1 or reference.shape != estimate.shape or not reference.size:
-        message = (
-            f"expected two mono signals of one length, got shapes {reference.shape} and {estimate.shape}"
-        )
+        message = f"expected two mono signals of one length, got shapes {reference.shape} and {estimate.shape}"
         raise UdseError(f"{message}: cut them to the same samples of one channel")
     if not (np.isfinite(reference).all() and np.isfinite(estimate).all()):
         raise UdseError("expected finite samples, got NaN or infinity: check how the audio was written")
@@ -233,9 +224,7 @@ def _pesq_apart(reference: Signal, estimate: Signal, band: str) -> float:
         f"print(pesq.pesq({SAMPLE_RATE}, r, e, sys.argv[1]))"
     )
     signals = np.stack((reference, estimate)).tobytes()
-    done = subprocess.run(
-        [sys.executable, "-c", program, band], input=signals, capture_output=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program, band], input=signals, capture_output=True, check=False)
     return float(done.stdout) if done.returncode == 0 else math.nan
 
 

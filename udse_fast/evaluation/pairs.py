@@ -48,9 +48,7 @@ def pairs_in_mixtures(root: Path) -> list[Pair]:
         raise UdseError(f"expected a folder of mixtures, got {root}: give an existing folder")
     folders = sorted(f for f in root.rglob("noisy") if f.is_dir() and (f.parent / "clean").is_dir())
     if not folders:
-        raise UdseError(
-            f"expected folders noisy/ beside clean/ below {root}, found none: see --noisy and --clean"
-        )
+        raise UdseError(f"expected folders noisy/ beside clean/ below {root}, found none: see --noisy and --clean")
     return _unique(
         pair
         for folder in folders
@@ -100,9 +98,7 @@ def pairs_in_table(table: Path) -> list[Pair]:
                 raise UdseError(f"{table} names {path}, which is not a file: correct the table")
         pairs.append(pair)
     if any(p.enhanced for p in pairs) and not all(p.enhanced for p in pairs):
-        raise UdseError(
-            f"{table}: expected an enhanced file in each row or in none: fill the column or drop it"
-        )
+        raise UdseError(f"{table}: expected an enhanced file in each row or in none: fill the column or drop it")
     return _unique(pairs)
 
 
@@ -137,9 +133,7 @@ def read_table(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
     reader = csv.DictReader(text.splitlines(), restval="")
     absent = [name for name in required if name not in (reader.fieldnames or ())]
     if absent:
-        raise UdseError(
-            f"{table}: expected the columns {', '.join(required)}, {', '.join(absent)} not there: add them"
-        )
+        raise UdseError(f"{table}: expected the columns {', '.join(required)}, {', '.join(absent)} not there: add them")
     rows = [{name: value for name, value in row.items() if name is not None} for row in reader]
     if not rows:
         raise UdseError(f"{table}: expected at least one row below the header, got none")
@@ -161,14 +155,10 @@ def read_audio(path: Path) -> NDArray[np.float64]:
     except (OSError, soundfile.SoundFileError) as error:
         raise UdseError(f"expected a readable audio file, got {path}: {error}") from None
     if audio.shape[1] != 1:
-        raise UdseError(
-            f"expected mono recordings, got {audio.shape[1]} channels in {path}: choose one channel"
-        )
+        raise UdseError(f"expected mono recordings, got {audio.shape[1]} channels in {path}: choose one channel")
     if not len(audio):
         raise UdseError(f"expected audio in {path}, got no samples: leave the file out")
-    signal: NDArray[np.float64] = (
-        audio[:, 0] if rate == SAMPLE_RATE else soxr.resample(audio[:, 0], rate, SAMPLE_RATE)
-    )
+    signal: NDArray[np.float64] = audio[:, 0] if rate == SAMPLE_RATE else soxr.resample(audio[:, 0], rate, SAMPLE_RATE)
     return signal
 
 
@@ -206,8 +196,6 @@ def _unique(pairs: Iterable[Pair]) -> list[Pair]:
     for pair in pairs:
         if pair.key in seen:
             names = f"{seen[pair.key].noisy} and {pair.noisy}"
-            raise UdseError(
-                f"expected one file per set, SNR and utterance, got {names}: rename one, or add columns"
-            )
+            raise UdseError(f"expected one file per set, SNR and utterance, got {names}: rename one, or add columns")
         seen[pair.key] = pair
     return list(seen.values())

@@ -40,9 +40,7 @@ def draw_differences(rows: Sequence[ScoreRow], path: Path, title: str) -> None:
     """Mean paired difference to each other system with its confidence interval, per SNR; a PNG at `path`."""
 
     def draw(axes: Any, metric: str, snr: str, system: str, x: float, width: float, colour: str) -> None:
-        group = [
-            r for r in rows if r.system == system and (r.snr == snr or not any(q.snr == snr for q in rows))
-        ]
+        group = [r for r in rows if r.system == system and (r.snr == snr or not any(q.snr == snr for q in rows))]
         for row in group:
             axes.plot(x, row.values.get(metric, math.nan), ".", color=colour, alpha=0.25, markersize=3)
         found = interval(group, metric)
@@ -62,9 +60,7 @@ def _draw(rows: Sequence[ScoreRow], path: Path, title: str, snrs: Sequence[str],
     systems = unique(r.system for r in rows)
     lines = math.ceil(len(metrics) / PLOT_COLUMNS)
     width = max(PANEL_INCHES[0], 0.22 * len(systems) * len(snrs) + 1.0)
-    figure = matplotlib.figure.Figure(
-        (PLOT_COLUMNS * width, lines * PANEL_INCHES[1] + 0.8), layout="constrained"
-    )
+    figure = matplotlib.figure.Figure((PLOT_COLUMNS * width, lines * PANEL_INCHES[1] + 0.8), layout="constrained")
     backend.FigureCanvasAgg(figure)
     panels = figure.subplots(lines, PLOT_COLUMNS, squeeze=False).ravel()
     place = 0.8 / len(systems)

@@ -111,10 +111,7 @@ def markdown(rows: Sequence[ScoreRow], differences: bool = False) -> str:
         if set_name:
             lines += [f"### {set_name}", ""]
         lines += [
-            " | ".join(
-                ["| SNR / dB", "minus" if differences else "system", "n", *(LABELS[m] for m in metrics)]
-            )
-            + " |",
+            " | ".join(["| SNR / dB", "minus" if differences else "system", "n", *(LABELS[m] for m in metrics)]) + " |",
             "|" + " --- |" * (len(metrics) + 3),
         ]
         for snr in snr_groups(in_set):

@@ -1,4 +1,4 @@
-"""DEPSE-IL and DEPSE-TL: the likelihood is multiplied into the transition, so there is no guidance weight (paper 000)."""
+"""DEPSE-IL and DEPSE-TL: the likelihood is multiplied into the transition, no guidance weight (Ayilo et al. 2025)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ class DEPSEIL(SpeechLikelihood):
 
     divide_tweedie: bool = False
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, power = product_of_gaussians(
             step.state,
@@ -46,9 +44,7 @@ class DEPSETL(SpeechLikelihood):
         if not first:
             self.noise_model.fit(self._power)
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, self._power = product_of_gaussians(
             step.state,

@@ -1,4 +1,4 @@
-"""DiffUSEEN: speech given an explicit noise estimate, noise given speech in closed form (paper 000, Alg. 1)."""
+"""DiffUSEEN: speech given an explicit noise estimate, noise given speech in closed form (Ayilo et al. 2025, Alg. 1)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ class DiffUSEEN(SpeechLikelihood):
     """Noise posterior with w (the paper, eq. 35), not a^2 + w (the published code)."""
     _noise: Tensor | None = field(default=None, init=False, repr=False)
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, power, self._noise = noise_posterior_guidance(
             step.state,

@@ -1,4 +1,4 @@
-"""ParaDiffUSE-IN and -EN: the noise has a score network of its own, nothing is fitted (paper 000, Alg. 2 and 3)."""
+"""ParaDiffUSE-IN and -EN: the noise has a score network of its own, nothing is fitted (Ayilo et al. 2025, Alg. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ class ParaDiffUSEIN:
     def before_step(self, states: dict[str, Tensor], first: bool) -> None:
         """Nothing is fitted."""
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, residual = predictor_residual(
             step.state,
@@ -78,9 +76,7 @@ class ParaDiffUSEEN:
     def before_step(self, states: dict[str, Tensor], first: bool) -> None:
         """Nothing is fitted."""
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         speech, noise = transitions["speech"], transitions["noise"]
         s, n = joint_guidance(
             speech.state,

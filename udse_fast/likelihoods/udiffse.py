@@ -23,9 +23,7 @@ class UDiffSE(SpeechLikelihood):
     def rounds(self) -> int:  # type: ignore[override]
         return self.em_rounds
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, power = marginal_guidance(
             step.state,
@@ -57,9 +55,7 @@ class UDiffSEPlus(SpeechLikelihood):
             self._power = (self.mixture - states["speech"]).abs().square().mean(0)
         self.noise_model.fit(self._power)
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, self._power = marginal_guidance(
             step.state,

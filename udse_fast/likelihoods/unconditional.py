@@ -28,9 +28,7 @@ class Unconditional:
     def before_step(self, states: dict[str, Tensor], first: bool) -> None:
         """Nothing is fitted."""
 
-    def advance(
-        self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int
-    ) -> dict[str, Tensor]:
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         return {"speech": predictor(step.state, step.score, step.coefficients, step.noise)}
 

@@ -24,9 +24,7 @@ def build_network(architecture: dict[str, Any]) -> nn.Module:
     arguments = dict(architecture)
     name = arguments.pop("name", None)
     if name not in _CLASSES:
-        raise UdseError(
-            f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?"
-        )
+        raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
     module, class_name = _CLASSES[name]
     network: type[nn.Module] = getattr(importlib.import_module(module), class_name)
     try:

@@ -40,13 +40,25 @@ class NoiseLevelFeatures(nn.Module):
 
     def __init__(self, count: int = 32) -> None:
         super().__init__()
-        self.register_buffer(
-            "frequencies", torch.logspace(math.log10(0.2), math.log10(8.0), count), persistent=False
-        )
+        self.register_buffer("frequencies", torch.logspace(math.log10(0.2), math.log10(8.0), count), persistent=False)
 
     def forward(self, noise_level: Tensor) -> Tensor:
         phase = noise_level.log().unsqueeze(-1) * self.frequencies
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+class DataScale(nn.Module):
+    """sigma_data by label, in float32."""
+
+    keep_float32 = True
+    by_label: Tensor
+
+    def __init__(self, by_label: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("by_label", torch.tensor(by_label, dtype=torch.float32), persistent=False)
+
+    def forward(self, label: Tensor) -> Tensor:
+        return self.by_label[label]
 
 
 class Conv(nn.Module):
@@ -96,9 +108,7 @@ class Conv(nn.Module):
 
 def _next_is_in_block(x: Tensor, block: int) -> Tensor:
     """(T,) 1 where the next frame belongs to the same block, else 0, for x (B, C, T, F)."""
-    number = torch.ones_like(x[0, 0, :, 0], dtype=torch.float32).cumsum(
-        0
-    )  # unlike arange, exports for any device
+    number = torch.ones_like(x[0, 0, :, 0], dtype=torch.float32).cumsum(0)  # unlike arange, exports for any device
     return (number.remainder(block) != 0).to(x.dtype)
 
 
@@ -116,9 +126,7 @@ class FilmNorm(nn.Module):
         B, C, T, bands = x.shape
         frames = x.permute(0, 2, 3, 1).reshape(B, T, bands * C)
         frames = F.layer_norm(frames, (bands * C,), eps=1e-4)
-        scale, shift = (
-            self.film(embedding.to(self.film.weight.dtype)).to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
-        )
+        scale, shift = self.film(embedding.to(self.film.weight.dtype)).to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
         modulated = torch.addcmul(shift, frames.view(B, T, bands, C), 1 + scale)
         return F.silu(modulated).permute(0, 3, 1, 2)
 
@@ -126,9 +134,7 @@ class FilmNorm(nn.Module):
 class Residual(nn.Module):
     """x + conv(SiLU(conv(FilmNorm(x)))); the last convolution starts at zero."""
 
-    def __init__(
-        self, channels: int, embedding: int, first: Conv, kernel: tuple[int, int], causal_block: int
-    ) -> None:
+    def __init__(self, channels: int, embedding: int, first: Conv, kernel: tuple[int, int], causal_block: int) -> None:
         super().__init__()
         self.norm = FilmNorm(channels, embedding)
         self.conv1 = first
@@ -170,7 +176,7 @@ class Compact(nn.Module):
         frame_channels: width of the stack over time.
         dilations: of its layers.
         embedding: width of the noise-level embedding.
-        sigma_data: root mean square of the training spectrograms.
+        sigma_data: root mean square of the training spectrograms; of a joint network (noise, speech), by label.
         joint: one network for speech (label 1) and noise (label 0).
         causal_block: 0, or frames of a block that sees itself and the past only.
     """
@@ -184,7 +190,7 @@ class Compact(nn.Module):
         frame_channels: int = 192,
         dilations: Sequence[int] = (1, 2, 4, 8, 1, 2),
         embedding: int = 128,
-        sigma_data: float = 0.06,
+        sigma_data: float | Sequence[float] = 0.06,
         joint: bool = False,
         causal_block: int = 0,
     ) -> None:
@@ -192,14 +198,16 @@ class Compact(nn.Module):
         levels = len(channels)
         if bins % (stem * 2 ** (levels - 1)):
             raise UdseError(f"bins: expected a multiple of {stem * 2 ** (levels - 1)}, got {bins}")
-        self.sigma_data, self.stem, self.joint, self.causal_block = sigma_data, stem, joint, causal_block
+        self.stem, self.joint, self.causal_block = stem, joint, causal_block
+        by_label = [sigma_data] * 2 if isinstance(sigma_data, (int, float)) else list(sigma_data)
+        self.scale = DataScale(by_label)
         causal = causal_block
 
         self.noise_level = NoiseLevelFeatures()
-        self.embed = nn.Sequential(
-            nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
-        )
+        self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.label = nn.Embedding(2, embedding) if joint else None
+        if self.label is not None:  # a joint network that starts from a speech prior starts as that prior
+            nn.init.zeros_(self.label.weight)
 
         def block(width: int) -> Residual:
             first = Conv(width, width, (3, 3), causal_block=causal)
@@ -209,9 +217,7 @@ class Compact(nn.Module):
             return Blocks(block(channels[level]) for _ in range(blocks[level]))
 
         self.input = Conv(3, channels[0], (3, 2 * stem), frequency_stride=stem, causal_block=causal)
-        self.band = nn.Parameter(
-            torch.zeros(channels[0], 1, bins // stem)
-        )  # where on the frequency axis we are
+        self.band = nn.Parameter(torch.zeros(channels[0], 1, bins // stem))  # where on the frequency axis we are
         self.down_blocks = nn.ModuleList(block_stack(level) for level in range(levels))
         self.down = nn.ModuleList(
             Conv(channels[i], channels[i + 1], (1, 4), frequency_stride=2) for i in range(levels - 1)
@@ -247,16 +253,16 @@ class Compact(nn.Module):
         level = noise_level.float()
         level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
         embedding = self.embed(self.noise_level(level).to(self.embed[0].weight.dtype))
+        if label is None or self.label is None:
+            label = torch.ones_like(noisy[:, 0, 0, 0], dtype=torch.long)
         if self.label is not None:
-            label = (
-                torch.ones(noisy.shape[0], dtype=torch.long, device=noisy.device) if label is None else label
-            )
             embedding = embedding + self.label(label).unsqueeze(1)
 
         u = noisy.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
         a2 = level.square()[:, :, None, None]
-        total = a2 + self.sigma_data**2
-        skip = self.sigma_data**2 / total
+        data2 = self.scale(label).square()[:, None, None, None]
+        total = a2 + data2
+        skip = data2 / total
         x = u * total.rsqrt()
         log_power = x.square().sum(-1, keepdim=True).add(1e-4).log()
         features = torch.cat([x * math.sqrt(2), log_power / 2], dim=-1)
@@ -265,7 +271,7 @@ class Compact(nn.Module):
         own = torch.sigmoid(torch.logit(skip, eps=1e-6) + 4 * out[..., :1])
         real, imag = torch.cat([own, out[..., 1:9]], dim=-1), out[..., 9:18]
         filtered = self._filter(u, real, imag)
-        clean = filtered + self.sigma_data * (a2 / total).sqrt() * out[..., 18:]
+        clean = filtered + (data2 * a2 / total).sqrt() * out[..., 18:]
         return clean.permute(0, 3, 2, 1)
 
     def _filter(self, u: Tensor, real: Tensor, imag: Tensor) -> Tensor:
@@ -278,9 +284,7 @@ class Compact(nn.Module):
             shifted = [s * inside if dt > 0 else s for s, (dt, _) in zip(shifted, NEIGHBOURS, strict=True)]
         near = torch.stack(shifted, dim=-1)
         u_real, u_imag = near[..., 0, :], near[..., 1, :]
-        return torch.stack(
-            [(real * u_real - imag * u_imag).sum(-1), (real * u_imag + imag * u_real).sum(-1)], dim=-1
-        )
+        return torch.stack([(real * u_real - imag * u_imag).sum(-1), (real * u_imag + imag * u_real).sum(-1)], dim=-1)
 
     def hidden_matrices(self) -> list[Tensor]:
         """The weights that map hidden features to hidden features (what Muon is for): not the first, not the last."""
@@ -288,9 +292,10 @@ class Compact(nn.Module):
         convolutions = [m.weight for m in self.modules() if isinstance(m, Conv) and id(m.weight) not in outer]
         return convolutions + [m.weight for m in self.embed if isinstance(m, nn.Linear)]
 
-    def loss_weight(self, noise_level: Tensor) -> Tensor:
+    def loss_weight(self, noise_level: Tensor, label: Tensor | None) -> Tensor:
         """Weight of ||sigma S + z||^2 that makes the denoising loss 1 / c_out^2 weighted, `(a^2 + sd^2) / sd^2`."""
-        return 1 + noise_level.square() / self.sigma_data**2
+        label = torch.ones_like(noise_level, dtype=torch.long) if label is None else label
+        return 1 + (noise_level / self.scale(label)).square()
 
     def _network(self, x: Tensor, embedding: Tensor) -> Tensor:
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype

@@ -159,9 +159,7 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(ch_mult)
-        if not (
-            1 <= levels <= 7 and 1 <= num_res_blocks <= 16 and nf >= 8 and nf % 4 == 0 and min(ch_mult) >= 1
-        ):
+        if not (1 <= levels <= 7 and 1 <= num_res_blocks <= 16 and nf >= 8 and nf % 4 == 0 and min(ch_mult) >= 1):
             raise UdseError(
                 "expected an NCSN++ of 1 to 7 levels of 1 to 16 residual blocks and nf a multiple of 4, got "
                 f"nf={nf}, ch_mult={tuple(ch_mult)}, num_res_blocks={num_res_blocks}"

@@ -98,9 +98,7 @@ class ScoreNetwork:
         for module in self.graph.modules():
             dtype = torch.float32 if getattr(module, "keep_float32", False) else PRECISIONS[precision]
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                tensor.data = tensor.data.to(
-                    self.device, dtype if tensor.is_floating_point() else tensor.dtype
-                )
+                tensor.data = tensor.data.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
         self.graph.to(memory_format=torch.channels_last)
         return self
 

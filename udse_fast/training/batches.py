@@ -58,9 +58,7 @@ class Batches:
         gain_range: tuple[float, float] = (0.25, 1.0),
         seed: int = 0,
     ) -> None:
-        self.sources = [
-            (label, corpus) for label, corpus in ((SPEECH, speech), (NOISE, noise)) if corpus is not None
-        ]
+        self.sources = [(label, corpus) for label, corpus in ((SPEECH, speech), (NOISE, noise)) if corpus is not None]
         self.spectral, self.size, self.frames, self.gain_range, self.seed = (
             spectral,
             size,

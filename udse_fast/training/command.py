@@ -72,9 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--threads", type=int, help="CPU threads (default: all)")
     add("--save-minutes", type=float, default=5.0, help="time between checkpoints (default: %(default)s)")
-    add(
-        "--validate-minutes", type=float, default=10.0, help="time between validations (default: %(default)s)"
-    )
+    add("--validate-minutes", type=float, default=10.0, help="time between validations (default: %(default)s)")
     add("--licence", default="not stated", help="licence of the weights, kept in the checkpoint")
     add("--data-note", default="", help="what the recordings are, kept in the checkpoint")
 
@@ -142,15 +140,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not compact:
         frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
     training = Batches(speech, noise, spectral, size=arguments.batch_size, frames=frames, seed=arguments.seed)
-    validation = Batches(
-        valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1
-    )
+    validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
     initial = load_network(arguments.init) if arguments.init else None
     if compact:
-        same = initial is not None and initial.config["architecture"]["name"] == "compact"
-        architecture["sigma_data"] = (
-            initial.config["architecture"]["sigma_data"] if same and initial else measure_sigma_data(training)
-        )
+        measured = measure_sigma_data(training)
+        before = initial.config["architecture"].get("sigma_data") if initial else None
+        if isinstance(before, float):  # the weights that are started from belong to this preconditioning
+            measured = [measured[0], before] if isinstance(measured, list) else before
+        architecture["sigma_data"] = measured
 
     settings = Settings(
         architecture=architecture,
@@ -171,11 +168,11 @@ def run(arguments: argparse.Namespace) -> int:
         "recordings": sum(len(c.files) for c in (speech, noise) if c),
     }
     if arguments.init:
-        before = (initial.config.get("training") or {}) if initial else {}
+        earlier = (initial.config.get("training") or {}) if initial else {}
         facts["started_from"] = {
             "checkpoint": arguments.init.name,
-            "steps": before.get("steps"),
-            "seconds_of_audio_seen": before.get("seconds_of_audio_seen"),
+            "steps": earlier.get("steps"),
+            "seconds_of_audio_seen": earlier.get("seconds_of_audio_seen"),
         }
     trainer = Trainer(
         settings,

@@ -29,15 +29,11 @@ def audio_files(folder: Path, listed: Path | None = None) -> list[Path]:
         files = [folder / name for name in names if name]
         missing = [f for f in files if not f.is_file()]
         if missing:
-            raise UdseError(
-                f"{listed} names {len(missing)} files that are not in {folder} (first: {missing[0].name})"
-            )
+            raise UdseError(f"{listed} names {len(missing)} files that are not in {folder} (first: {missing[0].name})")
     else:
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
-        raise UdseError(
-            f"expected audio files in {folder}, found none; give a folder of wav, flac or opus files"
-        )
+        raise UdseError(f"expected audio files in {folder}, found none; give a folder of wav, flac or opus files")
     return files
 
 

@@ -20,9 +20,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> str:
     left.plot(steps, [entry["loss"] for entry in history], marker=".")
     left.set(xlabel="step", ylabel="training loss")
     for time in history[-1]["validation"]:
-        right.plot(
-            steps, [entry["validation"].get(time) for entry in history], marker=".", label=f"t = {time}"
-        )
+        right.plot(steps, [entry["validation"].get(time) for entry in history], marker=".", label=f"t = {time}")
     right.set(xlabel="step", ylabel="relative denoising error, held-out speakers", yscale="log")
     right.legend(fontsize="small")
     temporary = path.with_name(path.name + ".tmp")

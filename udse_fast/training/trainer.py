@@ -24,7 +24,7 @@ from udse_fast.networks import build_network
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sde import OUVE
 from udse_fast.spectral import Spectral
-from udse_fast.training.batches import Batch, Batches
+from udse_fast.training.batches import NOISE, SPEECH, Batch, Batches
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
@@ -55,7 +55,7 @@ class Settings:
 class Optimizers:
     """Muon for the matrices (kernels as matrices, one row per output channel), AdamW for everything else.
 
-    Muon (Jordan et al. 2024) needs about two thirds of AdamW's steps here; it came with torch 2.9, older ones fall back.
+    Muon (Jordan et al. 2024) needs about two thirds of AdamW's steps here; it came with torch 2.9, older fall back.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float) -> None:
@@ -114,7 +114,7 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
     residual = sigma * score + z  # = (s0_hat - s0) delta / sigma
     per_item = residual.square().sum(1).mean((1, 2))
     weight = getattr(graph.module, "loss_weight", None)
-    loss = per_item * (weight(sde.noise_level(t)) if weight else 1.0)
+    loss = per_item * (weight(sde.noise_level(t), batch.label) if weight else 1.0)
     relative = per_item * (sigma / delta).flatten() ** 2 / s0.square().sum(1).mean((1, 2)).clamp_min(1e-12)
     return loss, relative.detach()
 
@@ -142,7 +142,7 @@ class Trainer:
         self.module = build_network(settings.architecture).to(device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if hasattr(self.module, "training_dtype"):
-            setattr(self.module, "training_dtype", None if precision == torch.float32 else precision)
+            self.module.training_dtype = None if precision == torch.float32 else precision  # type: ignore[assignment]
         self.sde = OUVE()
         self.graph = ScoreGraph(self.module, self.sde)
         self.optimizers = Optimizers(self.module, settings.learning_rate)
@@ -161,9 +161,7 @@ class Trainer:
         """Fresh run from given weights; what they lack (the label of a joint network) keeps its initial value."""
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
         if len(fitting) < len(weights) // 2:
-            raise UdseError(
-                "--init: expected a checkpoint of the same network, got one whose weights do not fit"
-            )
+            raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
         self.module.load_state_dict(fitting, strict=False)
         for name, w in self.weights.items():
             self.ema[name].copy_(w)
@@ -175,9 +173,7 @@ class Trainer:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**62)
         strata = torch.randperm(shape[0], generator=generator) + torch.rand(shape[0], generator=generator)
         t = MIN_TIME + (MAX_TIME - MIN_TIME) * strata / shape[0]
-        return t.to(self.device), torch.randn(shape, dtype=torch.complex64, generator=generator).to(
-            self.device
-        )
+        return t.to(self.device), torch.randn(shape, dtype=torch.complex64, generator=generator).to(self.device)
 
     def train_step(self, batch: Batch) -> float:
         """One optimizer step and EMA update; returns the loss."""
@@ -319,9 +315,7 @@ class Trainer:
                 self.train_seconds = before + now - started
                 bar.update()
                 rate = (self.step - first_step) * self.training.seconds / (now - started)
-                bar.set_postfix_str(
-                    f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}, {rate:.0f} s audio/s"
-                )
+                bar.set_postfix_str(f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}, {rate:.0f} s audio/s")
                 done = self.step >= settings.steps
                 if now - last_validation > 60 * validate_minutes or done or stop:
                     loss, errors = sum(losses) / len(losses), self.validate()
@@ -342,10 +336,7 @@ class Trainer:
 def _stop_on_signal() -> Iterator[list[int]]:
     """SIGINT and SIGTERM put their number into the list instead of ending the process."""
     received: list[int] = []
-    previous = {
-        s: signal.signal(s, lambda number, _: received.append(number))
-        for s in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -353,7 +344,11 @@ def _stop_on_signal() -> Iterator[list[int]]:
             signal.signal(s, handler)
 
 
-def measure_sigma_data(batches: Batches, count: int = 8) -> float:
-    """Root mean square of the training spectrograms, `sigma_data` of the EDM preconditioning."""
-    power = [batches[2**30 + i].spectrograms.abs().square().mean() for i in range(count)]  # no training batch
-    return round(math.sqrt(sum(map(float, power)) / count), 4)
+def measure_sigma_data(batches: Batches, count: int = 8) -> float | list[float]:
+    """Root mean square of the training spectrograms, `sigma_data` of the preconditioning; by label if two."""
+    drawn = [batches[2**30 + number] for number in range(count)]  # no training batch has such a number
+    power = torch.cat([batch.spectrograms.abs().square().mean((1, 2)) for batch in drawn])
+    if drawn[0].label is None:
+        return round(math.sqrt(power.mean()), 4)
+    label = torch.cat([batch.label for batch in drawn if batch.label is not None])
+    return [round(math.sqrt(power[label == source].mean()), 4) for source in (NOISE, SPEECH)]
