@@ -73,7 +73,9 @@ def main() -> None:
         arguments.seconds, arguments.steps, arguments.samples, arguments.em_rounds = 0.25, 2, 2, 2
         arguments.runs, arguments.check_seconds, arguments.check_steps = 1, 0.25, 2
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text("\n".join(report(arguments)) + "\n", encoding="utf-8")
+    with arguments.output.open("w", encoding="utf-8") as page:
+        for line in report(arguments):
+            print(line, file=page, flush=True)
     print(arguments.output)
 
 

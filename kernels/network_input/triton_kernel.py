@@ -26,8 +26,9 @@ def network_input(
 ) -> torch.Tensor:
     samples, bins, frames = state.shape
     out = torch.empty((samples, 2, bins, frames), dtype=dtype, device=state.device)
-    per_frame = isinstance(scale, torch.Tensor) and scale.ndim > 0
-    value = scale.to(state.device, torch.float32).contiguous() if per_frame else float(scale)
+    scale = torch.as_tensor(scale, dtype=torch.float32, device=state.device)
+    per_frame = scale.ndim > 0
+    value = scale.contiguous() if per_frame else scale.item()
     programs = triton.cdiv(bins * frames, BLOCK), samples
     launch(
         network_input_kernel,

@@ -1,4 +1,4 @@
-"""ParaDiffUSE-IN and -EN: the noise has a score network of its own, nothing is fitted (Ayilo et al. 2025, Alg. 2 and 3)."""
+"""ParaDiffUSE-IN and -EN: the noise has a score network, nothing is fitted (Ayilo et al. 2025, Alg. 2 and 3)."""
 
 from __future__ import annotations
 
