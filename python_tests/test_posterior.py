@@ -16,9 +16,9 @@ SPEECH = torch.tensor([0.05, 0.3, 0.3, 0.05, 1.0], dtype=torch.float64)[:, None]
 NOISE = torch.tensor([0.05, 0.1, 0.3, 0.01, 0.1], dtype=torch.float64)[:, None].expand(5, 6)
 WIENER = SPEECH / (SPEECH + NOISE)
 MIXTURE = torch.full((5, 6), 0.8 + 0.6j, dtype=torch.complex128)
-# The published likelihoods take p(s_0) as uninformative in p(x|s_t) (Ayilo et al. 2025, eq. 21): this shifts the mean for any
-# number of steps; what is left of the gain's error with these variances, without the corrector, which knows nothing
-# of the mixture and pulls to the prior the more the more steps there are.
+# The published likelihoods take p(s_0) as uninformative in p(x|s_t) (Ayilo et al. 2025, eq. 21), which shifts the mean
+# for any number of steps: what is left of the gain's error with these variances, without the corrector, which knows
+# nothing of the mixture and pulls to the prior the more the more steps there are.
 APPROXIMATION = 0.13
 
 
