@@ -336,12 +336,17 @@ def test_a_full_disk(fast: list[str]) -> None:
     no_leftovers("a.wav")
 
 
+def heed_interrupts() -> None:
+    """A test run in the background of a shell ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_leaves_nothing(number: signal.Signals, status: int, fast: list[str]) -> None:
     sound("a.wav", noise(160_000))
     run = subprocess.Popen(
         [*COMMAND, "enhance", "a.wav", "-o", "out.wav", *fast, "--steps", "10000"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     give_up = time.monotonic() + 60
     while len(list(Path().iterdir())) < 2:  # the temporary file is there
@@ -401,6 +406,7 @@ def test_stream_lets_out_what_is_ready(fast: list[str]) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=heed_interrupts,
     )
     assert run.stdin is not None
     assert run.stdout is not None

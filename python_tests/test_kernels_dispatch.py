@@ -149,14 +149,16 @@ def test_the_core_works_in_a_forked_child() -> None:
         "assert np.array_equal(a, b)\n"
         "os._exit(0) if pid == 0 else exit(os.waitpid(pid, 0)[1])\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd="/")  # the installed package
 
 
 @pytest.mark.parametrize(("forced", "status"), [("scalar", 0), ("neon", 1)])
 def test_forced_instruction_set(forced: str, status: int) -> None:
     code = "from udse_fast import _core; print(_core.isa())"
     environment = {**os.environ, "UDSE_FORCE_ISA": forced}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, cwd="/"
+    )
     assert done.returncode == status
     assert (forced if status == 0 else 'UDSE_FORCE_ISA must be scalar, avx2 or avx512; got "neon"') in (
         done.stdout + done.stderr

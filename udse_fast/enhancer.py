@@ -46,6 +46,7 @@ class InferenceSettings:
     start_share: float = 1.0
     """Power of the noise model's start relative to the mixture's."""
     readout: str = "auto"
+    wiener_exponent: float = 1.0
     block_seconds: float = 8.0
     overlap_seconds: float = 0.5
 
@@ -56,6 +57,8 @@ class InferenceSettings:
                 raise UdseError(f"{name}: expected a whole number >= 1, got {value!r}")
         if self.readout not in READOUTS:
             raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {self.readout!r}")
+        if not 0 < self.wiener_exponent <= 2:
+            raise UdseError(f"wiener_exponent: expected a number in (0, 2], got {self.wiener_exponent!r}")
         if not 0 < self.end_time < self.start_time <= 1:
             raise UdseError(f"expected 0 < end_time < start_time <= 1, got {self.end_time!r} and {self.start_time!r}")
         if not (self.block_seconds >= 0.5 and 0 < self.overlap_seconds <= self.block_seconds / 2):
@@ -282,7 +285,7 @@ class Enhancer:
             sde=self.sde,
             **self.options,
         )
-        spectrogram = read_out(posterior, mixture, level, self.spectral, settings.readout)
+        spectrogram = read_out(posterior, mixture, level, self.spectral, settings.readout, settings.wiener_exponent)
         speech = self.spectral.istft(spectrogram, len(signal)).to(signal)
         if self.strength is not None:
             speech = speech + 10 ** (-self.strength / 20) * (signal - speech)

@@ -22,7 +22,9 @@ def _ratio(speech: Tensor, noise: Tensor) -> Tensor:
     return speech / (speech + noise).clamp_min(torch.finfo(speech.dtype).tiny)
 
 
-def read_out(posterior: Posterior, mixture: Tensor, level: Tensor, spectral: Spectral, how: str) -> Tensor:
+def read_out(
+    posterior: Posterior, mixture: Tensor, level: Tensor, spectral: Spectral, how: str, exponent: float = 1.0
+) -> Tensor:
     """Speech spectrogram, (F, T) complex, at the level of the input.
 
     Args:
@@ -34,6 +36,7 @@ def read_out(posterior: Posterior, mixture: Tensor, level: Tensor, spectral: Spe
             UDiffSE and UDiffSE+); "wiener" takes samples and noise variance as the variances of a Wiener filter on the
             mixture, `mean_b |s|^2 / (|s|^2 + V)`, or, where the noise was sampled too, the published filter of
             ParaDiffUSE; "auto" is the published choice: "wiener" for sampled noise, else "mean".
+        exponent: of the gain on the mixture (parametric Wiener filter): below 1 it takes less away.
     """
     if how not in READOUTS:
         raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {how!r}")
@@ -49,6 +52,6 @@ def read_out(posterior: Posterior, mixture: Tensor, level: Tensor, spectral: Spe
     if how == "wiener" and posterior.noise_model is not None:
         variance = posterior.noise_model.variance
         V = variance[0] @ variance[1] if isinstance(variance, tuple) else variance
-        gain = _ratio(speech.abs().square(), V).mean(0)
+        gain = _ratio(speech.abs().square(), V).mean(0) ** exponent
         return gain * spectral.decompress(mixture * level)
     return spectral.decompress(speech * level).mean(0)

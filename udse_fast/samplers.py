@@ -139,7 +139,7 @@ def posterior_sample(
         Posterior.
 
     Raises:
-        UdseError: unknown sampler or option, wrong shape or dtype, mixture that is not finite.
+        UdseError: unknown sampler or option, wrong shape or dtype, mixture that is not finite, diverged pass.
     """
     row = find_sampler(sampler)
     _check(mixture, steps, samples, rank, em_rounds)
@@ -178,6 +178,10 @@ def posterior_sample(
         corrector_snr=corrector_snr,
         corrected_sources=corrected_sources,
     )
+    if not all(torch.isfinite(torch.view_as_real(state)).all() for state in states.values()):
+        raise UdseError(
+            f"sampler {sampler!r}: the reverse pass diverged with {len(times)} steps; give more steps or less guidance"
+        )
     return Posterior(states["speech"], likelihood.noise_estimate(states), noise_model, counted.calls)
 
 

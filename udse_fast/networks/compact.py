@@ -320,7 +320,16 @@ class Compact(nn.Module):
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
 
     recommended_inference: ClassVar[dict[str, dict[str, Any]]] = {
-        "all": {"steps": 10, "samples": 2, "start_time": 0.7, "readout": "wiener"},
+        "all": {
+            "steps": 12,
+            "samples": 2,
+            "start_time": 0.8,
+            "corrector_snr": 0.35,
+            "readout": "wiener",
+            "wiener_exponent": 0.8,
+        },
+        # two scores pull at one state: with longer steps, or the corrector, it runs away or into "all is noise"
+        "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
     }
     """Settings for `Enhancer`, kept in checkpoints: "all", then by sampler."""
 
