@@ -328,6 +328,7 @@ class Compact(nn.Module):
             "readout": "wiener",
             "wiener_exponent": 0.8,
         },
+        "diffuseen": {"start_share": 2.5, "observation_variance": 0.015},
         # two scores pull at one state: with longer steps, or the corrector, it runs away or into "all is noise"
         "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
     }
