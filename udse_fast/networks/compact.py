@@ -322,7 +322,7 @@ class Compact(nn.Module):
     recommended_inference: ClassVar[dict[str, dict[str, Any]]] = {
         "all": {
             "steps": 12,
-            "samples": 2,
+            "samples": 1,
             "start_time": 0.8,
             "corrector_snr": 0.35,
             "readout": "wiener",
