@@ -242,3 +242,8 @@ def test_long_signals_are_cut_into_blocks_and_joined(tiny_checkpoint: Path) -> N
         np.testing.assert_allclose(enhancer.enhance(x, 16000), x, atol=1e-7)
         assert max(enhancer.lengths) <= 16_065 + 255  # of the last block: it starts at a whole frame
         assert len(enhancer.lengths) == max(1, 1 + int(np.ceil((length - 16_065) / (16_065 - 3_315))))
+
+
+def test_a_stream_refuses_unknown_settings(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UdseError, match="unknown setting blocks_seconds"):
+        Enhancer(tiny_checkpoint).open_stream(16000, blocks_seconds=2.0)

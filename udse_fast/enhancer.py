@@ -123,6 +123,12 @@ class Enhancer:
         self.noise_network = self.network
         if noise_checkpoint is not None:
             self.noise_network = load_network(noise_checkpoint, self.device)
+            for section in ("stft", "compression", "sde"):
+                speech, noise = self.network.config[section], self.noise_network.config[section]
+                if speech != noise:
+                    raise UdseError(
+                        f"noise_checkpoint: expected the {section} settings of the speech prior, {speech}, got {noise}"
+                    )
         elif needs_noise and not self.network.joint:
             raise UdseError(
                 f"sampler {sampler!r}: expected a joint speech and noise prior, got a checkpoint of one source; "
@@ -303,6 +309,12 @@ class Enhancer:
 
     def open_stream(self, sample_rate: int = 16000, channels: int = 1, **settings: Any) -> Stream:
         """A stream of its own, independent of the others; `settings` override those of the Enhancer for it."""
+        unknown = set(settings) - set(InferenceSettings.__dataclass_fields__)
+        if unknown:
+            raise UdseError(
+                f"open_stream: unknown setting {', '.join(sorted(unknown))}; "
+                f"there are {', '.join(InferenceSettings.__dataclass_fields__)}"
+            )
         return Stream(self, check_sample_rate(sample_rate), channels, replace(self.settings, **settings))
 
     def _default_stream(self) -> Stream:

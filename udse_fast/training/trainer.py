@@ -55,7 +55,7 @@ class Settings:
 class Optimizers:
     """Muon for the matrices (kernels as matrices, one row per output channel), AdamW for everything else.
 
-    Muon (Jordan et al. 2024) needs about two thirds of AdamW's steps here; it came with torch 2.9, older fall back.
+    Muon (Jordan et al. 2024): lower error than AdamW in fewer steps here; it came with torch 2.9, older fall back.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float) -> None:
