@@ -3,51 +3,53 @@
     python benchmarks/gpu_report.py -o benchmarks/results/gpu.md
     python benchmarks/gpu_report.py --tiny --device cpu -o trial.md  # the same, in seconds, without a GPU
 
-Times are medians over runs after one to warm up. Weights are random unless --checkpoint (speech) and
---joint-checkpoint are given: speed does not depend on them, the differences to float32 do.
+The samplers are run through `Enhancer`, as users do, in one block. Times are medians over runs, after those that
+compile kernels and record CUDA graphs. Weights are random unless --checkpoint (speech) and --joint-checkpoint are
+given: speed does not depend on them, the differences to float32 do.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import importlib.resources
 import os
 import platform
+import resource
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from udse_fast import __version__
+from udse_fast import Enhancer, __version__
 from udse_fast.backends import backends
-from udse_fast.checkpoint import load_network
+from udse_fast.checkpoint import load_network, save_checkpoint
 from udse_fast.coefficients import Coefficients
 from udse_fast.commands.info import processor
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.fused_layers import norm_film_silu, resample, residual_sum
 from udse_fast.kernels.likelihood_gradient import noise_posterior_guidance
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, NCSNpp
-from udse_fast.networks.optimised import optimise
+from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.output import read_out
 from udse_fast.samplers import SAMPLERS, posterior_sample, sampler_names
 from udse_fast.sde import OUVE
-from udse_fast.spectral import Spectral
 
-SPEECH, NOISE = 1, 0
-TINY = {"nf": 8, "ch_mult": (1, 1), "image_size": 256}
-# one update reads s, S, x and writes s, P; one NMF iteration reads P twice
-BYTES_PER_BIN = {"diffuseen update": (3 * 8, 8 + 4), "nmf iteration": (0, 2 * 4)}
+TINY = {"nf": 8, "ch_mult": (1, 1, 1, 1)}
+RATE = 16000
+CALLS_BEFORE_REPLAYS = 2  # one as it is, one that is recorded
 
 
 def main() -> None:
@@ -71,7 +73,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.seconds, arguments.steps, arguments.samples, arguments.em_rounds = 0.25, 2, 2, 2
-        arguments.runs, arguments.check_seconds, arguments.check_steps = 1, 0.25, 2
+        arguments.runs, arguments.check_seconds, arguments.check_steps = 2, 0.25, 2
+    if torch.device(arguments.device).type == "cpu" and "TRITON_INTERPRET" not in os.environ:
+        # triton reads it when it is imported, which torch does
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "TRITON_INTERPRET": "1"})
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with arguments.output.open("w", encoding="utf-8") as page:
         for line in report(arguments):
@@ -98,12 +103,20 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
         f"{arguments.seconds:g} s of audio"
     )
     yield ""
-    networks = {
-        joint: make_network(arguments.joint_checkpoint if joint else arguments.checkpoint, joint, arguments.tiny)
-        for joint in (False, True)
-    }
-    fast = {joint: optimise(network).to(device, precision) for joint, network in networks.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = {
+            joint: given or random_checkpoint(Path(folder) / f"{joint}.safetensors", joint, arguments.tiny)
+            for joint, given in ((False, arguments.checkpoint), (True, arguments.joint_checkpoint))
+        }
+        yield from sampler_table(arguments, checkpoints, device, precision, peak)
+        yield from kernel_table(arguments, device, precision, copied)
+        yield from network_table(arguments, checkpoints[False], device, precision, peak)
 
+
+def sampler_table(
+    arguments: argparse.Namespace, checkpoints: dict[bool, Path], device: torch.device, precision: str, peak: float
+) -> Iterator[str]:
+    """One row for every sampler."""
     yield "## Samplers"
     yield ""
     yield "The published numbers are RTF 1.62 (one sample, no guidance) to 32.5 on a Tesla T4."
@@ -114,12 +127,16 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
     )
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for name in arguments.samplers:
-        joint = SAMPLERS[name].noise == "score"
-        yield sampler_row(name, arguments, networks[joint], fast[joint], device, peak)
+        yield sampler_row(name, arguments, checkpoints[SAMPLERS[name].noise == "score"], device, precision, peak)
     yield ""
     yield "`network` is the share of the time that the calls of the network take when made alone."
+    if device.type == "cpu":
+        yield "Memory is that of the whole process."
     yield ""
 
+
+def kernel_table(arguments: argparse.Namespace, device: torch.device, precision: str, copied: float) -> Iterator[str]:
+    """Memory traffic of the updates and of the fused layers, by backend."""
     yield "## Kernels"
     yield ""
     yield "| operation | backend | microseconds | GB/s | of the copy |"
@@ -131,80 +148,108 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
         ):
             if backend.name == "cpp" and device.type == "cuda":
                 continue
-            yield from kernel_rows(backend.name, arguments.samples, frames, device, copied)
+            rows = kernels(arguments.samples, frames, device)
+            if device.type == "cuda":
+                rows |= layers(arguments.samples, frames, device, precision)
+            with forced(backend.name):
+                for name, (operation, moved) in rows.items():
+                    seconds = median_seconds(operation, device, 20 if device.type == "cuda" else 1)
+                    rate = moved / seconds
+                    yield (
+                        f"| {name} | {backend.name} | {1e6 * seconds:.4g} | {rate / 1e9:.4g} | {rate / copied:.0%} |"
+                    )
     yield ""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET"):
+        yield "Triton runs in its interpreter here: a check, not a speed."
+        yield ""
 
+
+def network_table(
+    arguments: argparse.Namespace, checkpoint: Path, device: torch.device, precision: str, peak: float
+) -> Iterator[str]:
+    """A call of the network, plain and fused."""
     yield "## The network"
     yield ""
     yield "| form | milliseconds a call | TFLOP/s | of the peak |"
     yield "| --- | --- | --- | --- |"
     frames = 64 if arguments.tiny else 1280
-    plain = ScoreNetwork(networks[False].module, networks[False].config).to(device, precision)
-    flop = network_flop(networks[False], arguments.samples, frames)
+    flop = network_flop(load_network(checkpoint), arguments.samples, frames)
     for form, network in (
-        ("plain", plain),
-        ("fused, replayed from CUDA graphs" if device.type == "cuda" else "fused", fast[False]),
+        ("plain", load_network(checkpoint, device).to(precision=precision)),
+        (
+            "fused, replayed from CUDA graphs" if device.type == "cuda" else "fused",
+            optimised_or_plain(load_network(checkpoint, device), precision),
+        ),
     ):
         seconds = call_seconds(network, arguments.samples, frames, device, arguments.runs)
         yield f"| {form} | {1000 * seconds:.3g} | {flop / seconds / 1e12:.3g} | {flop / seconds / peak:.0%} |"
 
 
 def sampler_row(
-    name: str,
-    arguments: argparse.Namespace,
-    plain: ScoreNetwork,
-    fast: ScoreNetwork,
-    device: torch.device,
-    peak: float,
+    name: str, arguments: argparse.Namespace, checkpoint: Path, device: torch.device, precision: str, peak: float
 ) -> str:
     """One row of the table of samplers."""
 
-    def run(network: ScoreNetwork, on: torch.device, seconds: float, steps: int) -> tuple[torch.Tensor, int, int]:
-        spectral = Spectral()
-        audio = recording(seconds, spectral.sample_rate)
-        mixture, level = spectral.analyse(audio.to(on))
+    def enhancer(on: torch.device, in_precision: str, steps: int) -> Enhancer:
+        return Enhancer(
+            checkpoint, name, steps, arguments.samples, str(on), in_precision,
+            em_rounds=arguments.em_rounds, block_seconds=max(1.0, arguments.seconds + 0.1),
+        )  # fmt: skip
 
-        def score(state: torch.Tensor, t: Any, source: str) -> torch.Tensor:
-            times = torch.full((state.shape[0],), float(t), device=on)
-            return network.score(state, times, SPEECH if source == "speech" else NOISE)
+    audio = recording(arguments.seconds, RATE)
+    forget(device)
+    fast = enhancer(device, precision, arguments.steps)
+    before = CALLS_BEFORE_REPLAYS if device.type == "cuda" else 0
+    seconds = median_seconds(lambda: fast.enhance(audio, RATE), device, arguments.runs, before)
+    memory = peak_memory(device)
+    frames = fast.spectral.stft(torch.zeros(len(audio), device=device)).shape[-1]
+    calls = network_calls(name, arguments)
+    network_seconds = calls * call_seconds(fast.network, arguments.samples, frames, device, arguments.runs)
+    flop = calls * network_flop(load_network(checkpoint), arguments.samples, frames)
 
-        posterior = posterior_sample(
-            mixture, score, name, steps=steps, samples=arguments.samples, em_rounds=arguments.em_rounds
-        )
-        spectrogram = read_out(posterior, mixture, level, spectral, "auto")
-        return spectral.istft(spectrogram, len(audio)), posterior.score_evaluations, mixture.shape[1]
-
-    with torch.inference_mode():
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        seconds = median_seconds(lambda: run(fast, device, arguments.seconds, arguments.steps), device, arguments.runs)
-        memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
-        _, calls, frames = run(fast, device, arguments.seconds, arguments.steps)
-        network_seconds = calls * call_seconds(fast, arguments.samples, frames, device, arguments.runs)
-        flop = calls * network_flop(plain, arguments.samples, frames)
-
-        check = arguments.check_seconds, arguments.check_steps
-        expected = run(plain, torch.device("cpu"), *check)[0].numpy()
-        rounded = run(fast, device, *check)[0].cpu().numpy()
-        exact = optimise(plain).to(device, "float32")
-        difference = np.abs(run(exact, device, *check)[0].cpu().numpy() - expected).max() / np.abs(expected).max()
+    audio = recording(arguments.check_seconds, RATE)
+    steps = arguments.check_steps
+    expected = enhancer(torch.device("cpu"), "float32", steps).enhance(audio, RATE)
+    rounded = enhancer(device, precision, steps).enhance(audio, RATE)
+    exact = enhancer(device, "float32", steps).enhance(audio, RATE)
     return (
         f"| {name} | {seconds / arguments.seconds:.3g} | {network_seconds / seconds:.0%} "
         f"| {flop / network_seconds / 1e12:.3g} | {flop / network_seconds / peak:.0%} | {memory:.2f} "
-        f"| {si_sdr(expected, rounded):.1f} | {difference:.1e} |"
+        f"| {si_sdr(expected, rounded):.1f} | {np.abs(exact - expected).max() / np.abs(expected).max():.1e} |"
     )
 
 
-def kernel_rows(
-    backend: str,
-    samples: int,
-    frames: int,
-    device: torch.device,
-    copied: float,
-    bins: int = 256,
-    rank: int = 4,
-) -> Iterator[str]:
-    """Time and memory traffic of the update of DiffUSEEN and of an NMF iteration."""
+def network_calls(name: str, arguments: argparse.Namespace) -> int:
+    """Calls of the network in a pass, counted on a spectrogram of one bin."""
+    posterior = posterior_sample(
+        torch.ones(1, 1, dtype=torch.complex64),
+        lambda state, time, source: -state,
+        name,
+        steps=arguments.steps,
+        em_rounds=arguments.em_rounds,
+    )
+    return posterior.score_evaluations
+
+
+def forget(device: torch.device) -> None:
+    """Give back what earlier measurements hold, and start anew with the peak of memory."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def kernels(
+    samples: int, frames: int, device: torch.device, bins: int = 256, rank: int = 4
+) -> dict[str, tuple[Callable[[], object], float]]:
+    """Updates of a step, and the bytes that each has to move."""
 
     def cplx(*sizes: int) -> torch.Tensor:
         return torch.randn(*sizes, dtype=torch.complex64, device=device)
@@ -214,16 +259,33 @@ def kernel_rows(
     power = mixture.abs().square()
     c = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
     key = NoiseKey(0, "predictor_speech")
-    operations: dict[str, Callable[[], object]] = {
-        "diffuseen update": lambda: noise_posterior_guidance(state, score, mixture, (W, H), c, key, out=state),
-        "nmf iteration": lambda: nmf_update(power, W, H),
+    plane = bins * frames
+    return {
+        # reads s, S and x, writes s and P
+        "diffuseen update": (
+            lambda: noise_posterior_guidance(state, score, mixture, (W, H), c, key, out=state),
+            plane * (samples * 3 * 8 + 8 + 4),
+        ),
+        # reads P twice
+        "nmf iteration": (lambda: nmf_update(power, W, H), plane * 2 * 4),
     }
-    with forced(backend):
-        for name, operation in operations.items():
-            per_sample, shared = BYTES_PER_BIN[name]
-            seconds = median_seconds(operation, device, 20 if device.type == "cuda" else 3)
-            rate = bins * frames * (samples * per_sample + shared) / seconds
-            yield f"| {name} | {backend} | {1e6 * seconds:.4g} | {rate / 1e9:.4g} | {rate / copied:.0%} |"
+
+
+def layers(
+    samples: int, frames: int, device: torch.device, precision: str
+) -> dict[str, tuple[Callable[[], object], float]]:
+    """The fused layers on a map of the first level of the published network, and the bytes that each has to move."""
+    shape = samples, 96, 256, frames // 16 * 16
+    x = torch.randn(shape, device=device).to(getattr(torch, precision), memory_format=torch.channels_last)
+    weight, bias = x.new_ones(96), x.new_zeros(96)
+    size = x.numel() * x.element_size()
+    return {
+        # statistics and result read x once each
+        "norm and SiLU": (lambda: norm_film_silu(x, weight, bias, 24), 3 * size),
+        "residual sum": (lambda: residual_sum(x, x, bias, 0.7), 3 * size),
+        "FIR down": (lambda: resample(x, False), 1.25 * size),
+        "FIR up": (lambda: resample(x, True), 5 * size),
+    }
 
 
 @contextmanager
@@ -265,27 +327,25 @@ def default_precision(device: torch.device) -> str:
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
 
 
-def make_network(checkpoint: Path | None, joint: bool, tiny: bool) -> ScoreNetwork:
-    """A trained network, or one with random weights that all matter, in float32 on the CPU."""
-    if checkpoint is not None:
-        return load_network(checkpoint)
+def random_checkpoint(path: Path, joint: bool, tiny: bool) -> Path:
+    """A network with random weights that all matter."""
+    architecture = TINY | {"joint": joint} if tiny else PUBLISHED_SIZES["ncsnpp-5m-joint" if joint else "ncsnpp-5m"]
     torch.manual_seed(0)
-    module = NCSNpp(
-        **(TINY | {"joint": joint} if tiny else PUBLISHED_SIZES["ncsnpp-5m-joint" if joint else "ncsnpp-5m"])
-    )
+    module = NCSNpp(**architecture)
     for parameter in module.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    stft = {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000}
-    config = {"architecture": {"name": "ncsnpp", "joint": joint}, "sde": OUVE().config, "stft": stft}
-    return ScoreNetwork(module, config)
+    stft = {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": RATE}
+    config = {"architecture": {"name": "ncsnpp", **architecture}, "sde": OUVE().config, "stft": stft}
+    save_checkpoint(path, module.state_dict(), config)
+    return path
 
 
-def recording(seconds: float, rate: int) -> torch.Tensor:
+def recording(seconds: float, rate: int) -> np.ndarray:
     """The noisy example, repeated."""
     example = importlib.resources.files("udse_fast") / "examples" / "noisy.flac"
     with importlib.resources.as_file(example) as path:
         audio, _ = soundfile.read(path, dtype="float32")
-    return torch.from_numpy(np.resize(audio, max(1, round(seconds * rate))))
+    return np.resize(audio, max(1, round(seconds * rate)))
 
 
 def network_flop(network: ScoreNetwork, samples: int, frames: int) -> float:
@@ -302,7 +362,7 @@ def call_seconds(network: ScoreNetwork, samples: int, frames: int, device: torch
     state = torch.randn(samples, 256, frames, dtype=torch.complex64, device=device)
     times = torch.full((samples,), 0.5, device=device)
     with torch.inference_mode():
-        return median_seconds(lambda: network.score(state, times), device, max(3, runs))
+        return median_seconds(lambda: network.score(state, times), device, runs, CALLS_BEFORE_REPLAYS)
 
 
 def matrix_peak(device: torch.device, precision: str, size: int) -> float:
@@ -318,15 +378,16 @@ def copy_rate(device: torch.device, size: int) -> float:
     return 2 * size / median_seconds(lambda: target.copy_(source), device, 10)
 
 
-def median_seconds(operation: Callable[[], object], device: torch.device, runs: int) -> float:
-    """Of one call, after one to warm up."""
+def median_seconds(operation: Callable[[], object], device: torch.device, runs: int, before: int = 1) -> float:
+    """Of one call, after some that do not count."""
 
     def clock() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    operation()
+    for _ in range(before):
+        operation()
     walls = []
     for _ in range(runs):
         started = clock()

@@ -3,7 +3,8 @@
     pytest benchmarks/test_kernels_cpu.py --benchmark-group-by=group --benchmark-columns=min,median,rounds
 
 `extra_info` of the JSON has the bytes that must be moved (each input read once, each output written once) per
-second of the fastest round, as a share of a memory copy measured here. Threads follow OMP_NUM_THREADS.
+second of the fastest round, and as a share of a memory copy measured here. Threads follow OMP_NUM_THREADS.
+`benchmarks/kernels_cpu.py` makes the table results/kernels_cpu.md of it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ B, F, T, R = 4, 256, 256, 4
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
 KEY = complex_normal.NoiseKey(1, "predictor_speech", 3)
 GENERATOR = torch.Generator().manual_seed(0)
-S, SCORE = (torch.randn(B, F, T, generator=GENERATOR, dtype=torch.complex64) for _ in range(2))
+S, SCORE, N, N_SCORE = (torch.randn(B, F, T, generator=GENERATOR, dtype=torch.complex64) for _ in range(4))
 X = torch.randn(F, T, generator=GENERATOR, dtype=torch.complex64)
 W = torch.rand(F, R, generator=GENERATOR) + 0.1
 W /= W.sum(0)
@@ -50,7 +51,12 @@ def copy_rate() -> float:
 
 def record(benchmark: Any, moved_bytes: int, copy_rate: float) -> None:
     if benchmark.stats is not None:
-        benchmark.extra_info["share_of_copy"] = round(moved_bytes / benchmark.stats.stats.min / copy_rate, 3)
+        rate = moved_bytes / benchmark.stats.stats.min
+        benchmark.extra_info.update(
+            bytes_per_second=round(rate),
+            copy_bytes_per_second=round(copy_rate),
+            share_of_copy=round(rate / copy_rate, 3),
+        )
 
 
 def with_torch_noise(step: Callable[..., Any]) -> Callable[[], Any]:
@@ -63,11 +69,27 @@ def diffuseen(module: Any, noise: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return state, power
 
 
-STEPS: dict[str, Callable[[Any, Any], Any]] = {
-    "predictor": lambda module, noise: module.predictor(S, SCORE, C, noise),
-    "diffuseen": diffuseen,
+def joint(module: Any, noise: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    result: tuple[torch.Tensor, torch.Tensor] = module.joint_guidance(
+        S, SCORE, N, N_SCORE, X, C, noise, None, 5.75 * C.sigma
+    )
+    return result
+
+
+STEP_BYTES, OBSERVED_BYTES = 3 * S.nbytes, X.nbytes + POWER.nbytes
+STEPS: dict[str, tuple[Any, Callable[[Any, Any], Any], int]] = {
+    "corrector": (pc, lambda m, z: m.corrector(S, SCORE, C, z), STEP_BYTES),
+    "predictor": (pc, lambda m, z: m.predictor(S, SCORE, C, z), STEP_BYTES),
+    "udiffse_plus": (lg, lambda m, z: m.marginal_guidance(S, SCORE, X, (W, H), C, z), STEP_BYTES + OBSERVED_BYTES),
+    "depse_il": (lg, lambda m, z: m.product_of_gaussians(S, SCORE, X, (W, H), C, z), STEP_BYTES + OBSERVED_BYTES),
+    "diffuseen": (lg, diffuseen, STEP_BYTES + OBSERVED_BYTES),
+    "paradiffuse_in, predictor and residual": (
+        lg,
+        lambda m, z: m.predictor_residual(S, SCORE, X, C, z),
+        STEP_BYTES + S.nbytes + X.nbytes,
+    ),
+    "paradiffuse_en": (lg, joint, 2 * STEP_BYTES + X.nbytes),
 }
-MODULES = {"predictor": pc, "diffuseen": lg}
 
 
 @pytest.mark.parametrize("variant", ["cpp", "torch", "reference"])
@@ -75,28 +97,26 @@ MODULES = {"predictor": pc, "diffuseen": lg}
 def test_step(benchmark: Any, copy_rate: float, name: str, variant: str) -> None:
     """One reverse step of 4 samples of 2 s, its noise drawn on the way."""
     benchmark.group = f"{name} step, noise drawn, B={B} F={F} T={T}"
-    module, step = MODULES[name], STEPS[name]
+    module, step, moved_bytes = STEPS[name]
     if variant == "torch":
-        assert benchmark(with_torch_noise(lambda noise: step(module.reference, noise)))[0].shape[-2:] == (
-            F,
-            T,
-        )
+        result = benchmark(with_torch_noise(lambda noise: step(module.reference, noise)))
+        assert result[0].shape[-2:] == (F, T)
     else:
         result = benchmark(step, module if variant == "cpp" else module.reference, KEY)
         torch.testing.assert_close(result, step(module.reference, KEY), rtol=1e-4, atol=1e-5)
-    record(benchmark, 3 * S.nbytes + (X.nbytes + POWER.nbytes if name == "diffuseen" else 0), copy_rate)
+    record(benchmark, moved_bytes, copy_rate)
 
 
 @pytest.mark.parametrize("variant", ["cpp", "reference"])
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", ["predictor", "diffuseen"])
 def test_step_given_noise(benchmark: Any, copy_rate: float, name: str, variant: str) -> None:
     """The arithmetic alone: noise from an array."""
     benchmark.group = f"{name} step, noise given, B={B} F={F} T={T}"
-    module, step = MODULES[name], STEPS[name]
+    module, step, moved_bytes = STEPS[name]
     noise = complex_normal.complex_normal(KEY, (B, F, T))
     result = benchmark(step, module if variant == "cpp" else module.reference, noise)
     torch.testing.assert_close(result, step(module.reference, noise), rtol=1e-4, atol=1e-5)
-    record(benchmark, 4 * S.nbytes + (X.nbytes + POWER.nbytes if name == "diffuseen" else 0), copy_rate)
+    record(benchmark, moved_bytes + S.nbytes, copy_rate)
 
 
 @pytest.mark.parametrize("variant", ["cpp", "torch.randn", "reference"])
@@ -142,6 +162,19 @@ def test_nmf(benchmark: Any, copy_rate: float, frames: int, variant: str) -> Non
         for one, other in zip(result, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-8)
     record(benchmark, 2 * arguments[0].nbytes, copy_rate)
+
+
+@pytest.mark.parametrize("variant", ["cpp", "reference"])
+@pytest.mark.parametrize(("frames", "rank"), [(2, 4), (5, 8)])
+def test_online_nmf(benchmark: Any, copy_rate: float, frames: int, rank: int, variant: str) -> None:
+    """A block of a stream: one H update, then W from its statistics. P is read twice."""
+    benchmark.group = f"online NMF-IS block, F={F} T={frames} R={rank}"
+    factors = torch.rand(3, F, rank, generator=torch.Generator().manual_seed(1)) + 0.1
+    arguments = POWER[:, :frames].contiguous(), *factors.unbind(), 0.9
+    result = benchmark((nmf if variant == "cpp" else nmf.reference).online_nmf_update, *arguments)
+    for one, other in zip(result, nmf.reference.online_nmf_update(*arguments), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
+    record(benchmark, 2 * arguments[0].nbytes + 2 * factors.nbytes + 4 * rank * frames, copy_rate)
 
 
 @pytest.mark.parametrize("variant", ["cpp", "reference"])

@@ -253,6 +253,42 @@ void register_updates(py::module_& m) {
       "speech"_a.noconvert(), "speech_score"_a.noconvert(), "noise"_a.noconvert(), "noise_score"_a.noconvert(), mixture,
       numbers, "speech_draw"_a.noconvert(), "noise_draw"_a.noconvert(), strength, "apply"_a, "observation_variance"_a,
       "speech_out"_a.noconvert(), "noise_out"_a.noconvert(), "threads"_a);
+  m.def(
+      "unexplained_power",
+      [](const Complexes& s, const Complexes& S, const Floats& C, const Complexes& x, const Floats& c, float caution,
+         Floats P, int threads) {
+        udse::Step a;
+        a.shape = shape_of(s, "state");
+        a.coefficients = coefficients(c, a.shape.frames);
+        a.speech.state = s.data();
+        a.speech.score = in(S, "score", full(a.shape));
+        a.deviation = in(C, "deviation", full(a.shape));
+        a.mixture = in(x, "mixture", plane(a.shape));
+        a.caution = caution;
+        a.power = out(P, "power", plane(a.shape));
+        run(udse::unexplained_power, a, threads);
+      },
+      state, score, "deviation"_a.noconvert(), mixture, numbers, "caution"_a, power, "threads"_a);
+  m.def(
+      "ddrm_step",
+      [](const Complexes& s, const Complexes& S, const Floats& C, const Complexes& x, const VarianceArgument& V,
+         const Floats& c, const std::optional<Floats>& following, const NoiseArgument& z, float renewal, Complexes to,
+         int threads) {
+        udse::Step a = step(s, S, c, following ? z : std::nullopt, to);
+        a.mixture = in(x, "mixture", plane(a.shape));
+        a.variance = variance(V, a.shape);
+        a.renewal = renewal;
+        if (following) {
+          const udse::Coefficients next = coefficients(*following, a.shape.frames);
+          a.next_delta = next.delta;
+          a.next_sigma = next.sigma;
+        } else {
+          a.deviation = in(C, "deviation", full(a.shape));
+        }
+        run(udse::ddrm_step, a, threads);
+      },
+      state, score, "deviation"_a.noconvert(), mixture, noise_variance, numbers, "following"_a.noconvert(), draw,
+      "renewal"_a, next, "threads"_a);
 }
 
 void register_nmf(py::module_& m) {

@@ -77,18 +77,20 @@ void check_rank(std::int64_t rank) {
   require(1 <= rank && rank <= 32, "rank must be in 1..32; got " + std::to_string(rank));
 }
 
-enum Needs { mixture = 1, variance = 2, power = 4, noise_next = 8, noise_source = 16 };
+enum Needs { mixture = 1, variance = 2, power = 4, noise_next = 8, noise_source = 16, deviation = 32, no_next = 64 };
 
 void run(void (*Kernels::*kernel)(const Step&, Range), const Step& step, int needs, int threads) {
   check(step.shape);
   if (step.shape.frames == 0) return;
-  require(step.speech.state && step.speech.score && step.speech.next, "state, score and next must be given");
+  require(step.speech.state && step.speech.score, "state and score must be given");
+  require(needs & no_next || step.speech.next, "next must be given");
   require(step.speech.draw.kind != Noise::given || step.speech.draw.values, "the given noise is null");
   require(!(needs & mixture) || step.mixture, "the mixture must be given");
   require(!(needs & variance) || step.variance.values || (step.variance.W && step.variance.H),
           "the noise variance must be given, as V or as W and H");
   if (needs & variance && !step.variance.values) check_rank(step.variance.rank);
   require(!(needs & power) || step.power, "power must be given");
+  require(!(needs & deviation) || step.deviation, "the deviation must be given");
   require(!(needs & noise_next) || step.noise.next, "noise.next must be given");
   require(!(needs & noise_source) || (step.noise.state && step.noise.score),
           "state and score of the noise must be given");
@@ -103,61 +105,65 @@ void check(const NMF& nmf, int iterations) {
   require(nmf.floor > 0, "floor must be positive; got " + std::to_string(nmf.floor));
 }
 
-// The passes over P that both NMF forms are made of. H is held in whole blocks, zero behind its last frame.
+// The steps that both NMF forms are made of, on a copy of H in whole items.
 class Passes {
  public:
-  Passes(const NMF& nmf, int threads)
+  Passes(const NMF& nmf, int threads, float* A = nullptr, float* B = nullptr, float forgetting = 0)
       : nmf_(nmf),
         threads_(threads),
-        blocks_((nmf.frames + block_frames - 1) / block_frames),
-        storage_(nmf.rank * blocks_),
-        H_(storage_.data()->frames),
-        weighted(nmf.bins * nmf.rank),
-        inverse(nmf.bins * nmf.rank),
-        pass_{nmf.bins,        nmf.frames,     nmf.rank, nmf.power, nmf.W, H_, blocks_ * block_frames,
-              weighted.data(), inverse.data(), nmf.floor} {
-    for (std::int64_t k = 0; k < nmf.rank; ++k) std::copy_n(nmf.H + k * nmf.frames, nmf.frames, H_ + k * pass_.stride);
+        items_((nmf.frames + nmf_frames - 1) / nmf_frames),
+        by_frame_((2 * nmf.rank + 1) * items_),
+        by_bin_(nmf.bins * (3 * nmf.rank + 1)) {
+    float* const scratch = by_bin_.data() + nmf.bins * (nmf.rank + 1);
+    pass_ = {nmf.bins,
+             nmf.frames,
+             nmf.rank,
+             nmf.power,
+             nmf.W,
+             by_frame_[0].frames,
+             items_ * nmf_frames,
+             by_bin_.data(),
+             by_frame_[nmf.rank * items_].frames,
+             scratch,
+             scratch + nmf.bins * nmf.rank,
+             nmf.floor,
+             A,
+             B,
+             forgetting};
+    for (std::int64_t k = 0; k < nmf.rank; ++k)
+      std::copy_n(nmf.H + k * nmf.frames, nmf.frames, pass_.H + k * pass_.stride);
+    // no 0/0 in the frames behind the last one
+    std::fill_n(pass_.scaled_h + nmf.rank * pass_.stride + nmf.frames, pass_.stride - nmf.frames, 1.f);
   }
 
-  void statistics() { share(nmf_.bins, nmf_.frames, threads_, kernels().nmf_statistics, pass_); }
-  void update_h() { share(blocks_, nmf_.bins * block_frames, threads_, kernels().nmf_h, pass_); }
-
-  // Columns of W to sum 1, their sums into H; returns the sums.
-  std::vector<float> normalise() {
-    std::vector<double> sums(nmf_.rank);
-    for (std::int64_t f = 0; f < nmf_.bins; ++f)
-      for (std::int64_t k = 0; k < nmf_.rank; ++k) sums[k] += nmf_.W[f * nmf_.rank + k];
-    for (std::int64_t f = 0; f < nmf_.bins; ++f)
-      for (std::int64_t k = 0; k < nmf_.rank; ++k) nmf_.W[f * nmf_.rank + k] /= static_cast<float>(sums[k]);
-    for (std::int64_t k = 0; k < nmf_.rank; ++k)
-      for (std::int64_t t = 0; t < nmf_.frames; ++t) H_[k * pass_.stride + t] *= static_cast<float>(sums[k]);
-    return {sums.begin(), sums.end()};
+  void update_w() {
+    kernels().nmf_scale_h(pass_, {0, nmf_.frames});
+    share(nmf_.bins, nmf_.frames, threads_, kernels().nmf_w, pass_);
   }
+
+  void update_h() {
+    kernels().nmf_scale_w(pass_, {0, nmf_.bins});
+    share(items_, nmf_.bins * nmf_frames, threads_, kernels().nmf_h, pass_);
+  }
+
+  void normalise() { kernels().nmf_normalise(pass_, {0, nmf_.bins}); }
 
   void write_h() const {
     for (std::int64_t k = 0; k < nmf_.rank; ++k)
-      std::copy_n(H_ + k * pass_.stride, nmf_.frames, nmf_.H + k * nmf_.frames);
+      std::copy_n(pass_.H + k * pass_.stride, nmf_.frames, nmf_.H + k * nmf_.frames);
   }
 
  private:
   const NMF& nmf_;
   int threads_;
-  std::int64_t blocks_;
-  struct alignas(64) Block {  // a vector that crosses a cache line is loaded at half the speed
-    float frames[block_frames];
+  std::int64_t items_;
+  struct alignas(64) Item {  // a vector that crosses a cache line is loaded at half the speed
+    float frames[nmf_frames];
   };
-  std::vector<Block> storage_;
-  float* H_;
-
- public:
-  std::vector<float> weighted, inverse;  // (P V^-2) H^T and V^-1 H^T, (F, R)
-
- private:
+  std::vector<Item> by_frame_;
+  std::vector<float> by_bin_;
   NMFPass pass_;
 };
-
-float above(float x, float least) { return x > least ? x : least; }
-constexpr float tiny = 1e-30f;  // keeps 0/0 away
 
 }  // namespace
 
@@ -178,6 +184,13 @@ void predictor_residual(const Step& step, int threads) {
 void score_noise_guidance(const Step& step, int threads) { run(&Kernels::score_noise_guidance, step, 0, threads); }
 void joint_guidance(const Step& step, int threads) {
   run(&Kernels::joint_guidance, step, mixture | noise_next | noise_source, threads);
+}
+void unexplained_power(const Step& step, int threads) {
+  run(&Kernels::unexplained_power, step, mixture | power | deviation | no_next, threads);
+}
+void ddrm_step(const Step& step, int threads) {
+  require(step.renewal >= 0 && step.renewal <= 1, "renewal must be in [0, 1]; got " + std::to_string(step.renewal));
+  run(&Kernels::ddrm_step, step, mixture | variance, threads);
 }
 
 void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, int threads) {
@@ -211,11 +224,7 @@ void nmf_update(const NMF& nmf, int iterations, bool fixed_w, int threads) {
   check(nmf, iterations);
   Passes passes(nmf, threads);
   for (int iteration = 0; iteration < iterations; ++iteration) {
-    if (!fixed_w) {
-      passes.statistics();
-      for (std::int64_t i = 0; i < nmf.bins * nmf.rank; ++i)
-        nmf.W[i] = above(nmf.W[i] * passes.weighted[i] / above(passes.inverse[i], tiny), nmf.floor);
-    }
+    if (!fixed_w) passes.update_w();
     passes.update_h();
     if (!fixed_w) passes.normalise();
   }
@@ -225,19 +234,10 @@ void nmf_update(const NMF& nmf, int iterations, bool fixed_w, int threads) {
 void online_nmf_update(const NMF& nmf, float* A, float* B, float forgetting, int iterations, int threads) {
   check(nmf, iterations);
   require(forgetting >= 0 && forgetting <= 1, "forgetting must be in [0, 1]; got " + std::to_string(forgetting));
-  Passes passes(nmf, threads);
+  Passes passes(nmf, threads, A, B, forgetting);
   for (int iteration = 0; iteration < iterations; ++iteration) passes.update_h();
-  passes.statistics();
-  for (std::int64_t i = 0; i < nmf.bins * nmf.rank; ++i) {
-    A[i] = forgetting * A[i] + nmf.W[i] * nmf.W[i] * passes.weighted[i];
-    B[i] = forgetting * B[i] + passes.inverse[i];
-    nmf.W[i] = above(std::sqrt(A[i] / above(B[i], tiny)), nmf.floor);
-  }
-  const std::vector<float> sums = passes.normalise();
-  for (std::int64_t i = 0; i < nmf.bins * nmf.rank; ++i) {
-    A[i] /= sums[i % nmf.rank];
-    B[i] *= sums[i % nmf.rank];
-  }
+  passes.update_w();
+  passes.normalise();
   passes.write_h();
 }
 

@@ -7,6 +7,8 @@
 #include "kernels.hpp"
 
 #include <math.h>
+
+#include <utility>
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
@@ -251,6 +253,7 @@ struct Numbers {
   Row delta, inverse_delta, sigma;  // of the perturbation kernel
   Row sigma2, a2;                   // sigma^2, (sigma / delta)^2
   Row pull;                         // lambda g^2 dt / delta
+  Row next_delta, b;                // of the next step: delta', sigma' / delta'
 
   void fill(const Step& step, int64_t t0, int n) {
     const Coefficients& c = step.coefficients;
@@ -262,6 +265,8 @@ struct Numbers {
     load(c.dt, t0, n, dt);
     load(c.corrector_snr, t0, n, r);
     load(step.strength, t0, n, lambda);
+    load(step.next_delta, t0, n, next_delta);
+    load(step.next_sigma, t0, n, b);
     each([&](int i) {
       drift[i] = gamma[i] * dt[i];
       score_step[i] = square(g[i]) * dt[i];
@@ -272,6 +277,7 @@ struct Numbers {
       sigma2[i] = square(sigma[i]);
       a2[i] = square(sigma[i] / delta[i]);
       pull[i] = lambda[i] * score_step[i] / delta[i];
+      b[i] /= next_delta[i];
     });
   }
 };
@@ -279,12 +285,13 @@ struct Numbers {
 inline bool constant(const Step& step) {
   const Coefficients& c = step.coefficients;
   return !(c.gamma.values || c.delta.values || c.sigma.values || c.g.values || c.dt.values || c.corrector_snr.values ||
-           step.strength.values);
+           step.strength.values || step.next_delta.values || step.next_sigma.values);
 }
 
 // One source's rows of one bin and sample.
 struct SourceRows {
   ComplexRow s, S;  // state and score; the update writes the next state to s
+  Row C;            // deviation
 };
 
 // What all samples of one bin share.
@@ -338,10 +345,11 @@ inline void sweep(const Step& step, Range pairs, Prepare prepare, Update update)
           const int64_t at = (b * F + f) * T + t0;
           load(step.speech.state + at, n, speech.s);
           load(step.speech.score + at, n, speech.S);
+          if (step.deviation) load(step.deviation + at, n, speech.C);
           if (step.noise.state) load(step.noise.state + at, n, noise.s);
           if (step.noise.score) load(step.noise.score + at, n, noise.S);
           update(c, bins[f & 1], speech, z[f & 1], noise, z2[f & 1]);
-          store(speech.s, n, step.speech.next + at);
+          if (step.speech.next) store(speech.s, n, step.speech.next + at);
           if (step.noise.next) store(noise.s, n, step.noise.next + at);
         }
       }
@@ -486,6 +494,49 @@ void joint_guidance(const Step& step, Range pairs) {
       });
 }
 
+inline float tweedie_mean(const Numbers& c, int i, float s, float S) {
+  return (s + c.sigma2[i] * S) * c.inverse_delta[i];
+}
+
+void unexplained_power(const Step& step, Range pairs) {
+  const float kappa = step.caution;
+  sweep(step, pairs, nothing,
+        [=](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
+          each([&](int i) { bin.p[i] += kappa * a.C[i]; });
+          each_part([&](int k, int i) { bin.p[i] += square(bin.x[k][i] - tweedie_mean(c, i, a.s[k][i], a.S[k][i])); });
+        });
+}
+
+void ddrm_step(const Step& step, Range pairs) {
+  if (step.deviation)
+    return sweep(step, pairs, nothing,
+                 [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
+                   each([&](int i) { a.C[i] /= a.C[i] + bin.v[i]; });
+                   each_part([&](int k, int i) {
+                     const float s0 = tweedie_mean(c, i, a.s[k][i], a.S[k][i]);
+                     a.s[k][i] = s0 + a.C[i] * (bin.x[k][i] - s0);
+                   });
+                 });
+  const float eta = step.renewal, kept = __builtin_sqrtf(1 - eta * eta);
+  sweep(
+      step, pairs,
+      [=](const Numbers& c, BinRows& bin) {
+        each([&](int i) {
+          const float b = c.b[i], missing = b * b - bin.v[i];  // below 0 where the mixture's noise is the stronger
+          const float root = __builtin_sqrtf(missing >= 0 ? missing : bin.v[i]), share = kept * b / root;
+          bin.w1[i] = c.next_delta[i] * (missing >= 0 ? 1.f : share);
+          bin.w2[i] = c.next_delta[i] - bin.w1[i];
+          bin.v[i] = c.next_delta[i] * (missing >= 0 ? root : eta * b);
+        });
+      },
+      [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
+        each_part([&](int k, int i) {
+          const float s0 = tweedie_mean(c, i, a.s[k][i], a.S[k][i]);
+          a.s[k][i] = bin.w1[i] * bin.x[k][i] + bin.w2[i] * s0 + bin.v[i] * z[k][i];
+        });
+      });
+}
+
 // ---- compression, network input
 // ---------------------------------------------------------------------------------------
 
@@ -549,7 +600,10 @@ void network_input(const cfloat* state, const Shape& shape, const PerFrame& scal
 // -----------------------------------------------------------------------------------------------------------
 
 typedef float Vector __attribute__((vector_size(4 * lanes)));  // the sums of small ranks stay in registers
+typedef int32_t Indices __attribute__((vector_size(4 * lanes)));
 constexpr int max_rank = 32;
+constexpr float least_divisor = 1e-30f;      // keeps 0/0 away
+constexpr float least_scale = 1e-28f;        // of d, which may be zero: far below floor^2
 #define UDSE_UNROLL _Pragma("GCC unroll 8")  // loops over a known rank
 
 inline Vector load(const float* p) {
@@ -565,92 +619,192 @@ inline Vector load(const float* p, int64_t n) {
   return v;
 }
 
-template <int N>
-inline float sum(const float* a) {
-  float halves[N / 2];
-  for (int i = 0; i < N / 2; ++i) halves[i] = a[i] + a[i + N / 2];
-  return sum<N / 2>(halves);
-}
-template <>
-inline float sum<1>(const float* a) {
-  return *a;
-}
+inline Vector above(const Vector& v, const Vector& least) { return v > least ? v : least; }
 
-inline float sum(const Vector& v) {
-  float a[lanes];
-  __builtin_memcpy(a, &v, sizeof v);
-  return sum<lanes>(a);
+// Sums of neighbours: of a in the lower half, of b in the upper one
+template <int... I>
+inline Vector fold(const Vector& a, const Vector& b, std::integer_sequence<int, I...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+#else
+  return __builtin_shuffle(a, b, Indices{(2 * I)...}) + __builtin_shuffle(a, b, Indices{(2 * I + 1)...});
+#endif
 }
 
-// P V^-2 and V^-1 of one vector, V = sum over k of w[k] h[k]. V is kept at the floor or above: V^-2 of digital silence
-// must stay finite.
-struct Weights {
-  Vector weighted, inverse;
-};
-
-template <int R>
-inline Weights weights(const Vector& power, const float* w, const float* h, int64_t stride, int rank, float floor) {
-  Vector v = w[0] * load(h);
-  UDSE_UNROLL
-  for (int k = 1; k < rank; ++k) v += w[k] * load(h + k * stride);
-  const Vector least = floor - Vector{};
-  const Vector inverse = 1.f / (v > least ? v : least);
-  return {power * inverse * inverse, inverse};
+// The sum of a[i] in lane i < N
+template <int N, int Width = lanes>
+__attribute__((always_inline)) inline Vector sums(const Vector* a) {
+  if constexpr (Width == 1) {
+    return a[0];
+  } else {
+    Vector halves[(N + 1) / 2];
+    for (int i = 0; i < N; i += 2)
+      halves[i / 2] = fold(a[i], a[i + 1 < N ? i + 1 : i], std::make_integer_sequence<int, lanes>{});
+    return sums<(N + 1) / 2, Width / 2>(halves);
+  }
 }
 
-// (P V^-2) H^T and V^-1 H^T of rows of P. R is the rank where that is known at compile time, else 0.
-template <int R>
-void nmf_statistics(const NMFPass& nmf, Range bins) {
-  const int rank = R ? R : static_cast<int>(nmf.rank);
-  for (int64_t f = bins.begin; f < bins.end; ++f) {
-    const float *w = nmf.W + f * rank, *power = nmf.power + f * nmf.frames;
-    Vector a[R ? R : max_rank], b[R ? R : max_rank];
-    UDSE_UNROLL
-    for (int k = 0; k < rank; ++k) a[k] = b[k] = Vector{};
-    for (int64_t t = 0; t < nmf.frames; t += lanes) {
-      const float* h = nmf.H + t;  // zero behind the last frame
-      const Weights y = weights<R>(load(power + t, nmf.frames - t), w, h, nmf.stride, rank, nmf.floor);
-      UDSE_UNROLL
-      for (int k = 0; k < rank; ++k) {
-        const Vector row = load(h + k * nmf.stride);
-        a[k] += row * y.weighted;
-        b[k] += row * y.inverse;
-      }
+// Entries of W from their sums
+inline void update_w(const NMFPass& nmf, int64_t begin, int64_t end) {
+  float *const W = nmf.W, *const A = nmf.A, *const B = nmf.B;
+  const float *const a = nmf.weighted, *const b = nmf.inverse, floor = nmf.floor, rho = nmf.forgetting;
+  const auto quotient = [](float x, float y) { return x / (y > least_divisor ? y : least_divisor); };
+  if (A) {
+    UDSE_VECTORISE
+    for (int64_t i = begin; i < end; ++i) {
+      const float numerator = A[i] = rho * A[i] + W[i] * W[i] * a[i], divisor = B[i] = rho * B[i] + b[i];
+      const float w = __builtin_sqrtf(quotient(numerator, divisor));
+      W[i] = w > floor ? w : floor;
     }
-    UDSE_UNROLL
-    for (int k = 0; k < rank; ++k) {
-      nmf.weighted[f * rank + k] = sum(a[k]);
-      nmf.inverse[f * rank + k] = sum(b[k]);
+  } else {
+    UDSE_VECTORISE
+    for (int64_t i = begin; i < end; ++i) {
+      const float w = W[i] * quotient(a[i], b[i]);
+      W[i] = w > floor ? w : floor;
     }
   }
 }
 
-// H <- max(H * (W^T (P V^-2)) / (W^T V^-1), floor) of blocks of frames
+// scaled_h of frames
+void nmf_scale_h(const NMFPass& nmf, Range frames) {
+  float* const scaled = nmf.scaled_h;
+  UDSE_VECTORISE
+  for (int64_t t = frames.begin; t < frames.end; ++t) {
+    const float inverse = 1 / (nmf.H[t] > least_scale ? nmf.H[t] : least_scale);
+    scaled[t] = inverse;
+    scaled[nmf.rank * nmf.stride + t] = nmf.floor * inverse;
+  }
+  for (int64_t k = 1; k < nmf.rank; ++k) {
+    const float* const h = nmf.H + k * nmf.stride;
+    float* const row = scaled + k * nmf.stride;
+    UDSE_VECTORISE
+    for (int64_t t = frames.begin; t < frames.end; ++t) row[t] = h[t] * scaled[t];
+  }
+}
+
+// W <- max(W * ((P V^-2) H^T) / (V^-1 H^T), floor) of bins, or the online form. R is the rank where that is known at
+// compile time, else 0.
 template <int R>
-void nmf_h(const NMFPass& nmf, Range blocks) {
+void nmf_w(const NMFPass& nmf, Range bins) {
+  constexpr int most = R ? R : max_rank, group = most < lanes ? most : lanes;  // sums that make a vector
   const int rank = R ? R : static_cast<int>(nmf.rank);
-  const int64_t end = blocks.end * L < nmf.frames ? blocks.end * L : nmf.frames;
-  for (int64_t t = blocks.begin * L; t < end; t += lanes) {
-    float* const h = nmf.H + t;
-    Vector a[R ? R : max_rank], b[R ? R : max_rank];
+  const int64_t whole = nmf.frames / lanes * lanes;
+  const Vector one = 1 - Vector{};
+  Vector present = {};
+  for (int i = 0; i < nmf.frames - whole; ++i) present[i] = 1;
+  for (int64_t f = bins.begin; f < bins.end; ++f) {
+    const float *const w = nmf.W + f * rank, *const power = nmf.power + f * nmf.frames;
+    Vector a[most + group], b[most + group];  // P V^-2 H^T and V^-1 H^T
     UDSE_UNROLL
-    for (int k = 0; k < rank; ++k) a[k] = b[k] = Vector{};
-    for (int64_t f = 0; f < nmf.bins; ++f) {
-      const float* w = nmf.W + f * rank;
-      const Weights y =
-          weights<R>(load(nmf.power + f * nmf.frames + t, nmf.frames - t), w, h, nmf.stride, rank, nmf.floor);
+    for (int k = 0; k < (R ? R : rank + group); ++k) a[k] = b[k] = Vector{};
+    const auto add = [&](const Vector& p, const float* h, const Vector& numerator) {
+      Vector v = w[0] - Vector{};
       UDSE_UNROLL
-      for (int k = 0; k < rank; ++k) {
-        a[k] += w[k] * y.weighted;
-        b[k] += w[k] * y.inverse;
+      for (int k = 1; k < rank; ++k) v += w[k] * load(h + k * nmf.stride);
+      const Vector inverse = numerator / above(v, load(h + rank * nmf.stride));
+      const Vector weighted = p * load(h) * inverse * inverse;
+      a[0] += weighted;
+      b[0] += inverse;
+      UDSE_UNROLL
+      for (int k = 1; k < rank; ++k) {
+        const Vector row = load(h + k * nmf.stride);
+        a[k] += row * weighted;
+        b[k] += row * inverse;
+      }
+    };
+    for (int64_t t = 0; t < whole; t += lanes) add(load(power + t), nmf.scaled_h + t, one);
+    // what is loaded from the next bin counts zero times
+    if (whole < nmf.frames)
+      add(load(power + whole, (nmf.bins - f) * nmf.frames - whole), nmf.scaled_h + whole, present);
+    for (int k = 0; k < rank; k += group) {
+      const Vector weighted = sums<group>(a + k), inverse = sums<group>(b + k);
+      const auto bytes = static_cast<std::size_t>(R == group || rank - k > group ? group : rank - k) * sizeof(float);
+      __builtin_memcpy(nmf.weighted + f * rank + k, &weighted, bytes);
+      __builtin_memcpy(nmf.inverse + f * rank + k, &inverse, bytes);
+    }
+  }
+  update_w(nmf, bins.begin * rank, bins.end * rank);
+}
+
+// scaled_w of bins
+template <int R>
+void nmf_scale_w(const NMFPass& nmf, Range bins) {
+  const int rank = R ? R : static_cast<int>(nmf.rank);
+  for (int64_t f = bins.begin; f < bins.end; ++f) {
+    const float* const w = nmf.W + f * rank;
+    float* const scaled = nmf.scaled_w + f * (rank + 1);
+    const float inverse = 1 / (w[0] > least_scale ? w[0] : least_scale);
+    scaled[0] = inverse;
+    UDSE_VECTORISE
+    for (int k = 1; k < rank; ++k) scaled[k] = w[k] * inverse;
+    scaled[rank] = nmf.floor * inverse;
+  }
+}
+
+// Columns of W to sum 1, their sums into H and into the statistics of the online form.
+template <int R>
+void nmf_normalise(const NMFPass& nmf, Range bins) {
+  const int rank = R ? R : static_cast<int>(nmf.rank);
+  double total[R ? R : max_rank] = {};
+  float scale[R ? R : max_rank], inverse[R ? R : max_rank];
+  for (int64_t f = bins.begin; f < bins.end; ++f) {
+    const float* const w = nmf.W + f * rank;
+    for (int k = 0; k < rank; ++k) total[k] += w[k];
+  }
+  for (int k = 0; k < rank; ++k) {
+    scale[k] = static_cast<float>(total[k]);
+    inverse[k] = 1 / scale[k];
+    float* const h = nmf.H + k * nmf.stride;
+    UDSE_VECTORISE
+    for (int64_t t = 0; t < nmf.frames; ++t) h[t] *= scale[k];
+  }
+  const auto multiply = [&](float* rows, const float* by) {
+    for (int64_t f = bins.begin; f < bins.end; ++f) {
+      float* const row = rows + f * rank;
+      UDSE_VECTORISE
+      for (int k = 0; k < rank; ++k) row[k] *= by[k];
+    }
+  };
+  multiply(nmf.W, inverse);
+  if (nmf.A) {
+    multiply(nmf.A, inverse);
+    multiply(nmf.B, scale);
+  }
+}
+
+// H <- max(H * (W^T (P V^-2)) / (W^T V^-1), floor) of items of frames
+template <int R>
+void nmf_h(const NMFPass& nmf, Range items) {
+  const int rank = R ? R : static_cast<int>(nmf.rank);
+  const Vector floor = nmf.floor - Vector{}, least = least_divisor - Vector{};
+  for (int64_t t = items.begin * nmf_frames; t < items.end * nmf_frames && t < nmf.frames; t += lanes) {
+    Vector h[R ? R : max_rank], a[R ? R : max_rank], b[R ? R : max_rank];
+    UDSE_UNROLL
+    for (int k = 0; k < rank; ++k) {
+      h[k] = load(nmf.H + k * nmf.stride + t);
+      a[k] = b[k] = Vector{};
+    }
+    for (int64_t f = 0; f < nmf.bins; ++f) {
+      const float* const w = nmf.scaled_w + f * (rank + 1);
+      const int64_t at = f * nmf.frames + t;
+      Vector v = h[0];
+      UDSE_UNROLL
+      for (int k = 1; k < rank; ++k) v += w[k] * h[k];
+      const Vector inverse = 1 / above(v, w[rank] - Vector{});
+      const Vector weighted = w[0] * load(nmf.power + at, nmf.bins * nmf.frames - at) * inverse * inverse;
+      a[0] += weighted;
+      b[0] += inverse;
+      UDSE_UNROLL
+      for (int k = 1; k < rank; ++k) {
+        a[k] += w[k] * weighted;
+        b[k] += w[k] * inverse;
       }
     }
     UDSE_UNROLL
-    for (int k = 0; k < rank; ++k)
-      for (int i = 0; i < lanes && t + i < nmf.frames; ++i) {
-        const float divisor = b[k][i] > 1e-30f ? b[k][i] : 1e-30f, next = h[k * nmf.stride + i] * a[k][i] / divisor;
-        h[k * nmf.stride + i] = next > nmf.floor ? next : nmf.floor;
-      }
+    for (int k = 0; k < rank; ++k) {
+      const Vector next = above(h[k] * a[k] / above(b[k], least), floor);
+      __builtin_memcpy(nmf.H + k * nmf.stride + t, &next, sizeof next);
+    }
   }
 }
 
@@ -666,6 +820,12 @@ void nmf_h(const NMFPass& nmf, Range blocks) {
         return function<3>(nmf, range); \
       case 4:                           \
         return function<4>(nmf, range); \
+      case 5:                           \
+        return function<5>(nmf, range); \
+      case 6:                           \
+        return function<6>(nmf, range); \
+      case 7:                           \
+        return function<7>(nmf, range); \
       case 8:                           \
         return function<8>(nmf, range); \
       default:                          \
@@ -687,13 +847,18 @@ const Kernels kernels = {UDSE_EXPANDED_NAME(UDSE_ISA),
                          predictor_residual,
                          score_noise_guidance,
                          joint_guidance,
+                         unexplained_power,
+                         ddrm_step,
                          complex_normal,
                          compress,
                          decompress,
                          network_input<float>,
                          network_input<std::uint16_t>,
-                         UDSE_FOR_RANK(nmf_statistics),
-                         UDSE_FOR_RANK(nmf_h)};
+                         nmf_scale_h,
+                         UDSE_FOR_RANK(nmf_scale_w),
+                         UDSE_FOR_RANK(nmf_w),
+                         UDSE_FOR_RANK(nmf_h),
+                         UDSE_FOR_RANK(nmf_normalise)};
 
 }  // namespace UDSE_ISA
 }  // namespace udse

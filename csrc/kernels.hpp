@@ -12,14 +12,21 @@ struct Range {
   std::int64_t begin, end;
 };
 
+constexpr std::int64_t nmf_frames = 16;  // of an item of nmf_h: a cache line, whole vectors of any instruction set
+
+// One NMF update. V = d_t (w_0 + sum over k > 0 of w_k h_k / d_t), d_t = h_0 of the frame, needs no product for k = 0,
+// neither do the sums of V^-1 and P V^-2 that belong to it; and likewise with d_f = w_0 of the bin.
 struct NMFPass {
   std::int64_t bins, frames, rank;
-  const float* power;         // (F, T)
-  const float* W;             // (F, R)
-  float* H;                   // (R, stride), zero from T on
-  std::int64_t stride;        // T rounded up to whole blocks
-  float *weighted, *inverse;  // (P V^-2) H^T and V^-1 H^T, (F, R), out of nmf_statistics
+  const float* power;          // (F, T)
+  float* W;                    // (F, R)
+  float* H;                    // (R, stride)
+  std::int64_t stride;         // T rounded up to whole items
+  float *scaled_w, *scaled_h;  // (F, R + 1) and (R + 1, stride): 1/d, w_k/d or h_k/d, floor/d
+  float *weighted, *inverse;   // scratch of nmf_w: (P V^-2) H^T and V^-1 H^T, (F, R)
   float floor;
+  float *A, *B;  // the statistics of the online form, (F, R), else null
+  float forgetting;
 };
 
 struct Kernels {
@@ -33,6 +40,8 @@ struct Kernels {
   void (*predictor_residual)(const Step&, Range);
   void (*score_noise_guidance)(const Step&, Range);
   void (*joint_guidance)(const Step&, Range);
+  void (*unexplained_power)(const Step&, Range);
+  void (*ddrm_step)(const Step&, Range);
   void (*complex_normal)(const NoiseKey&, const Shape&, cfloat*, Range);
   // over numbers
   void (*compress)(const cfloat*, float exponent, float factor, cfloat*, Range);
@@ -40,8 +49,12 @@ struct Kernels {
   // over rows (sample, bin)
   void (*network_input)(const cfloat*, const Shape&, const PerFrame&, float*, Range);
   void (*network_input_bfloat16)(const cfloat*, const Shape&, const PerFrame&, std::uint16_t*, Range);
-  void (*nmf_statistics)(const NMFPass&, Range bins);
-  void (*nmf_h)(const NMFPass&, Range blocks);
+  // over frames, over bins, over bins, over items of nmf_frames frames, all bins at once
+  void (*nmf_scale_h)(const NMFPass&, Range);
+  void (*nmf_scale_w)(const NMFPass&, Range);
+  void (*nmf_w)(const NMFPass&, Range);
+  void (*nmf_h)(const NMFPass&, Range);
+  void (*nmf_normalise)(const NMFPass&, Range);
 };
 
 namespace scalar {

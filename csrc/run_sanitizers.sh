@@ -6,7 +6,7 @@ source_dir=$(dirname "$0")/..
 build_dir=${1:-"$source_dir/build/sanitizers"}
 for sanitizers in address,undefined thread; do
   cmake -S "$source_dir" -B "$build_dir/$sanitizers" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DUDSE_TESTS=ON \
-    -DUDSE_SANITIZE="$sanitizers"
+    -DUDSE_CUDA=OFF -DUDSE_SANITIZE="$sanitizers"
   cmake --build "$build_dir/$sanitizers" --parallel 2
   UBSAN_OPTIONS=halt_on_error=1 ctest --test-dir "$build_dir/$sanitizers" --output-on-failure
 done

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -18,6 +19,17 @@ namespace udse {
 namespace {
 
 using Body = std::function<void(std::int64_t, std::int64_t)>;
+
+// How long a thread looks for what it waits for before it sleeps: waking it takes as long, and the next pass over a
+// small problem comes sooner.
+constexpr std::chrono::microseconds patience{50};
+
+template <class Condition>
+void look_for(const Condition& condition) {
+  using clock = std::chrono::steady_clock;
+  for (const auto end = clock::now() + patience; !condition() && clock::now() < end;) {
+  }
+}
 
 class ThreadPool {
  public:
@@ -40,6 +52,9 @@ class ThreadPool {
     work();
     std::unique_lock<std::mutex> lock(mutex_);
     helpers_ = 0;  // who has not come by now is not waited for
+    lock.unlock();
+    look_for([this] { return active_ == 0; });
+    lock.lock();
     done_.wait(lock, [this] { return active_ == 0; });
   }
 
@@ -50,8 +65,9 @@ class ThreadPool {
   }
 
   void wait_for_work(int index) {
-    std::unique_lock<std::mutex> lock(mutex_);
     for (std::uint64_t seen = 0;;) {
+      look_for([&] { return job_ != seen; });
+      std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return job_ != seen; });
       seen = job_;
       if (index >= helpers_) continue;
@@ -70,8 +86,9 @@ class ThreadPool {
   const Body* body_ = nullptr;
   std::int64_t items_ = 0, parts_ = 0;
   std::atomic<std::int64_t> next_{0};
-  int helpers_ = 0, active_ = 0;
-  std::uint64_t job_ = 0;
+  int helpers_ = 0;
+  std::atomic<int> active_{0};
+  std::atomic<std::uint64_t> job_{0};
 };
 
 }  // namespace

@@ -52,6 +52,7 @@ struct NoiseKey {
   std::uint32_t role = 0, step = 0;
   std::uint64_t first_frame = 0;
   std::uint32_t first_sample = 0;
+  const std::int64_t* first_frame_at = nullptr;  // GPU kernels alone: read there, overrides `first_frame`
 };
 
 // Noise of an update: given numbers, a draw made on the fly, or none.
@@ -83,11 +84,14 @@ struct Step {
   Shape shape{};
   Coefficients coefficients;
   Source speech, noise;
-  const cfloat* mixture = nullptr;  // x, (F, T)
-  NoiseVariance variance;           // V
-  PerFrame strength = 1.0f;         // lambda
-  float* power = nullptr;           // P of the M-step, (F, T), out
-  float observation_variance = 0;   // w
+  const cfloat* mixture = nullptr;         // x, (F, T)
+  NoiseVariance variance;                  // V
+  PerFrame strength = 1.0f;                // lambda
+  float* power = nullptr;                  // P of the M-step, (F, T), out
+  const float* deviation = nullptr;        // C, (B, F, T)
+  PerFrame next_delta = 1.0f, next_sigma;  // delta' and sigma' of the next step
+  float observation_variance = 0;          // w
+  float caution = 0, renewal = 0;          // kappa, eta
   bool apply = true, power_of_state = false, divide_tweedie = false, paper_posterior = false;
 };
 
@@ -109,6 +113,11 @@ void predictor_residual(const Step& step, int threads = 1);
 void score_noise_guidance(const Step& step, int threads = 1);
 // ParaDiffUSE-EN. Reads noise, mixture, strength, observation_variance, apply.
 void joint_guidance(const Step& step, int threads = 1);
+// DDRM, for the M-step: writes no next state. Reads mixture, deviation, caution, power.
+void unexplained_power(const Step& step, int threads = 1);
+// DDRM. Reads mixture, variance, next_delta, next_sigma, renewal, and where there is one, which makes it the last step,
+// deviation alone of these three.
+void ddrm_step(const Step& step, int threads = 1);
 
 // z of `key`, (B, F, T)
 void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, int threads = 1);

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import udse_fast
 from udse_fast import Enhancer, UdseError, sampler_names
+from udse_fast.diffusion import Pass
 
 FAST = {"steps": 2, "samples": 1, "precision": "float32"}
 FLOAT32_CHAIN = 1e-3  # rounding of the input, through a few network calls
@@ -132,7 +133,7 @@ def test_every_sampler(tiny_checkpoints: dict[str, Path], name: str) -> None:
     x = noise(5_000)
     speech, rest = enhancer.separate(x, 16000)
     assert np.isfinite(speech).all()
-    np.testing.assert_allclose(speech + rest, x, atol=1e-6 * np.abs(speech).max())
+    np.testing.assert_allclose(speech + rest, x, atol=1e-6 * max(1, np.abs(speech).max()))
 
 
 def test_two_priors_for_paradiffuse(tiny_checkpoints: dict[str, Path]) -> None:
@@ -231,8 +232,9 @@ def test_long_signals_are_cut_into_blocks_and_joined(tiny_checkpoint: Path) -> N
     class Identity(Enhancer):
         lengths: list[int] = []  # noqa: RUF012
 
-        def enhance_block(self, signal: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        def block_pass(self, signal: Tensor, *_: Any, **__: Any) -> Pass[tuple[Tensor, None]]:
             self.lengths.append(len(signal))
+            yield from ()
             return signal.clone(), None
 
     enhancer = Identity(tiny_checkpoint, block_seconds=1.0, overlap_seconds=0.2)

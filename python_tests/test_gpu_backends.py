@@ -7,25 +7,38 @@ built for the host: the same functors, entry points and adapters, without a laun
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import importlib.util
+import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from udse_fast import cuda_library
+from udse_fast import backends, cuda_library
 from udse_fast.coefficients import Coefficients
+from udse_fast.cuda_graphs import Replayed, cuda_graphs
+from udse_fast.diffusion import reverse_diffusion
 from udse_fast.errors import UdseError
 from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.lockstep import run
+from udse_fast.noise_models import NMF
+from udse_fast.randomness import counter_based
+from udse_fast.samplers import SAMPLERS, sampler_names
+from udse_fast.sde import OUVE, time_grid
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (
@@ -35,15 +48,25 @@ OPERATIONS = (
     "nmf_is",
     "compression",
     "network_input",
+    "fused_layers",
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it when it is imported
 BACKENDS = ["cuda"] + ["triton"] * (HAS_TRITON and (DEVICE == "cuda" or INTERPRETED))
 TOLERANCE = 5e-6  # of the largest value: float32 rounding of a dozen operations, a GPU's division
+ROUNDING = {  # of each value; the interpreter cuts to bfloat16
+    torch.float16: 2**-11,
+    torch.bfloat16: 2**-7 if INTERPRETED else 2**-8,
+}
 ONE_TIME = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30, corrector_snr=0.5)
 SHAPES = [(1, 1, 1, 1), (3, 5, 67, 3), (2, 8, 33, 5)]
 KEYS = NoiseKey(2**40 + 11, "predictor_speech", 3, 2**32 - 9, 6), NoiseKey(1, "predictor_noise", 1, 1, 1)
+
+
+def in_memory(keys: tuple[NoiseKey, ...], device: str) -> tuple[NoiseKey, ...]:
+    """The same draws with the first frame where a kernel reads it."""
+    return tuple(replace(key, first_frame=torch.tensor(key.first_frame, device=device)) for key in keys)
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,7 @@ class Inputs:
         self.x = cplx(F, T)
         self.factors = positive(F, R), positive(R, T)
         self.V = self.factors[0] @ self.factors[1]
+        self.C = positive(B, F, T)
         self.P, self.A, self.B = positive(F, T) ** 2, positive(F, R), positive(F, R)
         self.ramp = torch.linspace(0.5, 1.5, T, dtype=torch.float64)
 
@@ -120,6 +144,11 @@ class Inputs:
 def single(name: str, **keywords: Any) -> Callable[..., Any]:
     """An update of the speech state alone, with V as its factors."""
     return lambda m, a, c, z, z2: getattr(m, name)(a.s, a.S, a.x, a.factors, c, z, **keywords)
+
+
+def restored(m: Any, a: Inputs, c: Coefficients, z: Any, V: Any, renewal: float = 0.85) -> Any:
+    """The DDRM step to 3 times the level: V is below it in some bins and above it in others."""
+    return m.ddrm_step(a.s, a.S, a.C, a.x, V, c, replace(c, delta=0.7, sigma=3 * c.sigma), z, renewal)
 
 
 UPDATES: dict[str, Callable[..., Any]] = {
@@ -140,9 +169,14 @@ UPDATES: dict[str, Callable[..., Any]] = {
     "score_noise_guidance": lambda m, a, c, z, z2: m.score_noise_guidance(a.s, a.S, c, 0.7),
     "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma),
     "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False),
+    "unexplained_power": lambda m, a, c, z, z2: m.unexplained_power(a.s, a.S, a.C, a.x, c, 2.5),
+    "ddrm": lambda m, a, c, z, z2: restored(m, a, c, z, a.factors),
+    "ddrm_given_variance": lambda m, a, c, z, z2: restored(m, a, c, z, a.V, 0.3),
+    "ddrm_last": lambda m, a, c, z, z2: m.ddrm_step(a.s, a.S, a.C, a.x, a.factors, c, None, z),
 }
 OTHERS: dict[str, Callable[..., Any]] = {
     "complex_normal": lambda m, a: m.complex_normal(KEYS[0], a.shape, a.cplx, a.device),
+    "complex_normal_in_memory": lambda m, a: m.complex_normal(in_memory(KEYS, a.device)[0], a.shape, a.cplx, a.device),
     "network_input": lambda m, a: m.network_input(a.s, 0.7, a.real),
     "network_input_per_frame": lambda m, a: m.network_input(a.s, a.ramp.to(a.device), a.real),
     "compress": lambda m, a: m.compress(a.s),
@@ -166,7 +200,8 @@ def assert_close(results: Any, expected: Any) -> None:
             assert result is None
             continue
         bound = TOLERANCE * max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(result.cpu().to(value.dtype), value, rtol=0, atol=bound)
+        rounding = ROUNDING.get(result.dtype, 0)
+        torch.testing.assert_close(result.cpu().to(value.dtype), value, rtol=rounding, atol=bound)
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
@@ -185,6 +220,7 @@ def test_operation_is_the_float64_reference(backend: Backend, name: str, shape: 
         (SHAPES[1], "given", True),
         (SHAPES[1], "none", False),
         (SHAPES[2], "drawn", False),
+        (SHAPES[2], "drawn in memory", False),
     ],
 )
 @pytest.mark.parametrize("name", UPDATES)
@@ -193,47 +229,181 @@ def test_update_is_the_float64_reference(
 ) -> None:
     single_precision, double = Inputs(shape, False), Inputs(shape, True)
     results = []
-    for module, a in ((backend, single_precision), (REFERENCE, double)):
+    for module, a, drawn in ((backend, single_precision, in_memory(KEYS, DEVICE)), (REFERENCE, double, KEYS)):
         c = Coefficients(*(v * a.ramp for v in ONE_TIME.values())) if per_frame else ONE_TIME
-        draws = {"given": (a.z, a.z2), "drawn": KEYS, "none": (None, None)}[noise]
+        draws = {"given": (a.z, a.z2), "drawn": KEYS, "drawn in memory": drawn, "none": (None, None)}[noise]
         results.append(UPDATES[name](module, a, c, *draws))
     assert_close(*results)
 
 
-def layer_cases(dtype: torch.dtype = torch.float32) -> list[tuple[str, tuple[Any, ...]]]:
-    """(function, arguments): 6 channels per group, several tiles, odd sizes; with and without conditions."""
-    generator = torch.Generator().manual_seed(0)
+LAYERS: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {
+    "norm": ("norm_film_silu", lambda a: (a.x, a.weight, a.bias, 2)),
+    "norm_before": ("norm_film_silu", lambda a: (a.x, a.weight, a.bias, 2, a.before)),
+    "norm_film": (
+        "norm_film_silu",
+        lambda a: (a.odd, a.bias[:5], a.weight[:5], 1, a.before[:1, :5], a.scale[:, :5], a.shift[:, :5], False),
+    ),
+    "norm_far_from_zero": ("norm_film_silu", lambda a: (a.far, a.weight, a.bias, 3, a.before, a.scale, a.shift)),
+    "norm_of_one_position": ("norm_film_silu", lambda a: (a.x[..., :1, :1], a.weight, a.bias, 2)),
+    "residual_sum": ("residual_sum", lambda a: (a.x, a.x.flip(0), a.bias, 0.7)),
+    "residual_sum_odd": ("residual_sum", lambda a: (a.odd, a.odd.flip(0), a.bias[:5], 1.0)),
+    "resample_up": ("resample", lambda a: (a.odd, True)),
+    "resample_down": ("resample", lambda a: (a.odd, False)),
+    "resample_up_packed": ("resample", lambda a: (a.x[:, :, :5, :7], True)),
+    "resample_down_packed": ("resample", lambda a: (a.x[:, :, :6, :], False)),
+    "unaligned": ("residual_sum", lambda a: (a.unaligned, a.x[:, :4], a.bias[:4], 0.7)),
+}
+"""Name -> function and its arguments."""
 
-    def normal(*sizes: int) -> torch.Tensor:
-        return torch.randn(*sizes, generator=generator).to(DEVICE, dtype)
 
-    x = (3 + normal(2, 12, 47, 33)).contiguous(memory_format=torch.channels_last)
-    before, scale, shift = (normal(2, 12, 1, 1) for _ in range(3))
-    weight, bias = normal(12), normal(12)
-    small = normal(2, 5, 6, 10)
-    return [
-        ("norm_film_silu", (x, weight, bias, 2)),
-        ("norm_film_silu", (x, weight, bias, 2, before)),
-        (
-            "norm_film_silu",
-            (small, bias[:5], weight[:5], 1, before[:1, :5], scale[:, :5], shift[:, :5], False),
-        ),
-        ("residual_sum", (x, x.flip(0), bias, 0.7)),
-        ("resample", (small, True)),
-        ("resample", (small, False)),
-    ]
+class LayerInputs:
+    """Random numbers of `dtype` on the device, or the same in float64 on the CPU.
+
+    4 and 6 channels per group, several tiles, the last one not full; odd sizes; memory of 4-channel alignment and none.
+    """
+
+    def __init__(self, dtype: torch.dtype, double: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*sizes: int, mean: float = 0) -> torch.Tensor:
+            z = (mean + torch.randn(*sizes, generator=generator)).to(dtype)
+            return z.double() if double else z.to(DEVICE)
+
+        self.x = normal(2, 12, 47, 33, mean=3).contiguous(memory_format=torch.channels_last)
+        self.far = normal(2, 12, 47, 33, mean=20).contiguous(memory_format=torch.channels_last)
+        self.before, self.scale, self.shift = (normal(2, 12, 1, 1) for _ in range(3))
+        self.weight, self.bias = normal(12), normal(12)
+        self.odd = normal(2, 5, 6, 10)
+        self.unaligned = normal(1 + 2 * 47 * 33 * 4)[1:].view(2, 47, 33, 4).permute(0, 3, 1, 2)
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
-@pytest.mark.skipif("triton" not in BACKENDS, reason="runs in the interpreter")
-@pytest.mark.parametrize("case", range(6))
-def test_layer_of_triton_is_the_plain_one(case: int) -> None:
-    fused_layers, reference = (
-        importlib.import_module(f"udse_fast.kernels.fused_layers.{name}") for name in ("triton_kernel", "reference")
-    )
-    name, arguments = layer_cases()[case]
-    double = (x.cpu().double() if isinstance(x, torch.Tensor) else x for x in arguments)
-    assert_close(getattr(fused_layers, name)(*arguments), getattr(reference, name)(*double))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_is_the_float64_reference(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    function, arguments = LAYERS[name]
+    result = getattr(backend, function)(*arguments(LayerInputs(dtype, False)))
+    assert result.dtype == dtype
+    assert_close(result, getattr(REFERENCE, function)(*arguments(LayerInputs(dtype, True))))
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_number_is_read_and_rounded(backend: Backend, dtype: torch.dtype) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    h, x = every.view(1, 4, 128, 128), every.flip(0).roll(4099).view(1, 4, 128, 128)
+    bias = torch.zeros(4, dtype=dtype)
+    result = backend.residual_sum(h.to(DEVICE), x.to(DEVICE), bias.to(DEVICE), 1.0)
+    torch.testing.assert_close(result.cpu(), (h.float() + x.float()).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+class Tape(TorchDispatchMode):
+    """Takes the place of CUDA graphs: repeats what was launched, on the same memory and with the same numbers.
+
+    Like them it refuses whatever waits for the device or copies from the host.
+    """
+
+    REFUSED = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "lift_fresh")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.recordings, self.calls = 0, list[Callable[[], None]]()
+        self._active = False
+        self._watch(monkeypatch, cuda_library.CudaLibrary, "call")
+        for module in modules("triton_kernel").values() if HAS_TRITON else ():
+            self._watch(monkeypatch, module, "launch")
+
+    def _watch(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        launch = getattr(owner, name)
+
+        def watched(*arguments: Any, **keywords: Any) -> None:
+            active, self._active = self._active, False  # the interpreter itself calls torch
+            launch(*arguments, **keywords)
+            self._active = active
+            if active:
+                self.calls.append(lambda: launch(*arguments, **keywords))
+
+        monkeypatch.setattr(owner, name, watched)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kept = function(*args, **kwargs or {})
+        if not self._active:
+            return kept
+        assert function.overloadpacket.__name__ not in self.REFUSED, function
+
+        def repeat() -> None:
+            for old, new in zip(tree_leaves(kept), tree_leaves(function(*args, **kwargs or {})), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+        self.calls.append(repeat)
+        return kept
+
+    def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+        self.recordings, self.calls, self._active = self.recordings + 1, [], True
+        with self:
+            results = function()
+        calls, self._active = self.calls, False
+        for tensor in results:
+            if isinstance(tensor, torch.Tensor):
+                tensor.fill_(torch.nan)
+        return lambda: [call() for call in calls] and None, results
+
+    def in_order(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def reverse_pass(
+    sampler: str, score: Any, times: list[Any], mixture: torch.Tensor, first_frame: Any, *nmf: torch.Tensor
+) -> Any:
+    """What `posterior_sample` does on the device."""
+    likelihood, model = SAMPLERS[sampler].likelihood, NMF(*nmf)
+    given = {"mixture": mixture, "noise_model": model, "score": score, "times": times, "em_rounds": 2}
+    wanted = inspect.signature(likelihood).parameters
+    like = likelihood(**{name: value for name, value in given.items() if name in wanted})
+    draw = counter_based(2**33 + 5, first_frame)
+    sde = OUVE()
+    states = run(reverse_diffusion(score, like, like=mixture, samples=2, times=times, dt=0.5, draw=draw, sde=sde))
+    return states["speech"], like.noise_estimate(states), model.W, model.H
+
+
+@pytest.mark.parametrize("sampler", sampler_names())
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_whole_pass_is_replayed(
+    backend: Backend, sampler: str, per_frame: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixture, start of the noise model and frame number of later blocks get into a recorded pass; nothing waits."""
+    if DEVICE == "cpu":
+        name = "cuda" if backend.modules["nmf_is"].__name__.endswith("cuda") else "triton"
+        monkeypatch.setattr(backends, "_choose", lambda operation, arguments: name)
+    tape, sde, calls = Tape(monkeypatch), OUVE(), list[str]()
+
+    def score(state: torch.Tensor, time: Any, source: str) -> torch.Tensor:
+        calls.append(source)
+        return -state / (sde.delta(time) ** 2 * (0.1 if source == "speech" else 0.2) + sde.sigma(time) ** 2)
+
+    frames = torch.linspace(0.8, 1, 11, dtype=torch.float64)
+    times = [t * frames if per_frame else t for t in time_grid(2)]
+    on_device = [t.to(DEVICE, torch.float32) if isinstance(t, torch.Tensor) else t for t in times]
+    replayed = Replayed(recorder=cuda_graphs if DEVICE == "cuda" else lambda device: tape)
+    counts = []
+    for block, first_frame in enumerate((7, 2**32 - 3, 2**32 + 40)):
+        generator = torch.Generator().manual_seed(block)
+        mixture = torch.randn(5, 11, dtype=torch.complex64, generator=generator)
+        nmf = torch.rand(5, 2, generator=generator) + 0.1, torch.rand(2, 11, generator=generator) + 0.1
+        inputs = [x.to(DEVICE) for x in (mixture, torch.tensor(first_frame), *nmf)]
+        results = replayed(functools.partial(reverse_pass, sampler, score, on_device), *inputs)
+        counts.append(len(calls))
+        double = mixture.to(torch.complex128), first_frame, *(x.double() for x in nmf)
+        with monkeypatch.context() as patch:
+            patch.setattr(backends, "_choose", lambda operation, arguments: "reference")
+            expected = reverse_pass(sampler, score, times, *double)
+        del calls[counts[-1] :]
+        for result, value in zip(results, expected, strict=True):
+            assert (result is None) == (value is None)
+            if result is not None:
+                assert float((result.cpu() - value).norm() / value.norm()) < 1e-4
+    assert counts[1:] == [2 * counts[0]] * 2  # called, recorded, replayed
 
 
 def test_in_place_is_the_same(backend: Backend) -> None:
@@ -267,10 +437,13 @@ def test_triton_kernels_in_the_interpreter() -> None:
         "no:cacheprovider",
         __file__,
         "-k",
-        "triton and not compile",
+        "triton and not compile and not interpreter",
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
+    ran = re.search(r"^(\d+) passed, \d+ deselected in", done.stdout, re.MULTILINE)
+    assert ran, done.stdout[-3000:]  # none was skipped
+    assert int(ran[1]) >= len(OTHERS) * len(SHAPES) + 5 * len(UPDATES) + 3 * len(LAYERS)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
@@ -294,7 +467,6 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
 JITFunction.run = compile_only
 backend = cases.Backend(cases.modules("triton_kernel"))
-importlib.import_module("udse_fast.kernels.fused_layers.triton_kernel")
 for capability in (80, 90):
     triton.runtime.driver.set_active(Driver(capability))
     a = cases.Inputs((2, 8, 32, 4), False)
@@ -302,21 +474,85 @@ for capability in (80, 90):
         if name in sys.argv[1:]: operation(backend, a)
     for name, update in cases.UPDATES.items():
         if name in sys.argv[1:]: update(backend, a, cases.ONE_TIME, *cases.KEYS)
-    for name, arguments in cases.layer_cases(torch.bfloat16):
-        getattr(sys.modules["udse_fast.kernels.fused_layers.triton_kernel"], name)(*arguments)
+    for name, arguments in cases.LAYERS.values():
+        getattr(backend, name)(*arguments(cases.LayerInputs(torch.bfloat16, False)))
     targets = {{k.metadata.target.arch for k in compiled if k.asm["cubin"]}}
     assert capability in targets, targets
 print(len(compiled))
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR", str(tmp_path))
-    names = ["complex_normal", "network_input", "compress", "nmf", "online_nmf", "corrector", "udiffse_plus"]
+    names = [
+        "complex_normal",
+        "complex_normal_in_memory",
+        "network_input",
+        "compress",
+        "nmf",
+        "online_nmf",
+        "corrector",
+        "udiffse_plus",
+    ]
     names += ["diffuseen_paper", "depse_tl", "predictor_residual", "score_noise_guidance", "paradiffuse_en"]
+    names += ["unexplained_power", "ddrm", "ddrm_last"]
     done = subprocess.run(
         [sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2 * len(names)
+
+
+@pytest.fixture(scope="module")
+def device_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA kernels as nvcc builds them: those of this installation, else made here."""
+    installed = cuda_library.library_path()
+    if installed is not None:
+        return installed
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    folder = tmp_path_factory.mktemp("device")
+    unit, path = folder / "unit.cu", folder / cuda_library.NAME
+    unit.write_text("".join(f'#include "{ROOT}/kernels/{o}/{o}.cu"\n' for o in OPERATIONS))
+    targets = re.search(r"ARCHITECTURES ([\d a-z-]+)\)", (ROOT / "cmake" / "cuda.cmake").read_text())
+    assert targets
+    code = [n.removesuffix("-real") for n in targets[1].split()]
+    flags = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings"]
+    flags += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in code]
+    subprocess.run([nvcc, *flags, str(unit), "-o", str(path)], check=True, timeout=600)
+    return path
+
+
+def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None:
+    """All entry points are there, and without a device they say so instead of crashing."""
+    library = cuda_library.CudaLibrary(device_library, "cpu")
+    for name in [
+        *cuda_library.ARGUMENTS,
+        *(n for n in vars(REFERENCE.modules["likelihood_gradient"]) if "guidance" in n),
+        "unexplained_power",
+        "ddrm_step",
+    ]:
+        library._function(name)
+    if DEVICE == "cpu":
+        z = torch.zeros(1, 1, 1, dtype=torch.complex64)
+        with pytest.raises(UdseError, match=r"the CUDA kernel complex_normal failed: .*(driver|device)"):
+            library.call(
+                "complex_normal",
+                z,
+                ctypes.byref(cuda_library.key_argument(KEYS[0])),
+                ctypes.byref(cuda_library.shape_argument(z.shape)),
+                z.data_ptr(),
+            )
+    dump = shutil.which("cuobjdump") or next(iter(_of_triton("cuobjdump")), None)
+    if dump is not None:
+        listed = subprocess.run([dump, "--list-elf", str(device_library)], capture_output=True, text=True, check=True)
+        assert {"75", "80", "86", "90"} <= set(re.findall(r"sm_(\d+)", listed.stdout))
+
+
+def _of_triton(tool: str) -> list[str]:
+    """A program that comes with triton."""
+    spec = importlib.util.find_spec("triton")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return [str(path) for folder in folders or () for path in Path(folder).glob(f"backends/nvidia/bin/{tool}")]
 
 
 def test_the_structures_are_checked(host_library: cuda_library.CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from udse_fast.backends import backends
 from udse_fast.coefficients import Coefficients
+from udse_fast.cuda_graphs import MAX_RECORDINGS
+from udse_fast.enhancer import Enhancer
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import predictor
 from udse_fast.networks.ncsnpp import NCSNpp
-from udse_fast.networks.optimised import MAX_CAPTURED_SHAPES, optimise
+from udse_fast.networks.optimised import optimise
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.samplers import posterior_sample, sampler_names
 from udse_fast.sde import OUVE
@@ -62,7 +66,7 @@ def test_a_seed_gives_the_same_noise_on_both_devices() -> None:
 
 def test_replayed_calls_are_the_eager_ones(network: ScoreNetwork) -> None:
     fast = optimise(network).to("cuda")
-    for frames in (40, 64, 40, 90, 130, 200, 260, 40):  # more shapes than are kept
+    for frames in (40, 64, 40, 90, 130, 200, 260, 40):  # more shapes than are kept; the second call is recorded
         state = torch.randn(2, 32, frames, dtype=torch.complex64)
         for time in (0.9, 0.2):
             first = fast.score(state.cuda(), time, torch.tensor([0, 1]))
@@ -70,7 +74,7 @@ def test_replayed_calls_are_the_eager_ones(network: ScoreNetwork) -> None:
             assert relative(first, network.score(state, time, torch.tensor([0, 1]))) < 2e-3  # TF32 convolutions
             fast.score(state.cuda(), 0.5, 1)
             assert torch.equal(first, kept)  # a later replay does not write into an earlier result
-    assert len(fast.graph._captured) <= MAX_CAPTURED_SHAPES
+    assert 0 < len(fast.graph._calls._recordings) <= MAX_RECORDINGS
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("float16", 0.01)])
@@ -97,3 +101,15 @@ def test_sampler_gives_what_it_gives_on_the_cpu(name: str) -> None:
     expected = posterior_sample(mixture, score, name, steps=6, samples=3, em_rounds=2, seed=5)
     result = posterior_sample(mixture.cuda(), score, name, steps=6, samples=3, em_rounds=2, seed=5)
     assert relative(result.speech, expected.speech) < 1e-4
+
+
+def test_enhancer_replays_whole_passes(tiny_checkpoint: Path) -> None:
+    """Every block is what it is on the CPU, whichever call of its form it is; later blocks are launched at once."""
+    fast, plain = (
+        Enhancer(tiny_checkpoint, steps=3, samples=2, device=device, precision="float32", seed=3)
+        for device in ("cuda", "cpu")
+    )
+    for block in range(4):
+        signal = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(block))
+        result, expected = (enhancer.enhance_block(signal, 63 * block)[0] for enhancer in (fast, plain))
+        assert relative(result, expected) < 5e-3  # TF32 convolutions

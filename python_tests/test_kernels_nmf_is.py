@@ -21,6 +21,10 @@ SHAPES = [
     (64, 33, 8),
     (5, 129, 17),
     (33, 300, 32),
+    (256, 2, 4),
+    (256, 5, 8),
+    (30, 15, 6),
+    (17, 17, 7),
 ]
 
 
@@ -100,6 +104,20 @@ def test_inputs_are_left_alone(isa: str) -> None:
     nmf_update(*arguments)
     online_nmf_update(arguments[0], arguments[1], torch.ones(9, 3), torch.ones(9, 3), 0.5, 1, arguments[2])
     assert all(torch.equal(a, b) for a, b in zip(arguments, copies, strict=True))
+
+
+def test_zeros_in_the_factors(isa: str) -> None:
+    """Exact zeros, which the core divides by, and a whole column of them become the floor or grow as in float64."""
+    for rank in (1, 4, 9):
+        power, W, H = problem(16, 37, rank, torch.float64)
+        W[::3, 0] = 0
+        H[0, 1::4] = 0
+        W[2], H[:, 5] = 0, 0
+        for iterations in (1, 3):
+            expected = reference.nmf_update(power, W, H, iterations)
+            result = nmf_update(power.float(), W.float(), H.float(), iterations)
+            for one, other in zip(result, expected, strict=True):
+                torch.testing.assert_close(one.double(), other, rtol=TOLERANCE, atol=1e-9)
 
 
 def test_thread_count_changes_nothing(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,13 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from udse_fast.coefficients import Coefficients
+from udse_fast.errors import UdseError
 from udse_fast.kernels import likelihood_gradient as lg
 from udse_fast.kernels import predictor_corrector as pc
 from udse_fast.kernels.complex_normal import NoiseKey
@@ -57,6 +60,7 @@ class Inputs:
             torch.rand(R, T, generator=generator).to(real),
         )
         self.V = self.factors[0] @ self.factors[1]
+        self.C = torch.rand(B, F, T, generator=generator).to(real)
 
 
 Update = Callable[[Any, Inputs, Coefficients, Any, Any], tuple[torch.Tensor | None, ...]]
@@ -69,6 +73,11 @@ def single(name: str, *options: Any, **keywords: Any) -> Update:
         return getattr(module, name)(a.s, a.S, a.x, a.factors, c, z, *options, **keywords)
 
     return update
+
+
+def restored(m: Any, a: Inputs, c: Coefficients, z: Any, V: Any, renewal: float = 0.85, out: Any = None) -> Any:
+    """The DDRM step to 3 times the level: V is below it in some bins and above it in others."""
+    return m.ddrm_step(a.s, a.S, a.C, a.x, V, c, replace(c, delta=0.7, sigma=3 * c.sigma), z, renewal, out=out)
 
 
 UPDATES: dict[str, Update] = {
@@ -89,6 +98,10 @@ UPDATES: dict[str, Update] = {
     "score_noise_guidance": lambda m, a, c, z, z2: (m.score_noise_guidance(a.s, a.S, c, 0.7),),
     "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma),
     "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False),
+    "unexplained_power": lambda m, a, c, z, z2: (m.unexplained_power(a.s, a.S, a.C, a.x, c, 2.5),),
+    "ddrm": lambda m, a, c, z, z2: (restored(m, a, c, z, a.factors),),
+    "ddrm_given_variance": lambda m, a, c, z, z2: (restored(m, a, c, z, a.V, 0.3),),
+    "ddrm_last": lambda m, a, c, z, z2: (m.ddrm_step(a.s, a.S, a.C, a.x, a.factors, c, None, z),),
 }
 
 
@@ -129,7 +142,7 @@ def test_a_frame_does_not_depend_on_the_cut(isa: str, name: str) -> None:
     expected = UPDATES[name](module(name, False), whole, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither"))
     for first, last in ((0, 37), (37, 110), (110, 150)):
         part = Inputs((2, 5, 150, 3), torch.complex64)
-        for field in ("s", "S", "n", "N", "z", "z2", "x", "V"):
+        for field in ("s", "S", "n", "N", "z", "z2", "x", "V", "C"):
             setattr(part, field, getattr(part, field)[..., first:last].contiguous())
         part.factors = (part.factors[0], part.factors[1][:, first:last].contiguous())
         keys = (NoiseKey(seed, "dither", first_frame=first) for seed in (1, 2))
@@ -164,6 +177,8 @@ def test_the_result_goes_where_the_caller_says(backend: str, monkeypatch: pytest
         partial(lg.noise_posterior_guidance, a.s, a.S, a.x, a.factors, ONE_TIME, key),
         partial(lg.predictor_residual, a.s, a.S, a.x, ONE_TIME, key),
         partial(lg.score_noise_guidance, a.s, a.S, ONE_TIME),
+        partial(restored, lg, a, ONE_TIME, key, a.factors),
+        partial(lg.ddrm_step, a.s, a.S, a.C, a.x, a.factors, ONE_TIME, None, None),
     ]
     for call in calls:
         start, expected = a.s.clone(), call()
@@ -253,6 +268,86 @@ def test_joint_guidance_rests_where_the_parts_sum_to_the_mixture() -> None:
     s, n = lg_reference.joint_guidance(speech[None], zero, noise[None], zero, a.x, c, None, None, 5.0)
     torch.testing.assert_close(s[0], speech)
     torch.testing.assert_close(n[0], noise)
+
+
+def ddrm_by_the_paper(
+    estimate: complex, observed: complex, variance: float, level: float, eta: float, draw: complex
+) -> complex:
+    """Kawar et al. 2022, eq. 7 and 8 for one number of H = 1 (its singular value is 1), eta_b = 1.
+
+    The paper's Gaussians have mean and variance; `level` is sigma_t and `variance` is sigma_y^2.
+    """
+    sigma_y = math.sqrt(variance)
+    if level >= sigma_y:
+        eta_b = 1.0
+        mean = (1 - eta_b) * estimate + eta_b * observed
+        spread = math.sqrt(level**2 - sigma_y**2 * eta_b**2)
+    else:
+        mean = estimate + math.sqrt(1 - eta**2) * level * (observed - estimate) / sigma_y
+        spread = eta * level
+    return mean + spread * draw
+
+
+@pytest.mark.parametrize("per_bin_times", [False, True])
+@pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
+def test_ddrm_step_is_the_papers_bin_by_bin(isa: str, eta: float, per_bin_times: bool) -> None:
+    """Scaled as there: the state over delta is the clean signal and noise of level sigma/delta."""
+    rng = np.random.default_rng(5)
+    B, F, T = 2, 6, 70
+
+    def cplx(*sizes: int) -> NDArray[np.complex128]:
+        return (rng.standard_normal(sizes) + 1j * rng.standard_normal(sizes)).astype(np.complex64).astype(complex)
+
+    s, S, z, x, C = cplx(B, F, T), cplx(B, F, T), cplx(B, F, T), cplx(F, T), np.ones((B, F, T), np.float32)
+    V = (4 * rng.random((F, T)) ** 4).astype(np.float32).astype(float)
+    ramp = np.linspace(0.5, 1.5, T) if per_bin_times else np.ones(T)
+    delta, sigma, next_delta, next_sigma = 0.6 * ramp, 0.9 * ramp[::-1], 0.8 * ramp, 0.6 * ramp[::-1]
+    expected, branches = np.empty((B, F, T), complex), set()
+    for b, f, t in np.ndindex(B, F, T):
+        estimate = s[b, f, t] / delta[t] + sigma[t] ** 2 / delta[t] * S[b, f, t]
+        level = next_sigma[t] / next_delta[t]
+        branches.add(bool(level >= math.sqrt(V[f, t])))
+        expected[b, f, t] = next_delta[t] * ddrm_by_the_paper(estimate, x[f, t], V[f, t], level, eta, z[b, f, t])
+    assert branches == {False, True}
+
+    def number(values: NDArray[np.float64]) -> float | torch.Tensor:
+        return torch.from_numpy(values.copy()) if per_bin_times else float(values[0])
+
+    c = replace(ONE_TIME, delta=number(delta), sigma=number(sigma))
+    following = replace(ONE_TIME, delta=number(next_delta), sigma=number(next_sigma))
+    single = [torch.from_numpy(value).to(torch.complex64) for value in (s, S, x, z)]
+    variance = torch.from_numpy(V).float()
+    result = lg.ddrm_step(*single[:2], torch.from_numpy(C), single[2], variance, c, following, single[3], eta)
+    assert_close(result, torch.from_numpy(expected))
+    double = [torch.from_numpy(value) for value in (s, S, x, z)]
+    wide = lg_reference.ddrm_step(
+        *double[:2], torch.from_numpy(C), double[2], torch.from_numpy(V), c, following, double[3], eta
+    )
+    torch.testing.assert_close(wide, torch.from_numpy(expected))
+
+
+def test_the_last_ddrm_step_is_the_posterior_mean(isa: str) -> None:
+    """N(s0, C) and N(x; s, V) have precisions 1/C and 1/V; the power of the M-step is |x - s0|^2 + kappa C."""
+    a, c = Inputs((2, 3, 5, 1), torch.complex64), ONE_TIME
+    estimate = (a.s.to(torch.complex128) + 0.0625 * a.S) / 0.6
+    precision = 1 / a.C.double() + 1 / a.V.double()
+    expected = (estimate / a.C.double() + a.x / a.V.double()) / precision
+    assert_close(lg.ddrm_step(a.s, a.S, a.C, a.x, a.V, c, None, None), expected)
+    power = [((a.x - estimate[b]).abs() ** 2 + 3 * a.C[b].double()) / 2 for b in range(2)]
+    assert_close(lg.unexplained_power(a.s, a.S, a.C, a.x, c), power[0] + power[1])
+
+
+def test_the_deviation_is_read_on_the_last_step_only(isa: str) -> None:
+    a = Inputs((2, 3, 70, 2), torch.complex64)
+    expected = restored(lg, a, ONE_TIME, a.z, a.factors)
+    a.C.fill_(torch.nan)
+    assert torch.equal(restored(lg, a, ONE_TIME, a.z, a.factors), expected)
+
+
+def test_a_share_of_fresh_noise_above_all_is_refused(isa: str) -> None:
+    a = Inputs((1, 3, 5, 1), torch.complex64)
+    with pytest.raises(UdseError, match=r"renewal must be in \[0, 1\]; got 1\.5"):
+        restored(lg, a, ONE_TIME, a.z, a.V, 1.5)
 
 
 @pytest.mark.usefixtures("nan_filled_memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from udse_fast.checkpoint import load_network
 from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import reference
+from udse_fast.networks import optimised
 from udse_fast.networks.ncsnpp import Downsample, NCSNpp, upsample
-from udse_fast.networks.optimised import FusedResidualBlock, fused_ncsnpp, optimise
+from udse_fast.networks.optimised import FusedResidualBlock, fused_ncsnpp, optimise, optimised_or_plain
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sde import OUVE
 
@@ -86,3 +88,42 @@ def test_a_torchscript_file_is_refused() -> None:
     network.scripted = True
     with pytest.raises(UdseError, match="TorchScript"):
         optimise(network)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_works_is_used(precision: str) -> None:
+    network = network_of(False)
+    state = torch.randn(1, 32, 20, dtype=torch.complex64)
+    expected = network.score(state, 0.5)
+    fast = optimised_or_plain(network, precision)
+    assert any(isinstance(module, FusedResidualBlock) for module in fast.graph.modules())
+    assert fast.precision == precision
+    assert relative(fast.score(state, 0.5), expected) < {"float32": TOLERANCE, "bfloat16": 0.1}[precision]
+
+
+def _no_compiler(*arguments: object, **keywords: object) -> torch.Tensor:
+    raise RuntimeError("Failed to find C compiler\n(more lines)")
+
+
+def _wrong(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:
+    return h
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(_no_compiler, "Failed to find C compiler$"), (_wrong, "fused layers differ")]
+)
+def test_what_does_not_work_here_falls_back_with_one_warning(
+    broken: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimised, "residual_sum", broken)
+    network = network_of(False)
+    with pytest.warns(RuntimeWarning, match=reason) as warned:
+        plain = optimised_or_plain(network, "float32")
+    assert plain is network
+    assert len(warned) == 1
+
+
+def test_a_torchscript_file_stays_as_it_is() -> None:
+    network = network_of(False)
+    network.scripted = True
+    assert optimised_or_plain(network, "float32") is network

@@ -55,8 +55,7 @@ def run(name: str, dtype: torch.dtype = torch.complex64, device: str = "cpu"):
     return posterior, {k: torch.from_numpy(v).to(device) for k, v in data.items() if k.startswith("out_")}
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_golden(name: str) -> None:
+def assert_golden(name: str) -> None:
     posterior, expected = run(name)
     assert relative(posterior.speech, expected["out_speech"]) < TOLERANCE[name]
     if "out_noise" in expected:
@@ -64,6 +63,17 @@ def test_golden(name: str) -> None:
     if "out_W" in expected:
         assert relative(posterior.W, expected["out_W"]) < TOLERANCE[name]
         assert relative(posterior.H, expected["out_H"]) < TOLERANCE[name]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_golden_by_the_core(isa: str, name: str) -> None:
+    assert_golden(name)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_golden_by_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UDSE_BACKEND", "reference")
+    assert_golden(name)
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -117,3 +117,26 @@ def joint_guidance(
     noise_out: _Complexes,
     threads: int,
 ) -> None: ...
+def unexplained_power(
+    state: _Complexes,
+    score: _Complexes,
+    deviation: _Floats,
+    mixture: _Complexes,
+    coefficients: _Floats,
+    caution: float,
+    power: _Floats,
+    threads: int,
+) -> None: ...
+def ddrm_step(
+    state: _Complexes,
+    score: _Complexes,
+    deviation: _Floats,
+    mixture: _Complexes,
+    noise_variance: _NoiseVariance,
+    coefficients: _Floats,
+    following: _Floats | None,
+    noise: _Noise,
+    renewal: float,
+    out: _Complexes,
+    threads: int,
+) -> None: ...

@@ -35,7 +35,7 @@ from udse_fast.networks import build_network
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
 from udse_fast.sde import OUVE
 
-BUILT_IN = {name: Path(__file__).parent / "priors" / f"{name}.safetensors" for name in ("speech", "joint")}
+BUILT_IN = {name: Path(__file__).parent / "priors" / f"{name}.safetensors" for name in ("speech", "causal", "joint")}
 FORMAT_VERSION = 1
 CONFIG_KEY = "udse_fast"
 CONFIG_FILE = "udse_fast.json"
@@ -59,7 +59,7 @@ def load_network(
 
     Args:
         path: a safetensors checkpoint, an exported TorchScript file, or a PyTorch Lightning checkpoint of the
-            published models; "speech" (or None) and "joint" are the built-in priors.
+            published models; "speech" (or None), "causal" and "joint" are the built-in priors.
         device: "cpu", "cuda", "cuda:1", "auto".
         precision: "float32" (default), "bfloat16" or "float16".
 

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from ctypes import POINTER, Structure, c_bool, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_float, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class Key(Structure):
         ("step", c_uint32),
         ("first_frame", c_uint64),
         ("first_sample", c_uint32),
+        ("first_frame_at", c_void_p),
     )
 
 
@@ -74,7 +75,12 @@ class Step(Structure):
         ("variance", Variance),
         ("strength", PerFrame),
         ("power", c_void_p),
+        ("deviation", c_void_p),
+        ("next_delta", PerFrame),
+        ("next_sigma", PerFrame),
         ("observation_variance", c_float),
+        ("caution", c_float),
+        ("renewal", c_float),
         ("apply", c_bool),
         ("power_of_state", c_bool),
         ("divide_tweedie", c_bool),
@@ -96,11 +102,30 @@ class NMF(Structure):
     )
 
 
+class GroupNorm(Structure):
+    """The arguments of norm, FiLM and SiLU, see kernels/fused_layers/fused_layers.cu."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "bias", "before", "scale", "shift", "out", "scratch")),
+        *((name, c_int64) for name in ("samples", "positions", "channels", "groups", "tiles")),
+        ("before_stride", c_int64),
+        ("film_stride", c_int64),
+        ("eps", c_float),
+        ("dtype", c_int32),
+        ("activate", c_bool),
+    )
+
+
 ARGUMENTS: dict[str, list[type]] = {
     "complex_normal": [POINTER(Key), POINTER(Shape), c_void_p],
     "compress": [c_void_p, c_int64, c_float, c_float, c_void_p],
     "decompress": [c_void_p, c_int64, c_float, c_float, c_void_p],
     "network_input": [c_void_p, POINTER(Shape), POINTER(PerFrame), c_void_p],
+    "ddrm_step": [POINTER(Step), c_void_p, POINTER(PerFrame), POINTER(PerFrame), c_float],
+    "unexplained_power": [POINTER(Step), c_void_p, c_float],
+    "norm_film_silu": [POINTER(GroupNorm)],
+    "residual_sum": [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_int32, c_void_p],
+    "resample": [c_void_p, POINTER(Shape), c_int64, c_int, c_int32, c_void_p],
     "nmf_update": [POINTER(NMF), c_int, c_int],
     "online_nmf_update": [POINTER(NMF), c_void_p, c_void_p, c_float, c_int],
 }
@@ -124,7 +149,7 @@ class CudaLibrary:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise UdseError(f"the CUDA kernels do not load: {error}; build udse-fast with -DUDSE_CUDA=ON") from error
-        for name, structure in (("step", Step), ("nmf", NMF)):
+        for name, structure in (("step", Step), ("nmf", NMF), ("group_norm", GroupNorm)):
             size = getattr(self._library, f"udse_cuda_size_of_{name}")
             size.restype = c_int64
             if size() != ctypes.sizeof(structure):
@@ -177,8 +202,10 @@ def cuda_library() -> CudaLibrary:
 
 
 def key_argument(key: NoiseKey) -> Key:
-    """A draw as the kernels take it."""
-    return Key(key.seed, ROLES[key.role], key.step, key.first_frame, key.first_sample)
+    """A draw as the kernels take it. A first frame in memory must outlive the launch."""
+    frame = key.first_frame
+    number, address = (0, frame.data_ptr()) if isinstance(frame, torch.Tensor) else (frame, None)
+    return Key(key.seed, ROLES[key.role], key.step, number, key.first_sample, address)
 
 
 def shape_argument(shape: torch.Size | tuple[int, ...]) -> Shape:
@@ -195,7 +222,7 @@ class StepArguments:
         score: torch.Tensor,
         coefficients: Coefficients,
         noise: Noise,
-        out: torch.Tensor,
+        out: torch.Tensor | None,
         *,
         mixture: torch.Tensor | None = None,
         noise_variance: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -205,7 +232,11 @@ class StepArguments:
         second_score: torch.Tensor | None = None,
         second_noise: Noise = None,
         second_out: torch.Tensor | None = None,
+        deviation: torch.Tensor | None = None,
+        following: Coefficients | None = None,
         observation_variance: float = 0.0,
+        caution: float = 0.0,
+        renewal: float = 0.0,
         apply: bool = True,
         power_of_state: bool = False,
         divide_tweedie: bool = False,
@@ -231,7 +262,12 @@ class StepArguments:
             variance,
             self.per_frame(strength),
             self._pointer(power),
+            self._pointer(deviation),
+            self.per_frame(1.0 if following is None else following.delta),
+            self.per_frame(0.0 if following is None else following.sigma),
             observation_variance,
+            caution,
+            renewal,
             apply,
             power_of_state,
             divide_tweedie,
@@ -255,6 +291,6 @@ class StepArguments:
             return StepNoise(2, None, key_argument(noise))
         return StepNoise(0 if noise is None else 1, self._pointer(noise), Key())
 
-    def run(self, name: str) -> None:
-        """Call the kernel `name` with them."""
-        cuda_library().call(name, self._like, ctypes.byref(self.step))
+    def run(self, name: str, *more: object) -> None:
+        """Call the kernel `name` with them, and with what it takes beyond them."""
+        cuda_library().call(name, self._like, ctypes.byref(self.step), *more)

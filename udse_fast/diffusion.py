@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +19,26 @@ Score = Callable[[Tensor, Time, str], Tensor]
 
 
 @dataclass(frozen=True)
+class ScoreRequest:
+    """What a reverse pass asks the prior for, and waits: `udse_fast.lockstep` answers, one pass at a time or many."""
+
+    score: Score
+    state: Tensor
+    time: Time
+    source: str
+    coefficients: Coefficients
+    wants_deviation: bool = False
+
+
+ScoreAnswer = tuple[Tensor, Tensor | None]
+"""S(s, t) (B, F, T) complex, and C = E|s_0 - s0_hat|^2 (B, F, T) real where it was asked for."""
+
+Result = TypeVar("Result")
+Pass = Generator[list[ScoreRequest], list[ScoreAnswer], Result]
+"""A reverse pass under way: yields the network calls that are due, is sent their answers, returns its result."""
+
+
+@dataclass(frozen=True)
 class Transition:
     """The prior's step of one source: N(s + gamma s dt + g^2 S_p dt, g^2 dt). The likelihood turns it into a state."""
 
@@ -27,10 +47,14 @@ class Transition:
     score: Tensor
     """S_p = S(state, t), (B, F, T) complex."""
     coefficients: Coefficients
+    following: Coefficients | None
+    """Of the next step, None on the last."""
     noise: Tensor | NoiseKey | None
     """z_p, None on the last step."""
     step: int
     last: bool
+    deviation: Tensor | None = None
+    """E|s_0 - s0_hat|^2 (B, F, T) real, for the samplers that ask for it."""
 
 
 class Likelihood(Protocol):
@@ -43,6 +67,10 @@ class Likelihood(Protocol):
     @property
     def rounds(self) -> int:
         """Reverse passes (EM rounds of UDiffSE, else 1)."""
+
+    @property
+    def needs_deviation(self) -> bool:
+        """Whether transitions say how uncertain the estimate of the clean signal is."""
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """State at the first time from `noise` z, (B, F, T) complex."""
@@ -75,7 +103,7 @@ def reverse_diffusion(
     sde: OUVE,
     corrector_snr: float = 0.5,
     corrected_sources: Sequence[str] = ("speech", "noise"),
-) -> dict[str, Tensor]:
+) -> Pass[dict[str, Tensor]]:
     """Predictor-corrector reverse pass(es) from `times[0]` to `times[-1]` (Song et al. 2021, Alg. 2 and 3).
 
     Args:
@@ -89,6 +117,9 @@ def reverse_diffusion(
         sde: forward process.
         corrector_snr: r of the corrector's step (r sigma)^2; 0 leaves the corrector (and its network call) out.
         corrected_sources: sources that the corrector is run for.
+
+    Yields:
+        The network calls that are due; send the answers.
 
     Returns:
         Final state of each source, (B, F, T) complex.
@@ -104,11 +135,16 @@ def reverse_diffusion(
         for step, (t, c) in enumerate(zip(times, coefficients, strict=True)):
             index, last = round_ * len(times) + step, step == len(times) - 1
             likelihood.before_step(states, step == 0)
+            if corrected := [s for s in states if corrector_snr > 0 and s in corrected_sources]:
+                answers = yield [ScoreRequest(score, states[s], t, s, c) for s in corrected]
+                for source, (value, _) in zip(corrected, answers, strict=True):
+                    states[source] = corrector(states[source], value, c, draw(f"corrector_{source}", index))
+            told = likelihood.needs_deviation
+            answers = yield [ScoreRequest(score, state, t, source, c, told) for source, state in states.items()]
+            following = None if last else coefficients[step + 1]
             transitions = {}
-            for source, state in states.items():
-                if corrector_snr > 0 and source in corrected_sources:
-                    state = corrector(state, score(state, t, source), c, draw(f"corrector_{source}", index))
+            for (source, state), (value, deviation) in zip(states.items(), answers, strict=True):
                 noise = None if last else draw(f"predictor_{source}", index)
-                transitions[source] = Transition(state, score(state, t, source), c, noise, step, last)
+                transitions[source] = Transition(state, value, c, following, noise, step, last, deviation)
             states = likelihood.advance(transitions, round_, draw, index)
     return states

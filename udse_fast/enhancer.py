@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -14,63 +16,27 @@ from torch import Tensor
 
 from udse_fast.audio import AudioFormat, check_finite, check_sample_rate
 from udse_fast.blocks import OverlapBlocks
+from udse_fast.causal_blocks import CausalBlocks
 from udse_fast.checkpoint import load_network
+from udse_fast.diffusion import Pass, Score
 from udse_fast.errors import UdseError
+from udse_fast.lockstep import in_step, run
+from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, usable_device
-from udse_fast.noise_models import NMF, FixedVariance, NoiseModel, start_nmf
-from udse_fast.output import READOUTS, read_out
+from udse_fast.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, start_nmf
+from udse_fast.output import read_out
+from udse_fast.prior import CausalPrior, Prior
 from udse_fast.randomness import counter_based
 from udse_fast.resampling import Resampler
-from udse_fast.samplers import find_sampler, posterior_sample
-from udse_fast.sde import OUVE, Time, time_grid
+from udse_fast.samplers import Posterior, find_sampler, posterior_pass
+from udse_fast.sde import OUVE
+from udse_fast.settings import InferenceSettings
 from udse_fast.spectral import Spectral
-from udse_fast.streaming import Stream
+from udse_fast.streaming import Blocks, Stream, process_together
 
-BUILT_IN_JOINT = "joint"
-SPEECH_LABEL, NOISE_LABEL = 1, 0
+BUILT_IN_JOINT, BUILT_IN_CAUSAL = "joint", "causal"
 ORACLE_MODES: Final = ("oracle", "pure oracle")
 ORACLE_ITERATIONS = 200
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """How the posterior is sampled and read out. The defaults are published; a checkpoint may bring its own."""
-
-    steps: int = 30
-    samples: int = 4
-    start_time: float = 1.0
-    end_time: float = 0.03
-    corrector_snr: float = 0.5
-    rank: int = 4
-    em_rounds: int = 5
-    start_share: float = 1.0
-    """Power of the noise model's start relative to the mixture's."""
-    readout: str = "auto"
-    wiener_exponent: float = 1.0
-    block_seconds: float = 8.0
-    overlap_seconds: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "samples", "rank", "em_rounds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UdseError(f"{name}: expected a whole number >= 1, got {value!r}")
-        if self.readout not in READOUTS:
-            raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {self.readout!r}")
-        if not 0 < self.wiener_exponent <= 2:
-            raise UdseError(f"wiener_exponent: expected a number in (0, 2], got {self.wiener_exponent!r}")
-        if not 0 < self.end_time < self.start_time <= 1:
-            raise UdseError(f"expected 0 < end_time < start_time <= 1, got {self.end_time!r} and {self.start_time!r}")
-        if not (self.block_seconds >= 0.5 and 0 < self.overlap_seconds <= self.block_seconds / 2):
-            raise UdseError(
-                f"expected block_seconds >= 0.5 and overlap_seconds up to half of it, "
-                f"got {self.block_seconds!r} and {self.overlap_seconds!r}"
-            )
-
-    def time_grid(self) -> tuple[list[Time], float]:
-        """Times and step size; linspace(1, 0.03, N) and 1/N as published, in proportion for other starts."""
-        times: list[Time] = [*time_grid(self.steps, self.start_time, self.end_time)]
-        return times, self.start_time / self.steps
 
 
 class Enhancer:
@@ -78,7 +44,7 @@ class Enhancer:
 
     Args:
         checkpoint: None for the built-in prior, or a path: .safetensors, TorchScript .pt, a published Lightning .ckpt.
-        sampler: a name of `udse_fast.sampler_names()`.
+        sampler: a name of `udse_fast.sampler_names()`; None: what suits the checkpoint, "diffuseen" if it does not say.
         steps, samples: reverse steps N and posterior samples B; None: what suits checkpoint and sampler.
         device: "auto", "cpu", "cuda", "cuda:1".
         precision: of the network, "auto", "float32", "bfloat16", "float16".
@@ -95,7 +61,7 @@ class Enhancer:
     def __init__(
         self,
         checkpoint: str | os.PathLike[str] | None = None,
-        sampler: str = "diffuseen",
+        sampler: str | None = None,
         steps: int | None = None,
         samples: int | None = None,
         device: str = "auto",
@@ -106,20 +72,26 @@ class Enhancer:
         noise_checkpoint: str | os.PathLike[str] | None = None,
         **settings: Any,
     ) -> None:
-        row = find_sampler(sampler)
+        self._arguments = {
+            "sampler": sampler, "steps": steps, "samples": samples, "device": device, "precision": precision,
+            "seed": seed, "strength": strength, **settings,
+        }  # fmt: skip
+        needs_noise = sampler is not None and find_sampler(sampler).noise == "score"
         if sampler == "prior":
             raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise UdseError(f"seed: expected a whole number in [0, 2^64), got {seed!r}")
         if strength is not None and not (isinstance(strength, (int, float)) and strength >= 0):
             raise UdseError(f"strength: expected an attenuation in dB >= 0 or None, got {strength!r}")
-        self.sampler, self.seed, self.strength = sampler, seed, strength
         self.device = usable_device(device)
-        needs_noise = row.noise == "score"
+        self.is_built_in = checkpoint is None
         if checkpoint is None and needs_noise and noise_checkpoint is None:
-            self.network = load_network(BUILT_IN_JOINT, self.device)
-        else:
-            self.network = load_network(checkpoint, self.device)
+            checkpoint = BUILT_IN_JOINT
+        self.network = load_network(checkpoint, self.device)
+        recommended = self.network.config.get("inference", {})
+        self.sampler: str = sampler or recommended.get("sampler", "diffuseen")
+        row = find_sampler(self.sampler)
+        self.seed, self.strength = seed, strength
         self.noise_network = self.network
         if noise_checkpoint is not None:
             self.noise_network = load_network(noise_checkpoint, self.device)
@@ -135,14 +107,17 @@ class Enhancer:
                 "give noise_checkpoint too, or train with --speech and --noise"
             )
         self.precision = _precision(precision, self.device, self.network)
-        for network in (self.network, self.noise_network):
-            network.to(self.device, self.precision)
+        if self.device.type == "cuda":
+            fast = {n: optimised_or_plain(n, self.precision) for n in {self.network, self.noise_network}}
+            self.network, self.noise_network = fast[self.network], fast[self.noise_network]
+        else:
+            for network in (self.network, self.noise_network):
+                network.to(self.device, self.precision)
 
         config = self.network.config
         self.spectral = Spectral(**{**config["stft"], **config["compression"]})
         self.sde = OUVE(**{k: v for k, v in config["sde"].items() if k != "name"})
-        recommended = config.get("inference", {})
-        chosen = {**recommended.get("all", {}), **recommended.get(sampler, {}), **settings}
+        chosen = {**recommended.get("all", {}), **recommended.get(self.sampler, {}), **settings}
         chosen |= {k: v for k, v in (("steps", steps), ("samples", samples)) if v is not None}
         if "guidance" in chosen:
             chosen["strength"] = chosen.pop("guidance")
@@ -154,17 +129,20 @@ class Enhancer:
                 f"{', '.join([*InferenceSettings.__dataclass_fields__, *row.options])}"
             )
         self.settings = InferenceSettings(**chosen)
+        self.score = Prior(self.network, self.noise_network)
         self._stream: Stream | None = None
+        self._causal_form: Enhancer | None = None
 
     # -- whole signals ---------------------------------------------------------------------------------------------
 
-    def enhance(self, audio: Any, sample_rate: int) -> Any:
+    def enhance(self, audio: Any, sample_rate: int, *, causal: bool = False) -> Any:
         """The speech in a recording.
 
         Args:
             audio: (L,) or (channels, L), numpy or torch, float32, float64 (full scale 1) or int16. Channels are
                 enhanced one by one.
             sample_rate: in Hz, >= 8000; what lies above the prior's band (8 kHz) is not in the result.
+            causal: the result of a causal stream, which looks ahead by its latency only (see `open_stream`).
 
         Returns:
             Speech in the form, length, alignment and level of `audio`.
@@ -172,20 +150,21 @@ class Enhancer:
         Raises:
             UdseError: another shape or dtype, empty, NaN or infinite.
         """
-        return self.separate(audio, sample_rate)[0]
+        return self.separate(audio, sample_rate, causal=causal)[0]
 
     def separate(
         self,
         audio: Any,
         sample_rate: int,
         *,
+        causal: bool = False,
         true_noise: Any = None,
         oracle: str | None = None,
     ) -> tuple[Any, Any]:
         """Speech and noise; they add up to the recording (in the prior's band).
 
         Args:
-            audio, sample_rate: see `enhance`.
+            audio, sample_rate, causal: see `enhance`.
             true_noise: for experiments, the noise in the recording, same form as `audio`.
             oracle: what is made of it: "oracle" (NMF fitted to it) or "pure oracle" (its periodogram as the variance).
         """
@@ -195,19 +174,27 @@ class Enhancer:
             raise UdseError(
                 f"oracle: expected one of {', '.join(ORACLE_MODES)} together with true_noise, got {oracle!r}"
             )
+        if causal and oracle:
+            raise UdseError("oracle: expected causal=False with it, got True; oracle modes are for whole signals")
         known = self._checked(true_noise, "true_noise")[1] if oracle else None
         if known is not None and known.shape != samples.shape:
             raise UdseError(f"true_noise: expected the shape of audio {samples.shape}, got {known.shape}")
 
         speech, noise = np.empty_like(samples), np.empty_like(samples)
+        passes = []
         for channel, signal in enumerate(samples):
             side = None if known is None else _resampled(known[channel], rate, self.spectral.sample_rate)
-            mixture = _resampled(signal, rate, self.spectral.sample_rate)
-            blocks = self.blocks(None if side is None else (side, oracle or ""), carry_noise=True)
-            x = torch.from_numpy(mixture)
-            both = torch.cat([blocks.push(x), blocks.finish()], dim=1).numpy()
-            for target, source in ((speech, both[0]), (noise, both[1])):
-                target[channel] = _fitted(_resampled(source, self.spectral.sample_rate, rate), len(signal))
+            mixture = torch.from_numpy(_resampled(signal, rate, self.spectral.sample_rate))
+            if causal:
+                blocks: Blocks = self._causal().causal_blocks()
+            else:
+                blocks = self.blocks(None if side is None else (side, oracle or ""))
+            passes.append(_whole(blocks, mixture))
+        with torch.inference_mode():
+            results = run(in_step(passes))
+        for channel, both in enumerate(results):
+            for target, source in zip((speech, noise), both.numpy(), strict=True):
+                target[channel] = _resampled(source, self.spectral.sample_rate, rate)[: samples.shape[1]]
         return audio_format.from_float(speech), audio_format.from_float(noise)
 
     def _checked(self, audio: Any, name: str) -> tuple[AudioFormat, NDArray[np.float32]]:
@@ -221,69 +208,79 @@ class Enhancer:
     # -- blocks ----------------------------------------------------------------------------------------------------
 
     def blocks(
-        self,
-        known_noise: tuple[NDArray[np.float32], str] | None = None,
-        *,
-        settings: InferenceSettings | None = None,
-        carry_noise: bool = False,
+        self, known_noise: tuple[NDArray[np.float32], str] | None = None, settings: InferenceSettings | None = None
     ) -> OverlapBlocks:
-        """Block processing of one channel at the network's rate; outputs are speech and noise.
+        """Overlapping blocks of one channel at the network's rate; outputs are speech and noise.
 
-        `carry_noise`: the noise model of a block starts from that of the block before.
+        The noise model of a block starts from that of the block before. `known_noise`: (samples, oracle mode).
         """
         settings = settings or self.settings
         hop = self.spectral.hop_length
         rate = self.spectral.sample_rate
         overlap = math.ceil(max(settings.overlap_seconds * rate, 3 * self.spectral.n_fft) / hop) * hop
         block = max(math.ceil(settings.block_seconds * rate / hop) * hop, 2 * overlap)
-        basis: list[Tensor] = []  # W of the block before
 
-        def enhance(signal: Tensor, first_frame: int) -> Tensor:
+        def enhance(signal: Tensor, first_frame: int, basis: Tensor | None) -> Pass[tuple[Tensor, Any]]:
             known = None
             if known_noise is not None:
                 start = first_frame * hop
                 known = (torch.from_numpy(known_noise[0][start : start + len(signal)]), known_noise[1])
-            speech, model = self.enhance_block(
-                signal, first_frame, known, basis[0] if carry_noise and basis else None, settings
-            )
-            if carry_noise and isinstance(model, NMF):
-                basis[:] = [model.W]
-            return torch.stack([speech, signal - speech])
+            speech, model = yield from self.block_pass(signal, first_frame, known, basis, settings)
+            return torch.stack([speech, signal - speech]), model.W if isinstance(model, NMF) else basis
 
-        return OverlapBlocks(enhance, block, overlap, guard=self.spectral.n_fft // 2, hop=hop, outputs=2)
+        return OverlapBlocks(
+            enhance,
+            block,
+            overlap,
+            guard=self.spectral.n_fft // 2,
+            hop=hop,
+            outputs=2,
+            together=settings.batch_blocks,
+        )
 
-    @torch.inference_mode()
-    def enhance_block(
+    def block_pass(
         self,
         signal: Tensor,
-        first_frame: int = 0,
-        known_noise: tuple[Tensor, str] | None = None,
-        initial_basis: Tensor | None = None,
-        settings: InferenceSettings | None = None,
-    ) -> tuple[Tensor, NoiseModel | None]:
+        first_frame: int,
+        known_noise: tuple[Tensor, str] | None,
+        basis: Tensor | None,
+        settings: InferenceSettings,
+    ) -> Pass[tuple[Tensor, NoiseModel | None]]:
         """Speech of one block (L,) float32 at the network's rate, and the noise model that was fitted."""
-        settings = settings or self.settings
         mixture, level = self.spectral.analyse(signal.to(self.device))
         if not level > 0:
             return torch.zeros_like(signal), None
-        model: NoiseModel | None = None
+        model: NoiseModel
         if known_noise is not None:
             model = _oracle(self.spectral, known_noise, level, settings.rank, self.seed)
-        W, H = start_nmf(mixture, settings.rank, self.seed, settings.start_share)
-        if initial_basis is not None:
-            scale = (W @ H).mean() / (initial_basis @ H).mean()
-            W, H = initial_basis, H * scale
+        else:
+            W, H = start_nmf(mixture, settings.rank, self.seed, settings.start_share)
+            if basis is not None:
+                W, H = basis, H * ((W @ H).mean() / (basis @ H).mean())
+            model = NMF(W, H, iterations=settings.nmf_iterations)
+        speech, posterior = yield from self._spectrogram_pass(mixture, level, first_frame, self.score, model, settings)
+        return self._attenuated(self.spectral.istft(speech, len(signal)).to(signal), signal), posterior.noise_model
+
+    def _spectrogram_pass(
+        self,
+        mixture: Tensor,
+        level: Tensor,
+        first_frame: int,
+        score: Score,
+        model: NoiseModel,
+        settings: InferenceSettings,
+    ) -> Pass[tuple[Tensor, Posterior]]:
+        """Speech (F, T) at the level of the signal, from the mixture (F, T) divided by `level`."""
         times, dt = settings.time_grid()
-        posterior = posterior_sample(
+        posterior = yield from posterior_pass(
             mixture,
-            self.score,
+            score,
             self.sampler,
             steps=settings.steps,
             samples=settings.samples,
             em_rounds=settings.em_rounds,
             rank=settings.rank,
             randomness=counter_based(self.seed, first_frame),
-            initial_nmf=(W, H),
             noise_model=model,
             times=times,
             dt=dt,
@@ -291,31 +288,100 @@ class Enhancer:
             sde=self.sde,
             **self.options,
         )
-        spectrogram = read_out(posterior, mixture, level, self.spectral, settings.readout, settings.wiener_exponent)
-        speech = self.spectral.istft(spectrogram, len(signal)).to(signal)
-        if self.strength is not None:
-            speech = speech + 10 ** (-self.strength / 20) * (signal - speech)
-        return speech, posterior.noise_model
+        return read_out(posterior, mixture, level, self.spectral, settings.readout, settings.wiener_exponent), posterior
 
-    def score(self, state: Tensor, time: Time, source: str) -> Tensor:
-        """The prior's score as the samplers call it."""
-        network = self.network if source == "speech" else self.noise_network
-        batch = state.shape[0]
-        t = time if isinstance(time, Tensor) else torch.tensor(time)
-        t = t.to(state.real).expand((batch,) if t.ndim == 0 else (batch, state.shape[-1]))
-        return network.score(state, t, SPEECH_LABEL if source == "speech" else NOISE_LABEL)
+    def _attenuated(self, speech: Tensor, signal: Tensor) -> Tensor:
+        return speech if self.strength is None else speech + self._leave * (signal - speech)
+
+    @property
+    def _leave(self) -> float:
+        """Share of the noise that stays."""
+        return 0.0 if self.strength is None else 10 ** (-self.strength / 20)
+
+    def causal_blocks(self, settings: InferenceSettings | None = None) -> CausalBlocks:
+        """Causal blocks of one channel at the network's rate; outputs are speech and noise. Causal networks only."""
+        settings = settings or self.settings
+        frames = settings.block_frames or self.network.causal_block
+        seconds = frames * self.spectral.hop_length / self.spectral.sample_rate
+        forgetting = math.exp(-seconds / settings.forgetting_seconds)
+
+        def enhance(
+            mixture: Tensor, level: Tensor, first_frame: int, prior: CausalPrior, model: OnlineNMF
+        ) -> Pass[Tensor]:
+            model.next_block(mixture)
+            speech, _ = yield from self._spectrogram_pass(mixture, level, first_frame, prior, model, settings)
+            return speech
+
+        return CausalBlocks(
+            self.spectral,
+            frames,
+            settings.level_seconds,
+            CausalPrior(self.network),
+            OnlineNMF(
+                self.spectral.bins, settings.rank, forgetting, settings.start_share, self.seed, settings.nmf_iterations
+            ),
+            enhance,
+            self._leave,
+            self.device,
+        )
+
+    def _causal(self) -> Enhancer:
+        """This Enhancer with a causal prior: itself, or for the built-in prior its causal form."""
+        if self.network.causal_block:
+            return self
+        if not self._has_causal_form:
+            raise UdseError(
+                "causal: expected a causal prior (udse-fast train --network compact-causal) and a sampler that needs no "
+                f"noise prior, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
+            )
+        if self._causal_form is None:
+            self._causal_form = Enhancer(BUILT_IN_CAUSAL, **self._arguments)
+        return self._causal_form
+
+    @property
+    def _has_causal_form(self) -> bool:
+        return self.is_built_in and find_sampler(self.sampler).noise == "nmf"
 
     # -- streams ---------------------------------------------------------------------------------------------------
 
-    def open_stream(self, sample_rate: int = 16000, channels: int = 1, **settings: Any) -> Stream:
-        """A stream of its own, independent of the others; `settings` override those of the Enhancer for it."""
+    def open_stream(
+        self, sample_rate: int = 16000, channels: int = 1, *, causal: bool | None = None, **settings: Any
+    ) -> Stream:
+        """A stream of its own, independent of the others.
+
+        Args:
+            sample_rate: in Hz, >= 8000.
+            channels: enhanced one by one.
+            causal: True: a few frames at a time, with everything before them remembered (needs a causal prior, the
+                built-in one has such a form); False: overlapping blocks of `block_seconds`, for any prior; None: causal
+                where the prior is, unless `settings` are about overlapping blocks.
+            settings: override those of the Enhancer for this stream; `block_frames` sets the latency of a causal one.
+
+        Raises:
+            UdseError: unknown setting, or `causal` with a prior that is not.
+        """
         unknown = set(settings) - set(InferenceSettings.__dataclass_fields__)
         if unknown:
             raise UdseError(
                 f"open_stream: unknown setting {', '.join(sorted(unknown))}; "
                 f"there are {', '.join(InferenceSettings.__dataclass_fields__)}"
             )
-        return Stream(self, check_sample_rate(sample_rate), channels, replace(self.settings, **settings))
+        if causal is None:
+            overlapping = {"block_seconds", "overlap_seconds", "batch_blocks"} & set(settings)
+            causal = bool(self.network.causal_block or self._has_causal_form) and not overlapping
+        source = self._causal() if causal else self
+        chosen = replace(source.settings, **settings)
+        make_blocks = partial(source.causal_blocks if causal else source.blocks, settings=chosen)
+        return Stream(make_blocks, source.spectral.sample_rate, check_sample_rate(sample_rate), channels)
+
+    @staticmethod
+    def process_many(streams: Sequence[Stream], chunks: Sequence[Any]) -> list[Any]:
+        """`process` for many streams of this Enhancer at once: their network calls are made as one batch.
+
+        Returns:
+            What is ready of each, as `streams[i].process(chunks[i])` would give up to rounding.
+        """
+        return process_together(streams, chunks)
 
     def _default_stream(self) -> Stream:
         if self._stream is None:
@@ -376,6 +442,8 @@ def _resampled(samples: NDArray[np.float32], source: int, target: int) -> NDArra
     return np.concatenate([resampler.push(samples), resampler.finish()])
 
 
-def _fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Cut or padded by the sample or so that two resamplings may be off."""
-    return np.pad(samples[:length], (0, max(0, length - len(samples))))
+def _whole(blocks: Blocks, signal: Tensor) -> Pass[Tensor]:
+    """A whole signal (L,) through blocks, (outputs, L)."""
+    pushed = yield from blocks.pushing(signal)
+    rest = yield from blocks.finishing()
+    return torch.cat([pushed, rest], dim=1)

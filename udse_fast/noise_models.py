@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from udse_fast.errors import UdseError
-from udse_fast.kernels.nmf_is import nmf_update
+from udse_fast.kernels.nmf_is import nmf_update, online_nmf_update
+from udse_fast.kernels.nmf_is.reference import even_start
 
 POWER_FLOOR = 1e-10
 
@@ -42,6 +43,61 @@ class NMF:
 
     def fit(self, power: Tensor) -> None:
         self.W, self.H = nmf_update(power, self.W, self.H, iterations=self.iterations, fixed_w=self.fixed_w)
+
+
+class OnlineNMF:
+    """NMF of a signal that goes on: H for the frames of the block, W from sufficient statistics with forgetting.
+
+    Every reverse step of a block starts from the statistics of the blocks before; those of the last step stay. Columns
+    of W sum to 1, so W and its statistics do not change with the level of the signal.
+    """
+
+    def __init__(
+        self, bins: int, rank: int, forgetting: float, share: float = 1.0, seed: int = 0, iterations: int = 2
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._random = 0.5 + torch.rand(bins, rank, generator=generator)
+        self.forgetting, self.share, self.iterations = forgetting, share, iterations
+        self.W = self._random / self._random.sum(0)
+        self.H = torch.zeros(rank, 1)
+        self._statistics = torch.zeros(2, bins, rank)  # numerator and denominator, of the blocks before
+        self._latest = self._statistics
+        self._started = False
+
+    @property
+    def variance(self) -> tuple[Tensor, Tensor]:
+        return self.W, self.H
+
+    def next_block(self, mixture: Tensor) -> None:
+        """The frames x (F, K) come next: their noise starts as that of the last frame, the first one's as the mixture.
+
+        The spectrum of the very first block, made uneven, is where the columns of W start.
+        """
+        power = mixture.abs().square().clamp_min(POWER_FLOOR)
+        if not self._started:
+            self.W = self._random.to(power) * power.mean(1, keepdim=True)
+            self.W = self.W / self.W.sum(0)
+            self.H = self.share * even_start(power, self.W, POWER_FLOOR)[:, :1]
+            self._statistics = self._statistics.to(power)
+            self._started = True
+        else:
+            self._statistics = self._latest
+        self.H = self.H[:, -1:].repeat(1, mixture.shape[1]).to(power)
+
+    def fit(self, power: Tensor) -> None:
+        self.W, self.H, *latest = online_nmf_update(
+            power, self.W, *self._statistics, self.forgetting, self.iterations, self.H
+        )
+        self._latest = torch.stack(latest)
+
+    def state(self) -> dict[str, Any]:
+        """What the next block depends on."""
+        return {name: getattr(self, name) for name in ("W", "H", "_statistics", "_latest", "_started")}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class FixedVariance:

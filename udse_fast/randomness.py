@@ -16,11 +16,11 @@ Draw = Callable[[str, int], Tensor | NoiseKey]
 """draw(name, index) -> circular complex normal (B, F, T), E|z|^2 = 1, or the key it is made from."""
 
 
-def counter_based(seed: int, first_frame: int = 0, first_sample: int = 0) -> Draw:
+def counter_based(seed: int, first_frame: int | Tensor = 0, first_sample: int = 0) -> Draw:
     """Philox 4x32-10 draws that depend on seed, name, index, frame, bin and sample only, not on how the signal is cut.
 
-    `first_frame` is the absolute number of the first frame of the spectrogram, `first_sample` that of the first
-    posterior sample.
+    `first_frame` is the absolute number of the first frame of the spectrogram, or where it is found (see `NoiseKey`),
+    `first_sample` that of the first posterior sample.
     """
 
     def draw(name: str, index: int) -> NoiseKey:

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udse_fast.diffusion import Likelihood, Score, reverse_diffusion
+from udse_fast.diffusion import Likelihood, Pass, Score, reverse_diffusion
 from udse_fast.errors import UdseError
+from udse_fast.likelihoods.ddrm import DDRM
 from udse_fast.likelihoods.depse import DEPSEIL, DEPSETL
 from udse_fast.likelihoods.diffuseen import DiffUSEEN
 from udse_fast.likelihoods.paradiffuse import ParaDiffUSEEN, ParaDiffUSEIN
 from udse_fast.likelihoods.udiffse import UDiffSE, UDiffSEPlus
 from udse_fast.likelihoods.unconditional import Unconditional
+from udse_fast.lockstep import run
 from udse_fast.noise_models import NMF, NoiseModel, start_nmf
 from udse_fast.randomness import Draw, counter_based
 from udse_fast.sde import OUVE, Time, time_grid
@@ -47,6 +49,7 @@ SAMPLERS: dict[str, Sampler] = {
     "diffuseen": Sampler("Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025", DiffUSEEN, "nmf"),
     "paradiffuse_in": Sampler("Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025", ParaDiffUSEIN, "score"),
     "paradiffuse_en": Sampler("Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025", ParaDiffUSEEN, "score"),
+    "ddrm": Sampler("Kawar, Elad, Ermon, Song, NeurIPS 2022, with NMF-IS", DDRM, "nmf"),
     "prior": Sampler("Song et al., ICLR 2021", Unconditional, None),
 }
 
@@ -86,18 +89,12 @@ class Posterior:
         return self.noise_model.H if isinstance(self.noise_model, NMF) else None
 
 
-class _CountedScore:
-    """Counts the network calls: they are part of the result."""
-
-    def __init__(self, score: Score) -> None:
-        self.score, self.calls = score, 0
-
-    def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
-        self.calls += 1
-        return self.score(state, time, source)
+def posterior_sample(mixture: Tensor, score: Score, sampler: str = "diffuseen", **arguments: Any) -> Posterior:
+    """Draw speech from the posterior given the mixture: `posterior_pass` with the same arguments, run to its end."""
+    return run(posterior_pass(mixture, score, sampler, **arguments))
 
 
-def posterior_sample(
+def posterior_pass(
     mixture: Tensor,
     score: Score,
     sampler: str = "diffuseen",
@@ -116,7 +113,7 @@ def posterior_sample(
     corrected_sources: Sequence[str] = ("speech", "noise"),
     sde: OUVE | None = None,
     **options: Any,
-) -> Posterior:
+) -> Pass[Posterior]:
     """Draw speech from the posterior given the mixture.
 
     Args:
@@ -135,6 +132,9 @@ def posterior_sample(
         sde: default: the published constants.
         options: of the sampler, `SAMPLERS[name].options` lists them with their published values.
 
+    Yields:
+        The network calls that are due, see `udse_fast.lockstep`.
+
     Returns:
         Posterior.
 
@@ -150,8 +150,6 @@ def posterior_sample(
     sde = sde or OUVE()
     times = time_grid(steps) if times is None else list(times)
     draw = randomness or counter_based(seed)
-    counted = _CountedScore(score)
-
     arguments: dict[str, Any] = dict(options)
     if row.noise is not None:
         arguments["mixture"] = mixture
@@ -163,11 +161,11 @@ def posterior_sample(
     if sampler == "udiffse":
         arguments["em_rounds"] = em_rounds
     if sampler == "paradiffuse_in":
-        arguments |= {"score": counted, "times": times}
+        arguments |= {"score": score, "times": times}
     likelihood = row.likelihood(**arguments)
 
-    states = reverse_diffusion(
-        counted,
+    states = yield from reverse_diffusion(
+        score,
         likelihood,
         like=mixture,
         samples=samples,
@@ -182,7 +180,10 @@ def posterior_sample(
         raise UdseError(
             f"sampler {sampler!r}: the reverse pass diverged with {len(times)} steps; give more steps or less guidance"
         )
-    return Posterior(states["speech"], likelihood.noise_estimate(states), noise_model, counted.calls)
+    corrected = [s for s in likelihood.sources if corrector_snr > 0 and s in corrected_sources]
+    per_step = len(likelihood.sources) + len(corrected) + (sampler == "paradiffuse_in")
+    calls = per_step * len(times) * likelihood.rounds
+    return Posterior(states["speech"], likelihood.noise_estimate(states), noise_model, calls)
 
 
 def _check(mixture: Tensor, steps: int, samples: int, rank: int, em_rounds: int) -> None:

@@ -48,15 +48,15 @@ class Spectral:
         """Frames of a signal of `length` samples."""
         return length // self.hop_length + 1
 
-    def stft(self, audio: Tensor) -> Tensor:
-        """(..., L) float -> (..., F, T) complex. Signals shorter than half a window are padded with zeros."""
+    def stft(self, audio: Tensor, center: bool = True) -> Tensor:
+        """(..., L) float -> (..., F, T) complex, with zeros before and after; not `center`ed: whole windows only."""
         window = _window(self.window, self.n_fft, audio.device, audio.dtype)
         return torch.stft(
             audio,
             self.n_fft,
             self.hop_length,
             window=window,
-            center=True,
+            center=center,
             pad_mode="constant",
             return_complex=True,
         )
@@ -65,6 +65,16 @@ class Spectral:
         """(..., F, T) complex -> (..., length) float, the least-squares inverse."""
         window = _window(self.window, self.n_fft, spectrogram.device, spectrogram.real.dtype)
         return torch.istft(spectrogram, self.n_fft, self.hop_length, window=window, center=True, length=length)
+
+    def overlap_add(self, spectrogram: Tensor) -> Tensor:
+        """(F, T) complex, not centred -> (2, (T - 1) hop + n_fft) float: sums of the frames, of the squared windows."""
+        window = _window(self.window, self.n_fft, spectrogram.device, spectrogram.real.dtype)
+        frames = torch.fft.irfft(spectrogram.T, self.n_fft) * window
+        both = torch.stack([frames, window.square().expand_as(frames)])
+        out = both.new_zeros(2, (frames.shape[0] - 1) * self.hop_length + self.n_fft)
+        for number in range(frames.shape[0]):
+            out[:, number * self.hop_length : number * self.hop_length + self.n_fft] += both[:, number]
+        return out
 
     def compress(self, spectrogram: Tensor) -> Tensor:
         """`factor |z|^exponent exp(i arg z)`, same shape."""

@@ -57,7 +57,7 @@ struct Problem {
               N = random_spectrogram(size), x = random_spectrogram(plane), z = random_spectrogram(size),
               next = Spectrogram(size, nan), noise_next = Spectrogram(size, nan);
   std::vector<float> W = random_positive(shape.bins * rank), H = random_positive(rank * shape.frames),
-                     power = std::vector<float>(plane, nan);
+                     C = random_positive(size), power = std::vector<float>(plane, nan);
 
   udse::Step step() {
     udse::Step a;
@@ -148,6 +148,37 @@ void updates(const udse::Shape& shape, int threads) {
 
   udse::score_noise_guidance(p.step(), threads);
   compare([&](auto i, auto, auto) { return cdouble(p.s[i]) - 1.5 * g * g * dt / delta * cdouble(p.S[i]); });
+
+  const auto tweedie_mean = [&](auto i) { return (cdouble(p.s[i]) + sigma * sigma * cdouble(p.S[i])) / delta; };
+  step = p.step();
+  step.speech.next = nullptr;
+  step.deviation = p.C.data();
+  step.caution = 3;
+  udse::unexplained_power(step, threads);
+  std::fill(power.begin(), power.end(), 0);
+  for (std::size_t i = 0; i < p.size; ++i)
+    power[i % p.plane] += (std::norm(cdouble(p.x[i % p.plane]) - tweedie_mean(i)) + 3. * p.C[i]) / shape.samples;
+  for (std::size_t at = 0; at < p.plane; ++at) CHECK(close(p.power[at], power[at]));
+
+  step = p.step();
+  step.power = nullptr;
+  step.next_delta = 0.8f;
+  step.next_sigma = 0.7f;
+  step.renewal = 0.6f;
+  udse::ddrm_step(step, threads);
+  compare([&](auto i, auto at, auto bin) {
+    const double b = double(0.7f) / 0.8f, V = p.V(bin, at % shape.frames), eta = 0.6f;
+    const cdouble s0 = tweedie_mean(i), x = p.x[at], z = p.z[i];
+    if (b * b >= V) return double(0.8f) * (x + std::sqrt(b * b - V) * z);
+    return double(0.8f) * (s0 + std::sqrt(1 - eta * eta) * b * (x - s0) / std::sqrt(V) + eta * b * z);
+  });
+
+  step.deviation = p.C.data();
+  udse::ddrm_step(step, threads);
+  compare([&](auto i, auto at, auto bin) {
+    const double V = p.V(bin, at % shape.frames);
+    return (V * tweedie_mean(i) + double(p.C[i]) * cdouble(p.x[at])) / (V + p.C[i]);
+  });
 }
 
 void noise_known_answers() {
@@ -271,6 +302,12 @@ void errors() {
   udse::Step step = p.step();
   step.mixture = nullptr;
   CHECK(throws([&] { udse::marginal_guidance(step); }, "mixture must be given"));
+  step = p.step();
+  CHECK(throws([&] { udse::unexplained_power(step); }, "deviation must be given"));
+  step.renewal = 1.5f;
+  CHECK(throws([&] { udse::ddrm_step(step); }, "renewal must be in [0, 1]"));
+  step.speech.next = nullptr;
+  CHECK(throws([&] { udse::predictor(step); }, "next must be given"));
   step = p.step();
   step.shape.samples = 0;
   CHECK(throws([&] { udse::predictor(step); }, "got (0, 2, 3)"));

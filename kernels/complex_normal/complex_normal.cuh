@@ -8,7 +8,8 @@ namespace gpu {
 
 // Words 0 and 1 of a counter serve the even bin, 2 and 3 the odd one.
 UDSE_HD inline Complex drawn(const NoiseKey& key, int64_t sample, int64_t bin, int64_t frame) {
-  std::uint32_t c0 = static_cast<std::uint32_t>(key.first_frame + frame);
+  const std::int64_t first_frame = key.first_frame_at ? *key.first_frame_at : static_cast<std::int64_t>(key.first_frame);
+  std::uint32_t c0 = static_cast<std::uint32_t>(first_frame + frame);
   std::uint32_t c1 = static_cast<std::uint32_t>(bin >> 1) | static_cast<std::uint32_t>(key.first_sample + sample) << 16;
   std::uint32_t c2 = key.step, c3 = key.role;
   std::uint32_t k0 = static_cast<std::uint32_t>(key.seed), k1 = static_cast<std::uint32_t>(key.seed >> 32);

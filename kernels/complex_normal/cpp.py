@@ -16,7 +16,7 @@ NoiseArgument: TypeAlias = NDArray[np.complex64] | tuple[int, int, int, int, int
 
 def key_argument(key: NoiseKey) -> tuple[int, int, int, int, int]:
     """A draw as the core takes it."""
-    return key.seed, ROLES[key.role], key.step, key.first_frame, key.first_sample
+    return key.seed, ROLES[key.role], key.step, int(key.first_frame), key.first_sample
 
 
 def noise_argument(noise: Noise) -> NoiseArgument:

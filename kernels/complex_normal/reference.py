@@ -40,14 +40,15 @@ class NoiseKey:
         seed: 64-bit seed.
         role: what the draw is for, a name of `ROLES`.
         step: index of the reverse step, counted on over EM rounds.
-        first_frame: absolute index of the first frame of the block.
+        first_frame: absolute index of the first frame of the block; or where it is read when the draw is made, a
+            0-d int64 tensor on the device of the draw, for CUDA graphs that are replayed block after block.
         first_sample: index of the first posterior sample of the batch.
     """
 
     seed: int
     role: str
     step: int = 0
-    first_frame: int = 0
+    first_frame: int | torch.Tensor = 0
     first_sample: int = 0
 
     def __post_init__(self) -> None:
@@ -55,7 +56,8 @@ class NoiseKey:
             raise UdseError(f"role of the noise must be one of {', '.join(ROLES)}; got {self.role!r}")
         if not 0 <= self.seed < 2**64:
             raise UdseError(f"seed must be an integer in [0, 2^64); got {self.seed}")
-        if not (0 <= self.step < 2**32 and self.first_frame >= 0 and 0 <= self.first_sample < 2**16):
+        known = isinstance(self.first_frame, int)  # to look at a tensor would wait for its device
+        if not (0 <= self.step < 2**32 and (not known or self.first_frame >= 0) and 0 <= self.first_sample < 2**16):
             raise UdseError(
                 f"step, first_frame and first_sample must be >= 0, step below 2^32, first_sample below 2^16; "
                 f"got {self.step}, {self.first_frame}, {self.first_sample}"
@@ -109,8 +111,8 @@ def complex_normal(
     samples, bins, frames = shape
     sample = torch.arange(key.first_sample, key.first_sample + samples, device=device).view(-1, 1, 1)
     pair = torch.arange((bins + 1) // 2, device=device).view(1, -1, 1)
-    frame = torch.arange(key.first_frame, key.first_frame + frames, device=device).view(1, 1, -1)
-    step, role = (torch.tensor(word, device=device) for word in (key.step, ROLES[key.role]))
+    frame = (torch.arange(frames, device=device) + key.first_frame).view(1, 1, -1)
+    step, role = (torch.full((), word, device=device) for word in (key.step, ROLES[key.role]))
     words = philox((frame & MASK, pair | sample << 16, step, role), (key.seed & MASK, key.seed >> 32))
     uniform = torch.stack([((word >> 8).double() + 0.5) / 2**24 for word in words])
     modulus, angle = (-uniform[0::2].log()).sqrt(), 2 * math.pi * uniform[1::2]

@@ -21,6 +21,15 @@ def word(value, like):
 
 
 @triton.jit
+def first_frame_word(first, like):
+    """The word of the first frame, which comes by value or, an int64 pointer, by where it is."""
+    if first.dtype.is_ptr():
+        return like.to(tl.uint32) * 0 + tl.load(first).to(tl.uint32)
+    else:
+        return word(first, like)
+
+
+@triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
     """Philox 4x32-10; all (N,) uint32."""
     for _ in tl.static_range(10):
@@ -74,7 +83,7 @@ def normal(x0, x1):
 def drawn(key, sample, bin, frame):
     """z (N, 2) at sample, bin (N,) and frame (N,); words 2 and 3 of a counter serve the odd bin."""
     x0, x1, x2, x3 = philox(
-        word(key[4], frame) + frame.to(tl.uint32),
+        first_frame_word(key[4], frame) + frame.to(tl.uint32),
         (bin >> 1).to(tl.uint32) | (word(key[5], frame) + sample) << 16,
         word(key[2], frame),
         word(key[3], frame),
@@ -95,16 +104,20 @@ def complex_normal_kernel(out, key, F, T, BLOCK: tl.constexpr):
     tl.store(out + at[:, None] + tl.arange(0, 2)[None, :], z, mask=(i < F * T)[:, None])
 
 
-def words(noise: Noise) -> tuple[int, ...] | None:
+def words(noise: Noise) -> tuple[int | torch.Tensor, ...] | None:
     """A draw as kernels take it: seed (low, high), step, role, first frame, sample, each as 2 w + 3.
 
-    Neither 1 nor a multiple of 16, for which Triton would compile a kernel of its own.
+    Neither 1 nor a multiple of 16, for which Triton would compile a kernel of its own. A first frame in memory stays
+    there.
     """
     if not isinstance(noise, NoiseKey):
         return None
-    seed, frame = noise.seed, noise.first_frame
-    unsigned = seed & MASK, seed >> 32, noise.step, ROLES[noise.role], frame & MASK, noise.first_sample
-    return tuple(2 * word + 3 for word in unsigned)
+    low, high, step, role, sample = (
+        2 * word + 3
+        for word in (noise.seed & MASK, noise.seed >> 32, noise.step, ROLES[noise.role], noise.first_sample)
+    )
+    frame = noise.first_frame
+    return low, high, step, role, frame if isinstance(frame, torch.Tensor) else 2 * (frame & MASK) + 3, sample
 
 
 def launch(kernel: Any, programs: tuple[int, ...], like: torch.Tensor, *arguments: object, **constants: Any) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import os
 from types import ModuleType
 
 import torch
 
+from udse_fast.backends import MODULES, backends
 from udse_fast.kernels.fused_layers import reference
 
 __all__ = ["norm_film_silu", "resample", "residual_sum"]
 
+DTYPES = torch.float32, torch.float16, torch.bfloat16
+
 
 def _module(x: torch.Tensor) -> ModuleType:
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0) and importlib.util.find_spec("triton"):
-        from udse_fast.kernels.fused_layers import triton_kernel
-
-        return triton_kernel
-    return reference
+    """Triton or CUDA on GPUs, or what UDSE_BACKEND says; else the reference, which CPUs always take."""
+    if not x.is_cuda or x.dtype not in DTYPES:
+        return reference
+    there = [backend.name for backend in backends() if backend.available]
+    order = [os.environ["UDSE_BACKEND"]] if os.environ.get("UDSE_BACKEND") else ["triton", "cuda"]
+    name = next((name for name in order if name in there and name in ("triton", "cuda")), "reference")
+    return importlib.import_module(f"{__name__}.{MODULES[name]}")
 
 
 def norm_film_silu(

@@ -48,7 +48,8 @@ def resample(x: torch.Tensor, up: bool) -> torch.Tensor:
     The borders are zero; the weights add up to 1 for every output inside.
     """
     channels = x.shape[1]
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) / (4 if up else 8)
+    # [1, 3, 3, 1], made on the device: copies from the host cannot be captured in a CUDA graph
+    taps = (4 - 2 * (torch.arange(4, dtype=x.dtype, device=x.device) - 1.5).abs()) / (4 if up else 8)
     kernel = torch.outer(taps, taps).expand(channels, 1, 4, 4)
     if up:
         return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)

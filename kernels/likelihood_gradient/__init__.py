@@ -6,12 +6,14 @@ from udse_fast.kernels.likelihood_gradient.reference import NoiseVariance
 
 __all__ = [
     "NoiseVariance",
+    "ddrm_step",
     "joint_guidance",
     "marginal_guidance",
     "noise_posterior_guidance",
     "predictor_residual",
     "product_of_gaussians",
     "score_noise_guidance",
+    "unexplained_power",
 ]
 
 marginal_guidance = dispatched(reference.marginal_guidance)
@@ -20,3 +22,5 @@ noise_posterior_guidance = dispatched(reference.noise_posterior_guidance)
 predictor_residual = dispatched(reference.predictor_residual)
 score_noise_guidance = dispatched(reference.score_noise_guidance)
 joint_guidance = dispatched(reference.joint_guidance)
+unexplained_power = dispatched(reference.unexplained_power)
+ddrm_step = dispatched(reference.ddrm_step)

@@ -199,3 +199,54 @@ def joint_guidance(
         torch.get_num_threads(),
     )
     return out
+
+
+def unexplained_power(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    deviation: torch.Tensor,
+    mixture: torch.Tensor,
+    coefficients: Coefficients,
+    caution: float = 3.0,
+) -> torch.Tensor:
+    power = torch.empty(mixture.shape)
+    _core.unexplained_power(
+        state.numpy(),
+        score.numpy(),
+        deviation.numpy(),
+        mixture.numpy(),
+        rows(coefficients),
+        caution,
+        power.numpy(),
+        torch.get_num_threads(),
+    )
+    return power
+
+
+def ddrm_step(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    deviation: torch.Tensor,
+    mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
+    coefficients: Coefficients,
+    following: Coefficients | None,
+    noise: Noise,
+    renewal: float = 0.85,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    out = torch.empty_like(state) if out is None else out
+    _core.ddrm_step(
+        state.numpy(),
+        score.numpy(),
+        deviation.numpy(),
+        mixture.numpy(),
+        variance_argument(noise_variance),
+        rows(coefficients),
+        None if following is None else rows(following),
+        noise_argument(noise),
+        renewal,
+        out.numpy(),
+        torch.get_num_threads(),
+    )
+    return out

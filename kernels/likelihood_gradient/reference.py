@@ -259,3 +259,72 @@ def joint_guidance(
         s, n = s + step * (mixture - s / c.delta - n0), n + step * (mixture - n / c.delta - s0)
     s_out, n_out = out or (None, None)
     return written(s, s_out), written(n, n_out)
+
+
+def unexplained_power(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    deviation: torch.Tensor,
+    mixture: torch.Tensor,
+    coefficients: Coefficients,
+    caution: float = 3.0,
+) -> torch.Tensor:
+    """DDRM's power for the M-step: what the estimate s0 = (s + sigma^2 S)/delta leaves of the mixture, and its doubt.
+
+    Args:
+        state: s, (B, F, T) complex.
+        score: S(s, t), (B, F, T) complex.
+        deviation: C = E|s_0 - s0|^2, what is uncertain about s0, (B, F, T) real.
+        mixture: x, (F, T) complex.
+        coefficients: of the step.
+        caution: kappa, the weight of C.
+
+    Returns:
+        P = mean (|x - s0|^2 + kappa C), (F, T).
+    """
+    return mean_power(mixture - tweedie_mean(state, score, coefficients)) + caution * deviation.mean(0)
+
+
+def ddrm_step(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    deviation: torch.Tensor,
+    mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
+    coefficients: Coefficients,
+    following: Coefficients | None,
+    noise: Noise,
+    renewal: float = 0.85,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Denoising diffusion restoration (Kawar et al., NeurIPS 2022, eq. 7 and 8 with eta_b = 1), every bin on its own.
+
+    With b = sigma'/delta' of the next step, s0 = (s + sigma^2 S)/delta and u' = s'/delta': where the noise of the
+    mixture is weaker than b, u' = x + sqrt(b^2 - V) z, the mixture with its noise brought up to the level that the
+    prior expects; elsewhere u' = s0 + sqrt(1 - eta^2) b (x - s0)/sqrt(V) + eta b z. After the last step the state is
+    the mean of N(s0, C) N(x; s, V), s0 + C/(C + V) (x - s0).
+
+    Args:
+        state: s, (B, F, T) complex.
+        score: S(s, t), (B, F, T) complex.
+        deviation: C = E|s_0 - s0|^2, (B, F, T) real; read on the last step only.
+        mixture: x, (F, T) complex.
+        noise_variance: V.
+        coefficients: of the step.
+        following: of the next step, None on the last.
+        noise: z, None on the last step.
+        renewal: eta, in [0, 1].
+        out: where the next state goes, may be `state`; None: a new tensor.
+
+    Returns:
+        the next state (B, F, T).
+    """
+    s0, V = tweedie_mean(state, score, coefficients), variance(noise_variance)
+    residual = mixture - s0
+    if following is None:
+        return written(s0 + deviation / (deviation + V) * residual, out)
+    z = as_tensor(noise, state)
+    b = torch.as_tensor(following.sigma / following.delta, dtype=V.dtype, device=V.device)
+    weaker = mixture + (b**2 - V).clamp_min(0).sqrt() * z
+    stronger = s0 + (1 - renewal**2) ** 0.5 * b / V.sqrt() * residual + renewal * b * z
+    return written(following.delta * torch.where(b**2 >= V, weaker, stronger), out)

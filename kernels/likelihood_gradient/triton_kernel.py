@@ -153,6 +153,78 @@ def score_noise_kernel(state, score, out, c, F, T, PER_FRAME: tl.constexpr, BLOC
     store(out, at, inside, load(state, at, inside) - pull * load(score, at, inside))
 
 
+@triton.jit
+def tweedie_mean(state, score, at, inside, delta, sigma):
+    """s0 (N, 2) of the states and scores at (N,)."""
+    return (load(state, at, inside) + sigma * sigma * load(score, at, inside)) / delta
+
+
+@triton.jit
+def unexplained_power_kernel(
+    state, score, deviation, mixture, power, c, caution, B, F, T, PER_FRAME: tl.constexpr, BLOCK: tl.constexpr
+):
+    """state, score: (B, F, T, 2); deviation: (B, F, T); mixture: (F, T, 2); power: (F, T)."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < F * T
+    t = i % T
+    delta, sigma = number(c[1], t, inside, PER_FRAME), number(c[2], t, inside, PER_FRAME)
+    x = load(mixture, i, inside)
+    p = i * 0.0
+    at = i.to(tl.int64)
+    for _ in range(B):
+        residual = x - tweedie_mean(state, score, at, inside, delta, sigma)
+        p += tl.sum(residual * residual, 1) + caution * tl.load(deviation + at, mask=inside, other=0.0)
+        at += F * T
+    tl.store(power + i, p / B, mask=inside)
+
+
+@triton.jit
+def ddrm_step_kernel(
+    state,
+    score,
+    deviation,
+    mixture,
+    V,
+    W,
+    H,
+    z,
+    key,
+    out,
+    c,
+    renewal,
+    B,
+    F,
+    T,
+    R,
+    PER_FRAME: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """state, score, z, out: (B, F, T, 2); deviation: (B, F, T), the last step's; mixture: (F, T, 2); V: (F, T)."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < F * T
+    f, t = i // T, i % T
+    delta, sigma = number(c[1], t, inside, PER_FRAME), number(c[2], t, inside, PER_FRAME)
+    x = load(mixture, i, inside)
+    v = variance(V, W, H, i, f, t, T, R, inside)
+    if deviation is None:
+        next_delta = number(c[6], t, inside, PER_FRAME)
+        b = number(c[7], t, inside, PER_FRAME) / next_delta
+        weaker = v <= b * b
+        root = tl.sqrt(tl.where(weaker, b * b - v, v))
+        share = tl.where(weaker, 1.0, tl.sqrt(1 - renewal * renewal) * b / root)
+        spread = tl.where(weaker, root, renewal * b)
+    at = i.to(tl.int64)
+    for sample in range(B):
+        s0 = tweedie_mean(state, score, at, inside, delta, sigma)
+        if deviation is None:
+            s = next_delta * (s0 + share * (x - s0) + spread * noise_of(z, key, sample, at, f, t, inside))
+        else:
+            C = tl.load(deviation + at, mask=inside, other=1.0)[:, None]
+            s = s0 + C / (C + v) * (x - s0)
+        store(out, at, inside, s)
+        at += F * T
+
+
 def _step(
     form: str,
     state: torch.Tensor,
@@ -380,5 +452,79 @@ def joint_guidance(
         second_out=out[1],
         observation_variance=observation_variance,
         apply=apply,
+    )
+    return out
+
+
+def unexplained_power(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    deviation: torch.Tensor,
+    mixture: torch.Tensor,
+    coefficients: Coefficients,
+    caution: float = 3.0,
+) -> torch.Tensor:
+    power = torch.empty_like(mixture, dtype=torch.float32)
+    samples, bins, frames = state.shape
+    per_frame, c = numbers(coefficients, state)
+    launch(
+        unexplained_power_kernel,
+        (triton.cdiv(bins * frames, BLOCK),),
+        state,
+        real(state),
+        real(score),
+        deviation,
+        real(mixture),
+        power,
+        c,
+        caution,
+        samples,
+        bins,
+        frames,
+        PER_FRAME=per_frame,
+        BLOCK=BLOCK,
+    )
+    return power
+
+
+def ddrm_step(
+    state: torch.Tensor,
+    score: torch.Tensor,
+    deviation: torch.Tensor,
+    mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
+    coefficients: Coefficients,
+    following: Coefficients | None,
+    noise: Noise,
+    renewal: float = 0.85,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    out = torch.empty_like(state) if out is None else out
+    samples, bins, frames = state.shape
+    V, (W, H) = (None, noise_variance) if isinstance(noise_variance, tuple) else (noise_variance, (None, None))
+    last = following is None
+    per_frame, c = numbers(coefficients, state, *(() if following is None else (following.delta, following.sigma)))
+    launch(
+        ddrm_step_kernel,
+        (triton.cdiv(bins * frames, BLOCK),),
+        state,
+        real(state),
+        real(score),
+        deviation if last else None,
+        real(mixture),
+        V,
+        W,
+        H,
+        None if last else given(noise),
+        None if last else words(noise),
+        real(out),
+        c,
+        renewal,
+        samples,
+        bins,
+        frames,
+        0 if W is None else W.shape[1],
+        PER_FRAME=per_frame,
+        BLOCK=BLOCK,
     )
     return out

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from udse_fast import _core
-from udse_fast.kernels.nmf_is.reference import even_start
 
 
 def nmf_update(
@@ -16,9 +16,9 @@ def nmf_update(
     floor: float = 1e-10,
     fixed_w: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    W, H = W.clone(), H.clone()
-    _core.nmf_update(power.numpy(), W.numpy(), H.numpy(), iterations, floor, fixed_w, torch.get_num_threads())
-    return W, H
+    w, h = W.numpy().copy(), H.numpy().copy()
+    _core.nmf_update(power.numpy(), w, h, iterations, floor, fixed_w, torch.get_num_threads())
+    return torch.from_numpy(w), torch.from_numpy(h)
 
 
 def online_nmf_update(
@@ -31,17 +31,11 @@ def online_nmf_update(
     H: torch.Tensor | None = None,
     floor: float = 1e-10,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    H = even_start(power, W, floor) if H is None else H.clone()
-    W, A, B = W.clone(), numerator.clone(), denominator.clone()
-    _core.online_nmf_update(
-        power.numpy(),
-        W.numpy(),
-        H.numpy(),
-        A.numpy(),
-        B.numpy(),
-        forgetting,
-        iterations,
-        floor,
-        torch.get_num_threads(),
-    )
-    return W, H, A, B
+    p, w, a, b = power.numpy(), W.numpy().copy(), numerator.numpy().copy(), denominator.numpy().copy()
+    if H is None:  # as reference.even_start
+        h = np.empty((w.shape[1], p.shape[1]), np.float32)
+        h[:] = np.maximum(p.sum(0) / w.sum(), floor)
+    else:
+        h = H.numpy().copy()
+    _core.online_nmf_update(p, w, h, a, b, forgetting, iterations, floor, torch.get_num_threads())
+    return torch.from_numpy(w), torch.from_numpy(h), torch.from_numpy(a), torch.from_numpy(b)

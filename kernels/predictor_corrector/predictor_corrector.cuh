@@ -12,6 +12,7 @@ struct Numbers {
   float delta, inverse_delta, sigma;    // of the perturbation kernel
   float sigma2, a2;                     // sigma^2, (sigma / delta)^2
   float pull;                           // lambda g^2 dt / delta
+  float next_delta, b;                  // of the next step: delta', sigma' / delta'
 
   UDSE_HD Numbers(const Step& step, int64_t t) {
     const Coefficients& c = step.coefficients;
@@ -27,6 +28,8 @@ struct Numbers {
     sigma2 = square(sigma);
     a2 = square(sigma / delta);
     pull = at_frame(step.strength, t) * score_step / delta;
+    next_delta = at_frame(step.next_delta, t);
+    b = at_frame(step.next_sigma, t) / next_delta;
   }
 };
 
@@ -41,6 +44,7 @@ struct Bin {
 // State and score of one source and the noise of its update; the update writes the next state to s.
 struct Element {
   Complex s, S, z;
+  float C;  // deviation
 };
 
 UDSE_HD inline Complex predicted(const Numbers& c, const Element& a) {
@@ -69,13 +73,14 @@ struct Sweep {
     Update::prepare(step, c, bin);
     for (int64_t b = 0; b < shape.samples; ++b) {
       const int64_t at = b * shape.bins * shape.frames + i;
-      Element speech{load(step.speech.state, at), load(step.speech.score, at), noise_at(step.speech.draw, shape, b, f, t)};
+      Element speech{load(step.speech.state, at), load(step.speech.score, at), noise_at(step.speech.draw, shape, b, f, t),
+                     step.deviation ? step.deviation[at] : 0.f};
       Element noise{};
       if (step.noise.state) noise.s = load(step.noise.state, at);
       if (step.noise.score) noise.S = load(step.noise.score, at);
       noise.z = noise_at(step.noise.draw, shape, b, f, t);
       Update::update(step, c, bin, speech, noise);
-      store(step.speech.next, at, speech.s);
+      if (step.speech.next) store(step.speech.next, at, speech.s);
       if (step.noise.next) store(step.noise.next, at, noise.s);
     }
     if (step.power) step.power[i] = bin.p / static_cast<float>(shape.samples);

@@ -84,10 +84,10 @@ def given(noise: Noise) -> torch.Tensor | None:
 
 
 def numbers(
-    coefficients: Coefficients, like: torch.Tensor, strength: float | torch.Tensor = 1.0
+    coefficients: Coefficients, like: torch.Tensor, *more: float | torch.Tensor
 ) -> tuple[bool, tuple[float, ...] | tuple[torch.Tensor, ...]]:
-    """Whether they are per frame; coefficients and strength as 7 floats or 7 rows (T,) float32."""
-    values = (*coefficients.values(), strength)
+    """Whether they are per frame; the 6 coefficients and more numbers as floats or rows (T,) float32."""
+    values = (*coefficients.values(), *more)
     if not any(isinstance(value, torch.Tensor) and value.ndim for value in values):
         return False, tuple(float(value) for value in values)
     rows = like.new_empty((len(values), like.shape[-1]), dtype=torch.float32)

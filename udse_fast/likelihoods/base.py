@@ -21,6 +21,7 @@ class SpeechLikelihood:
 
     sources: ClassVar[Sequence[str]] = ("speech",)
     rounds: ClassVar[int] = 1
+    needs_deviation: ClassVar[bool] = False
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = x + sigma(t_0) z."""

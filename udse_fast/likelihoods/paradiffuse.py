@@ -28,6 +28,7 @@ class ParaDiffUSEIN:
 
     sources: ClassVar[Sequence[str]] = ("speech",)
     rounds: ClassVar[int] = 1
+    needs_deviation: ClassVar[bool] = False
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = delta x + sigma z."""
@@ -65,6 +66,7 @@ class ParaDiffUSEEN:
 
     sources: ClassVar[Sequence[str]] = ("speech", "noise")
     rounds: ClassVar[int] = 1
+    needs_deviation: ClassVar[bool] = False
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = delta x + sigma z_s, n = delta (s - x) + sigma z_n with that s (speech is started first)."""

@@ -20,6 +20,7 @@ class Unconditional:
 
     sources: ClassVar[Sequence[str]] = ("speech",)
     rounds: ClassVar[int] = 1
+    needs_deviation: ClassVar[bool] = False
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = sigma(t_0) z."""

@@ -23,10 +23,13 @@ from udse_fast.errors import UdseError
 COMPACT_SIZES: dict[str, dict[str, Any]] = {
     "compact": {},
     "compact-joint": {"joint": True},
-    "compact-causal": {"causal_block": 2},
+    "compact-causal": {"causal_block": 4},
 }
 """Arguments of `Compact` for the sizes that `udse-fast train --network` knows by name."""
 
+
+CAUSAL_BLOCKS = (2, 3, 4, 5)
+"""Block lengths that a causal network is trained with, drawn anew for every batch: any of them can be chosen later."""
 
 NEIGHBOURS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 """(time, frequency) offsets of the bins that the output filter combines."""
@@ -61,6 +64,54 @@ class DataScale(nn.Module):
         return self.by_label[label]
 
 
+class Past:
+    """The frames just before a block, as every layer saw them: what a causal network needs to go on from there.
+
+    Layers are known by the order in which they ask, so one `Past` serves one network at one noise level of one signal
+    (or batch of signals). Before the first block all is zero, as the padding of a whole signal is.
+    """
+
+    def __init__(self, kept: list[Tensor] | None = None) -> None:
+        self.kept = [] if kept is None else kept
+        self._next = 0
+
+    def rewind(self) -> Past:
+        """Back to the first layer, for the next block."""
+        self._next = 0
+        return self
+
+    @classmethod
+    def joined(cls, pasts: list[Past], sizes: list[int]) -> Past:
+        """Those of several signals, `sizes` items each, for one batch; one that has seen nothing yet counts as zeros."""
+        longest = max(pasts, key=lambda past: len(past.kept)).kept
+        layers = []
+        for number, known in enumerate(longest):
+            layers.append(
+                torch.cat(
+                    [
+                        past.kept[number] if past.kept else known.new_zeros(size, *known.shape[1:])
+                        for past, size in zip(pasts, sizes, strict=True)
+                    ]
+                )
+            )
+        return cls(layers)
+
+    def give_back(self, pasts: list[Past], sizes: list[int]) -> None:
+        """To each signal its own items."""
+        parts = [kept.split(sizes) for kept in self.kept]
+        for number, past in enumerate(pasts):
+            past.kept = [part[number].clone() for part in parts]
+
+    def before(self, x: Tensor, frames: int) -> Tensor:
+        """x (B, T, F, C) with the `frames` frames before it, (B, frames + T, F, C); keeps the last ones for next time."""
+        if self._next == len(self.kept):
+            self.kept.append(x.new_zeros(x.shape[0], frames, *x.shape[2:]))
+        longer = torch.cat([self.kept[self._next], x], dim=1)
+        self.kept[self._next] = longer[:, -frames:].clone()  # not a view: it would keep all of it
+        self._next += 1
+        return longer
+
+
 class Conv(nn.Module):
     """Convolution over (time, frequency) that computes in the dtype of its input.
 
@@ -85,25 +136,42 @@ class Conv(nn.Module):
             nn.init.kaiming_normal_(weight, nonlinearity="linear")
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        reach = (kernel[0] - 1) * time_dilation
-        strict = causal_block > 0 and kernel[0] > 3
-        self.time_padding = (reach, 0) if strict else (reach // 2, reach // 2)
+        self.taps, self.reach = kernel[0], (kernel[0] - 1) * time_dilation
         self.frequency_padding = (kernel[1] - frequency_stride) // 2
         self.frequency_stride, self.time_dilation = frequency_stride, time_dilation
-        self.causal_block = causal_block if kernel[0] == 3 else 0
+        self.causal_block = causal_block
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         """(B, C, T, F) -> (B, C', T, F / stride)."""
+        if past is not None:
+            return self._next_frames(x, past)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        stride, bands = (1, self.frequency_stride), self.frequency_padding
-        if self.causal_block:
-            past = F.conv2d(F.pad(x, (0, 0, 1, 0)), weight[:, :, :2], bias, stride, (0, bands))
-            next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
-            return past + F.conv2d(next_frame, weight[:, :, 2:], None, stride, (0, bands))
-        before, after = self.time_padding
-        if before != after:
-            x, before = F.pad(x, (0, 0, before, after)), 0
-        return F.conv2d(x, weight, bias, stride, (before, bands), (self.time_dilation, 1))
+        stride, bands, dilation = (1, self.frequency_stride), self.frequency_padding, (self.time_dilation, 1)
+        if not self.reach or not self.causal_block:
+            return F.conv2d(x, weight, bias, stride, (self.reach // 2, bands), dilation)
+        if self.taps > 3:  # the past only
+            return F.conv2d(F.pad(x, (0, 0, self.reach, 0)), weight, bias, stride, (0, bands), dilation)
+        next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
+        out = F.conv2d(F.pad(x, (0, 0, 1, 0)), weight[:, :, :2], bias, stride, (0, bands))
+        return out + F.conv2d(next_frame, weight[:, :, 2:], None, stride, (0, bands))
+
+    def _next_frames(self, x: Tensor, past: Past) -> Tensor:
+        """The same for one block that follows `past`, as one matrix product: a few frames are too few for conv2d."""
+        frames = F.pad(x.permute(0, 2, 3, 1), (0, 0, self.frequency_padding, self.frequency_padding))
+        B, T, bands, C = frames.shape
+        if self.reach:
+            before, after = (self.reach, 0) if self.taps > 3 else (1, 1)  # its last frame has no next one
+            frames = F.pad(past.before(frames, before), (0, 0, 0, 0, 0, after))
+        rows, columns = self.weight.shape[2:]
+        out_bands = (bands - columns) // self.frequency_stride + 1
+        over_batch, over_time, over_bands, _ = frames.contiguous().stride()
+        windows = frames.contiguous().as_strided(
+            (B, T, out_bands, rows, columns * C),  # C runs fastest, then the columns: one piece of memory
+            (over_batch, over_time, over_bands * self.frequency_stride, over_time * self.time_dilation, 1),
+        )
+        matrix = self.weight.permute(0, 2, 3, 1).reshape(len(self.weight), -1)  # channels_last: a view
+        out = F.linear(windows.reshape(B, T, out_bands, -1), matrix.to(x.dtype), self.bias.to(x.dtype))
+        return out.permute(0, 3, 1, 2)
 
 
 def _next_is_in_block(x: Tensor, block: int) -> Tensor:
@@ -140,16 +208,16 @@ class Residual(nn.Module):
         self.conv1 = first
         self.conv2 = Conv(channels, channels, kernel, causal_block=causal_block, zero=True)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(self.norm(x, embedding))))
+    def forward(self, x: Tensor, embedding: Tensor, past: Past | None = None) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(self.norm(x, embedding), past)), past)
 
 
 class Blocks(nn.ModuleList):
     """Residual blocks one after the other."""
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, past: Past | None = None) -> Tensor:
         for block in self:
-            x = block(x, embedding)
+            x = block(x, embedding, past)
         return x
 
 
@@ -178,7 +246,7 @@ class Compact(nn.Module):
         embedding: width of the noise-level embedding.
         sigma_data: root mean square of the training spectrograms; of a joint network (noise, speech), by label.
         joint: one network for speech (label 1) and noise (label 0).
-        causal_block: 0, or frames of a block that sees itself and the past only.
+        causal_block: 0, or frames of a block that sees itself and the past only; `set_causal_block` changes it.
     """
 
     def __init__(
@@ -238,17 +306,33 @@ class Compact(nn.Module):
         self.up_blocks = nn.ModuleList(block_stack(level) for level in range(levels))
         self.up = nn.ModuleList(Conv(channels[i + 1], 2 * channels[i]) for i in range(levels - 1))
         self.output = Conv(channels[0], 20 * stem, (3, 3), causal_block=causal, zero=True)
+        self.spread = Conv(channels[0], stem, (3, 3), causal_block=causal, zero=True)
+
+    def set_causal_block(self, frames: int) -> None:
+        """Another block length for a causal network: its weights are trained for `CAUSAL_BLOCKS`."""
+        if not self.causal_block or frames < 1:
+            raise UdseError(f"expected a causal network and a block of 1 frame or more, got {frames} frames")
+        for module in self.modules():
+            if getattr(module, "causal_block", 0):
+                module.causal_block = frames
 
     def denoise(self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
-        """Posterior mean of the clean spectrogram.
+        """Posterior mean E[s_0 | u] of the clean spectrogram, (B, 2, F, T); arguments as of `posterior`."""
+        return self.posterior(noisy, noise_level, label)[0]
+
+    def posterior(
+        self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Posterior mean of the clean spectrogram, and how far from it the clean spectrogram is expected to be.
 
         Args:
             noisy: u, (B, 2, F, T) float32.
             noise_level: a, one per item (B,) or per frame (B, T).
             label: (B,) int, 1 speech, 0 noise; joint networks only, None is speech.
+            past: of a causal network, the frames before these, T a multiple of `causal_block`; updated.
 
         Returns:
-            (B, 2, F, T) float32.
+            E[s_0 | u] (B, 2, F, T) and E|s_0 - E[s_0 | u]|^2 (B, F, T), float32.
         """
         level = noise_level.float()
         level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
@@ -267,17 +351,20 @@ class Compact(nn.Module):
         log_power = x.square().sum(-1, keepdim=True).add(1e-4).log()
         features = torch.cat([x * math.sqrt(2), log_power / 2], dim=-1)
 
-        out = self._network(features.permute(0, 3, 1, 2), embedding).permute(0, 2, 3, 1)  # (B, T, F, 20)
+        out, spread = self._network(features.permute(0, 3, 1, 2), embedding, past)  # (B, T, F, 20), (B, T, F)
         own = torch.sigmoid(torch.logit(skip, eps=1e-6) + 4 * out[..., :1])
         real, imag = torch.cat([own, out[..., 1:9]], dim=-1), out[..., 9:18]
-        filtered = self._filter(u, real, imag)
-        clean = filtered + (data2 * a2 / total).sqrt() * out[..., 18:]
-        return clean.permute(0, 3, 2, 1)
+        filtered = self._filter(u, real, imag, past)
+        unsure = data2 * a2 / total  # posterior variance of Gaussian data
+        clean = filtered + unsure.sqrt() * out[..., 18:]
+        variance = unsure[..., 0] * (2 * spread).clamp(-12, 6).exp()
+        return clean.permute(0, 3, 2, 1), variance.transpose(1, 2)
 
-    def _filter(self, u: Tensor, real: Tensor, imag: Tensor) -> Tensor:
+    def _filter(self, u: Tensor, real: Tensor, imag: Tensor, past: Past | None) -> Tensor:
         """sum_k w_k u_k: u (B, T, F, 2), complex weights (B, T, F, 9), the bin itself first -> (B, T, F, 2)."""
         T, bands = u.shape[1:3]
-        padded = F.pad(u, (0, 0, 1, 1, 1, 1))
+        with_past = F.pad(u, (0, 0, 0, 0, 1, 0)) if past is None else past.before(u, 1)
+        padded = F.pad(with_past, (0, 0, 1, 1, 0, 1))
         shifted = [padded[:, 1 + dt : 1 + dt + T, 1 + df : 1 + df + bands] for dt, df in NEIGHBOURS]
         if self.causal_block:  # the last frame of a block may not look at the next block
             inside = _next_is_in_block(u.permute(0, 3, 1, 2), self.causal_block)[:, None, None]
@@ -288,35 +375,52 @@ class Compact(nn.Module):
 
     def hidden_matrices(self) -> list[Tensor]:
         """The weights that map hidden features to hidden features (what Muon is for): not the first, not the last."""
-        outer = {id(self.input.weight), id(self.output.weight)}
+        outer = {id(self.input.weight), id(self.output.weight), id(self.spread.weight)}
         convolutions = [m.weight for m in self.modules() if isinstance(m, Conv) and id(m.weight) not in outer]
         return convolutions + [m.weight for m in self.embed if isinstance(m, nn.Linear)]
+
+    @staticmethod
+    def made_causal(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a centred network as the start of a causal one.
+
+        The long kernels over time move back by half their length: what they read of the future is dropped.
+        """
+
+        def moved(name: str, weight: Tensor) -> Tensor:
+            if not name.startswith("over_time") or weight.ndim != 4 or weight.shape[2] <= 3:
+                return weight
+            half = weight.shape[2] // 2
+            return torch.cat([torch.zeros_like(weight[:, :, :half]), weight[:, :, : half + 1]], dim=2)
+
+        return {name: moved(name, weight) for name, weight in weights.items()}
 
     def loss_weight(self, noise_level: Tensor, label: Tensor | None) -> Tensor:
         """Weight of ||sigma S + z||^2 that makes the denoising loss 1 / c_out^2 weighted, `(a^2 + sd^2) / sd^2`."""
         label = torch.ones_like(noise_level, dtype=torch.long) if label is None else label
         return 1 + (noise_level / self.scale(label)).square()
 
-    def _network(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def _network(self, x: Tensor, embedding: Tensor, past: Past | None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
-        h = self.input(x.to(dtype)) + self.band.to(dtype)
+        h = self.input(x.to(dtype), past) + self.band.to(dtype)
         skips = []
         for level, blocks in enumerate(self.down_blocks):
-            h = blocks(h, embedding)
+            h = blocks(h, embedding, past)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
-        h = h + self._over_time(h, embedding)
+        h = h + self._over_time(h, embedding, past)
         for level in reversed(range(len(self.up_blocks))):
             if level < len(self.up):
                 h = _interleave(self.up[level](h), 2) + skips[level]
-            h = self.up_blocks[level](h, embedding)
-        return _interleave(self.output(F.silu(h)), self.stem).float()
+            h = self.up_blocks[level](h, embedding, past)
+        h = F.silu(h)
+        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
+        return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
 
-    def _over_time(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def _over_time(self, h: Tensor, embedding: Tensor, past: Past | None) -> Tensor:
         B, C, T, bands = h.shape
         frames = h.permute(0, 2, 3, 1).reshape(B, T, 1, bands * C).permute(0, 3, 1, 2)
-        frames = self.over_time(self.to_frames(frames), embedding)
+        frames = self.over_time(self.to_frames(frames), embedding, past)
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
 
     recommended_inference: ClassVar[dict[str, dict[str, Any]]] = {

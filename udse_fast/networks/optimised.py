@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udse_fast.cuda_graphs import Replayed, addresses
 from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import norm_film_silu, resample, residual_sum
+from udse_fast.networks.compact import Past
 from udse_fast.networks.ncsnpp import Attention, Downsample, NCSNpp, ResidualBlock
-from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.networks.score_network import ScoreNetwork, first_line
 
 HALF_POWER = 1 / math.sqrt(2)
-MAX_CAPTURED_SHAPES = 4
-WARM_UP_CALLS = 3
+TRIAL_FRAMES, TRIAL_TIME = 16, 0.5
+TRIAL_TOLERANCE = 0.3  # 16 bits differ by a few hundredths; what is broken is further off, or not finite
 
 
 class FusedNorm(nn.Module):
@@ -123,63 +126,40 @@ def fused_ncsnpp(network: NCSNpp) -> NCSNpp:
 
 
 class CapturedGraph(nn.Module):
-    """A score graph whose calls are replayed from a CUDA graph, one for each of the last shapes that came."""
+    """A score graph whose calls on GPUs are replayed from CUDA graphs."""
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
         self.graph: Any = graph
-        self._captured: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._calls = Replayed(lambda: addresses(self.graph))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """As `ScoreGraph.forward`."""
-        return self._replayed(self.graph.forward, inputs)
+        return self._called(self.graph.forward, inputs)
 
     def per_frame(self, *inputs: Tensor) -> Tensor:
         """As `ScoreGraph.per_frame`."""
-        return self._replayed(self.graph.per_frame, inputs)
+        return self._called(self.graph.per_frame, inputs)
 
-    def _replayed(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    def with_deviation(
+        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `ScoreGraph.with_deviation`; a network with a memory is called as it is."""
+        if past is not None or not state.is_cuda:
+            return self.graph.with_deviation(state, time, label, past)
+        inputs = (state, time) if label is None else (state, time, label)
+        score, deviation = self._calls(self.graph.with_deviation, *inputs, key="with_deviation")
+        return score, deviation
+
+    def _called(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         if not inputs[0].is_cuda:
             return function(*inputs)
-        weights = next(self.parameters())  # a network that was moved or converted is another one
-        key = (function.__name__, weights.data_ptr(), *((x.shape, x.dtype) for x in inputs))
-        if key not in self._captured:
-            if len(self._captured) == MAX_CAPTURED_SHAPES:
-                del self._captured[next(iter(self._captured))]
-            self._captured[key] = _capture(function, inputs)
-        graph, static_inputs, output = self._captured[key]
-        for static, given in zip(static_inputs, inputs, strict=True):
-            static.copy_(given)
-        graph.replay()
-        return output.clone()
-
-
-def _capture(
-    function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-    """Record a call; every library chooses its algorithms in the calls before."""
-    benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        # made outside inference mode, so that later calls in any mode may write to them
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(inputs[0].device):
-            static = [torch.empty_like(x).copy_(x) for x in inputs]
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP_CALLS):
-                    function(*static)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                output = function(*static)
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
-    return graph, static, output
+        result: Tensor = self._calls(lambda *x: (function(*x),), *inputs, key=function.__name__)[0]
+        return result
 
 
 def optimise(network: ScoreNetwork) -> ScoreNetwork:
-    """The same score, faster on GPUs: fused layers (NCSN++) and CUDA graphs, one per shape of the input.
+    """The same score, faster on GPUs: fused layers (NCSN++) and CUDA graphs.
 
     The first call with a shape takes seconds. Fold before rounding: give the network in float32 and convert
     the result by `.to(precision=...)`.
@@ -197,6 +177,36 @@ def optimise(network: ScoreNetwork) -> ScoreNetwork:
     module = network.module
     fused = fused_ncsnpp(module) if isinstance(module, NCSNpp) else copy.deepcopy(module)
     optimised = ScoreNetwork(fused, network.config).to(network.device, network.precision)
-    if not getattr(module, "causal_block", 0):  # a causal one makes index tensors on the way
-        optimised.graph = CapturedGraph(optimised.graph)
+    optimised.graph = CapturedGraph(optimised.graph)
     return optimised
+
+
+def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
+    """`optimise` for this machine, in `precision`; where that does not work, the plain network and one warning.
+
+    Both are tried on a small spectrogram: kernels that do not compile or launch here (no Triton, no C compiler, an
+    old driver) are found now. A TorchScript file is given back as it is.
+
+    Args:
+        network: in float32, on the device it is for.
+    """
+    if network.scripted:
+        return network.to(precision=precision)
+    bins = network.config["stft"]["n_fft"] // 2 + 1
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(1, bins, TRIAL_FRAMES, dtype=torch.complex64, generator=generator).to(network.device)
+    try:
+        fast = optimise(network).to(precision=precision)
+        with torch.inference_mode():
+            expected = network.to(precision=precision).score(state, TRIAL_TIME)
+            difference = float((fast.score(state, TRIAL_TIME) - expected).norm() / expected.norm())
+        if not difference < TRIAL_TOLERANCE:
+            raise UdseError(f"the fused layers differ from the plain ones by {difference:.1e} of the score")
+    except Exception as error:  # whatever the reason, the plain network does the same
+        warnings.warn(
+            f"the network runs without fused layers and CUDA graphs, which is slower: {first_line(error)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return network.to(precision=precision)
+    return fast

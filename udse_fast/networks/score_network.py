@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
+from udse_fast.networks.compact import Past
 from udse_fast.sde import OUVE
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +51,15 @@ class ScoreGraph(nn.Module):
         clean = self.module.denoise(state / delta, self.sde.noise_level(time), label)
         return (delta * clean - state) / sigma**2
 
+    def with_deviation(
+        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it; time (B,) or (B, T)."""
+        time_per_bin = time[:, None, None, None] if time.ndim == 1 else time[:, None, None, :]
+        sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
+        clean, deviation = self.module.posterior(state / delta, self.sde.noise_level(time), label, past)
+        return (delta * clean - state) / sigma**2, deviation
+
 
 class ScoreNetwork:
     """What `load_network` returns: a score function with its configuration, device and precision.
@@ -67,6 +77,8 @@ class ScoreNetwork:
         self.module = module
         self.frame_multiple: int = getattr(module, "frame_multiple", 1)
         self.graph: Any = module if self.scripted else ScoreGraph(module, sde)
+        self.tells_deviation: bool = hasattr(module, "posterior")
+        self.causal_block: int = getattr(module, "causal_block", 0)
         self.graph.eval()
         for parameter in self.graph.parameters():
             parameter.requires_grad = False
@@ -116,6 +128,24 @@ class ScoreNetwork:
         Raises:
             UdseError: shapes that do not fit each other or the network.
         """
+        inputs = self._inputs(state, time, label)
+        score = self.graph(*inputs) if inputs[1].ndim == 1 else self.graph.per_frame(*inputs)
+        return _as_complex(score, state)
+
+    def with_deviation(
+        self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`score`, and what is uncertain about the clean spectrogram, E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real.
+
+        Only where `tells_deviation`. `past`: of a causal network, what it saw before these frames; updated.
+        """
+        inputs = self._inputs(state, time, label)
+        label = inputs[2] if self.joint else None
+        score, deviation = self.graph.with_deviation(inputs[0], inputs[1], label, past)
+        return _as_complex(score, state), deviation.contiguous().to(state.device, state.real.dtype)
+
+    def _inputs(self, state: Tensor, time: Tensor | float, label: Tensor | int | None) -> list[Tensor]:
+        """State (B, 2, F, T), time (B,) or (B, T), and for a joint network the label (B,), on the network's device."""
         bins = self.config["stft"]["n_fft"] // 2 + 1
         if state.ndim != 3 or not state.is_complex() or state.shape[1] != bins:
             raise UdseError(
@@ -138,8 +168,12 @@ class ScoreNetwork:
             if label.shape != (batch,):
                 raise UdseError(f"expected one label or one per item ({batch},), got {tuple(label.shape)}")
             inputs.append(label.to(self.device, torch.long))
-        score = self.graph(*inputs) if time.ndim == 1 else self.graph.per_frame(*inputs)
-        return torch.view_as_complex(score.movedim(1, -1).contiguous()).to(state.device, state.dtype)
+        return inputs
+
+
+def _as_complex(score: Tensor, like: Tensor) -> Tensor:
+    """(B, 2, F, T) real -> (B, F, T) complex, on the device and in the precision of `like`."""
+    return torch.view_as_complex(score.movedim(1, -1).contiguous()).to(like.device, like.dtype)
 
 
 def usable_device(name: str | torch.device) -> torch.device:

@@ -189,7 +189,8 @@ def run(arguments: argparse.Namespace) -> int:
         trainer.resume()
         print(f"resuming {arguments.out} at step {trainer.step}")
     elif initial is not None:
-        trainer.start_from(initial.graph.module.state_dict())
+        centred = not initial.config["architecture"].get("causal_block", 0)
+        trainer.start_from(initial.graph.module.state_dict(), bool(architecture.get("causal_block")) and centred)
     parameters = sum(p.numel() for p in build_network(architecture).parameters())
     print(
         f"{arguments.network}: {parameters / 1e6:.2f} M parameters, {trainer.precision}, {device}; "

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from udse_fast.checkpoint import save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
+from udse_fast.networks.compact import CAUSAL_BLOCKS
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sde import OUVE
 from udse_fast.spectral import Spectral
@@ -28,6 +29,8 @@ from udse_fast.training.batches import NOISE, SPEECH, Batch, Batches
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
+VARIANCE_WEIGHT = 0.05
+"""Of the posterior variance's likelihood beside the denoising loss, which stays what the network is for."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +107,26 @@ class Optimizers:
 
 
 def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Per item, `w ||sigma S(s_t, t) + z||^2` averaged over bins, and `||s0_hat - s0||^2 / ||s0||^2`; both (N,)."""
+    """Per item, the training loss and the relative denoising error `||s0_hat - s0||^2 / ||s0||^2`; both (N,).
+
+    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is (`posterior`)
+    has the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
+    """
     sde = graph.sde
     per_item_t = t[:, None, None, None]
     delta, sigma = torch.as_tensor(sde.delta(per_item_t)), torch.as_tensor(sde.sigma(per_item_t))
     s0 = torch.view_as_real(batch.spectrograms).movedim(-1, 1)
     z = torch.view_as_real(z).movedim(-1, 1)
-    score = graph(delta * s0 + sigma * z, t, batch.label)
-    residual = sigma * score + z  # = (s0_hat - s0) delta / sigma
-    per_item = residual.square().sum(1).mean((1, 2))
-    weight = getattr(graph.module, "loss_weight", None)
-    loss = per_item * (weight(sde.noise_level(t), batch.label) if weight else 1.0)
+    if hasattr(graph.module, "posterior"):
+        level = torch.as_tensor(sde.noise_level(t))
+        clean, variance = graph.module.posterior(s0 + (sigma / delta) * z, level, batch.label)
+        error = (clean - s0).square().sum(1)
+        per_item = error.mean((1, 2)) / level**2
+        unlikely = (error.detach() / variance + variance.log()).mean((1, 2))
+        loss = per_item * graph.module.loss_weight(level, batch.label) + VARIANCE_WEIGHT * unlikely
+    else:
+        residual = sigma * graph(delta * s0 + sigma * z, t, batch.label) + z  # = (s0_hat - s0) delta / sigma
+        loss = per_item = residual.square().sum(1).mean((1, 2))
     relative = per_item * (sigma / delta).flatten() ** 2 / s0.square().sum(1).mean((1, 2)).clamp_min(1e-12)
     return loss, relative.detach()
 
@@ -157,8 +169,10 @@ class Trainer:
     def state_file(self) -> Path:
         return self.out.with_name(self.out.name + ".state")
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
+    def start_from(self, weights: dict[str, Tensor], causal_from_centred: bool = False) -> None:
         """Fresh run from given weights; what they lack (the label of a joint network) keeps its initial value."""
+        if causal_from_centred:
+            weights = self.module.made_causal(weights)  # type: ignore[operator]
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
         if len(fitting) < len(weights) // 2:
             raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
@@ -179,6 +193,8 @@ class Trainer:
         """One optimizer step and EMA update; returns the loss."""
         batch = batch.to(self.device)
         t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
+        if getattr(self.module, "causal_block", 0):
+            self.module.set_causal_block(CAUSAL_BLOCKS[self.step % len(CAUSAL_BLOCKS)])  # type: ignore[operator]
         autocast = hasattr(self.module, "training_dtype") or self.precision == torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=not autocast):
             loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
@@ -202,6 +218,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self, batches: int = 2) -> dict[str, float]:
         """Relative denoising error of the EMA weights at fixed times, on fixed crops of held-out speakers."""
+        if getattr(self.module, "causal_block", 0):
+            self.module.set_causal_block(self.settings.architecture["causal_block"])  # type: ignore[operator]
         current = {name: w.clone() for name, w in self.weights.items()}
         self.module.load_state_dict(self.ema)
         errors: dict[str, float] = {}

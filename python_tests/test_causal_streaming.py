@@ -1,0 +1,277 @@
+"""Causal streams: a few frames at a time equal the whole signal, for any cutting, alone or with others, and restored."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udse_fast import Enhancer, Stream, UdseError, load_network
+from udse_fast.diffusion import Pass
+from udse_fast.kernels.nmf_is import nmf_update
+from udse_fast.networks.compact import Past
+from udse_fast.noise_models import OnlineNMF
+
+HOP, N_FFT = 255, 510
+RATES = (8000, 16000, 44100, 48000)
+ROUNDING = 2e-6  # of float32 overlap-add
+
+
+class Identity(Enhancer):
+    """The plumbing alone: every block is taken for speech."""
+
+    def _spectrogram_pass(self, mixture: Tensor, level: Tensor, *_: Any) -> Pass[tuple[Tensor, Any]]:
+        yield from ()
+        return self.spectral.decompress(mixture * level), None
+
+
+@pytest.fixture(scope="module")
+def identity(tiny_checkpoints: dict[str, Path]) -> Identity:
+    return Identity(tiny_checkpoints["causal"])
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_checkpoints: dict[str, Path]) -> Enhancer:
+    options = {"precision": "float32", "corrector_snr": 0.0, "readout": "wiener"}
+    return Enhancer(tiny_checkpoints["causal"], "ddrm", steps=3, samples=1, **options)
+
+
+def noise(length: int, channels: int = 1, seed: int = 0) -> NDArray[np.float32]:
+    x = np.random.default_rng(seed).standard_normal((channels, length)).astype(np.float32) * 0.1
+    return x[0] if channels == 1 else x
+
+
+def streamed(stream: Stream, x: NDArray[Any], cuts: list[int]) -> NDArray[Any]:
+    edges = [0, *sorted(min(c, x.shape[-1]) for c in cuts), x.shape[-1]]
+    parts = [stream.process(x[..., a:b]) for a, b in itertools.pairwise(edges)]
+    return np.concatenate([*parts, stream.flush()], axis=-1)
+
+
+def relative(a: Any, b: Any) -> float:
+    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+
+
+# -- the network -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5])
+def test_block_by_block_equals_the_whole_signal(tiny_checkpoints: dict[str, Path], block: int) -> None:
+    network = load_network(tiny_checkpoints["causal"])
+    module = network.module
+    module.set_causal_block(block)
+    u, a = torch.randn(2, 2, 256, 6 * block), torch.tensor([0.1, 0.7])
+    with torch.inference_mode():
+        whole = module.posterior(u, a)
+        past = Past()
+        parts = [module.posterior(part, a, None, past.rewind()) for part in u.split(block, dim=-1)]
+    for expected, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        assert relative(torch.cat(pieces, dim=-1), expected) < 1e-5
+
+
+def test_every_step_has_a_past_of_its_own(tiny: Enhancer) -> None:
+    """N reverse steps of a stream make N memories; their number does not grow with the signal."""
+    stream = tiny.open_stream()
+    stream.process(noise(40_000))
+    prior = stream._channels[0].blocks.prior  # type: ignore[attr-defined]
+    assert len(prior.pasts) == 3
+    sizes = [sum(kept.numel() for kept in past.kept) for past in prior.pasts]
+    stream.process(noise(40_000))
+    assert [sum(kept.numel() for kept in past.kept) for past in prior.pasts] == sizes
+    assert not torch.equal(prior.pasts[0].kept[3], prior.pasts[2].kept[3])
+
+
+# -- the stream ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_any_cutting_gives_the_same_bits(identity: Identity, rate: int) -> None:
+    @settings(max_examples=250, deadline=None)
+    @given(length=st.integers(0, 20_000), cuts=st.lists(st.integers(0, 100_000), max_size=40))
+    def check(length: int, cuts: list[int]) -> None:
+        x = noise(length)
+        stream = identity.open_stream(rate)
+        cut, whole = streamed(stream, x, cuts), streamed(stream, x, [])
+        assert cut.shape == x.shape
+        np.testing.assert_array_equal(cut, whole)
+
+    check()
+
+
+def test_any_cutting_with_a_network(tiny: Enhancer) -> None:
+    x = noise(16_000)
+    stream = tiny.open_stream()
+    whole = streamed(stream, x, [])
+    rng = np.random.default_rng(0)
+    for count in (1, 3, 30, 300):
+        np.testing.assert_array_equal(streamed(stream, x, rng.integers(0, len(x), count).tolist()), whole)
+    np.testing.assert_array_equal(tiny.enhance(x, 16000, causal=True), whole)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5])
+def test_latency_is_exact(identity: Identity, block: int) -> None:
+    stream = identity.open_stream(block_frames=block)
+    latency = stream.latency_samples
+    assert latency == (block - 1) * HOP + N_FFT - 1
+    x = noise(9 * block * HOP)
+    received = returned = 0
+    largest = 0
+    for sample in x:
+        received, returned = received + 1, returned + len(stream.process(np.atleast_1d(sample)))
+        largest = max(largest, received - returned)
+    assert largest == latency
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_aligned(identity: Identity, rate: int) -> None:
+    stream = identity.open_stream(rate)
+    for position in (rate // 3, rate // 2 + 1):
+        x = np.zeros(rate, np.float32)
+        x[position] = 1
+        assert int(np.abs(streamed(stream, x, [])).argmax()) == position
+    if rate == 16000:
+        x = noise(20_011)
+        assert relative(streamed(stream, x, []), x) < ROUNDING
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_latency_at_other_rates_is_a_bound_and_low(identity: Identity, rate: int) -> None:
+    stream = identity.open_stream(rate)
+    received = returned = largest = 0
+    for _ in range(0, rate, 20):
+        received, returned = received + 20, returned + len(stream.process(noise(20)))
+        largest = max(largest, received - returned)
+    assert largest - 20 <= stream.latency_samples <= largest + 2 * HOP
+    assert stream.latency_seconds < 0.096
+
+
+def test_the_output_depends_on_no_later_sample_than_the_latency(tiny: Enhancer) -> None:
+    x = noise(12_000)
+    y = tiny.enhance(x, 16000, causal=True)
+    for at in (5_000, 7_777):
+        changed = x.copy()
+        changed[at:] = noise(len(x) - at, seed=1)
+        z = tiny.enhance(changed, 16000, causal=True)
+        latency = tiny.open_stream().latency_samples
+        np.testing.assert_array_equal(z[: at - latency], y[: at - latency])
+        assert not np.array_equal(z[at - latency : at + HOP], y[at - latency : at + HOP])
+
+
+def test_state_goes_on_identically(tiny: Enhancer, tmp_path: Path) -> None:
+    x = noise(24_000, 2)
+    stream = tiny.open_stream(48000, 2)
+    stream.process(x[:, :11_111])
+    torch.save(stream.state(), tmp_path / "state")
+    expected = np.concatenate([stream.process(x[:, 11_111:]), stream.flush()], axis=1)
+    other = tiny.open_stream(48000, 2)
+    other.process(noise(5_000, 2, seed=3))
+    other.restore(torch.load(tmp_path / "state", weights_only=False))
+    np.testing.assert_array_equal(np.concatenate([other.process(x[:, 11_111:]), other.flush()], axis=1), expected)
+
+
+def test_a_state_is_a_copy(tiny: Enhancer) -> None:
+    x = noise(8_000)
+    stream = tiny.open_stream()
+    stream.process(x)
+    state = stream.state()
+    first = stream.process(x)
+    stream.restore(state)
+    np.testing.assert_array_equal(stream.process(x), first)
+    stream.restore(state)
+    np.testing.assert_array_equal(stream.process(x), first)
+
+
+def test_states_that_do_not_fit(tiny: Enhancer, tiny_checkpoint: Path) -> None:
+    stream = tiny.open_stream()
+    for state in ({}, None, tiny.open_stream(block_frames=2).state(), tiny.open_stream(48000).state()):
+        with pytest.raises(UdseError, match="restore: expected the state of a stream of 16000 Hz"):
+            stream.restore(state)  # type: ignore[arg-type]
+    with pytest.raises(UdseError, match="expected a causal prior"):
+        Enhancer(tiny_checkpoint).open_stream(causal=True)
+
+
+def test_streams_together_equal_each_alone(tiny: Enhancer) -> None:
+    signals = [noise(12_000, seed=seed) for seed in range(3)]
+    alone = [streamed(tiny.open_stream(), x, []) for x in signals]
+    streams = [tiny.open_stream() for _ in signals]
+    streams[2].process(signals[2][:3_000])  # it is ahead of the others
+    heads = [np.zeros(0, np.float32)] * 2 + [alone[2][: streams[2]._returned]]
+    starts = [0, 0, 3_000]
+    parts: list[list[Any]] = [[head] for head in heads]
+    for at in range(0, 12_000, 800):
+        chunks = [x[s + at : s + at + 800] for x, s in zip(signals, starts, strict=True)]
+        for part, out in zip(parts, tiny.process_many(streams, chunks), strict=True):
+            part.append(out)
+    for part, stream, expected in zip(parts, streams, alone, strict=True):
+        assert relative(np.concatenate([*part, stream.flush()]), expected) < 1e-4
+    with pytest.raises(UdseError, match="one chunk for each"):
+        tiny.process_many(streams, [signals[0]])
+
+
+def test_recovers_from_digital_silence_and_not_a_number(tiny: Enhancer) -> None:
+    x = np.concatenate([noise(8_000), np.zeros(32_000, np.float32), noise(8_000, seed=1)])
+    x[3_000:3_004] = [np.nan, np.inf, -np.inf, np.nan]
+    y = streamed(tiny.open_stream(), x, [])
+    assert np.isfinite(y).all()
+    assert np.abs(y[20_000:38_000]).max() < 1e-6
+    assert np.abs(y[-6_000:]).max() > 1e-3
+    silence = np.zeros(10_000, np.float32)
+    np.testing.assert_array_equal(streamed(tiny.open_stream(), silence, []), silence)
+
+
+def test_attenuation_is_limited(tiny_checkpoints: dict[str, Path]) -> None:
+    x = noise(9_000)
+    with_limit = Enhancer(tiny_checkpoints["causal"], "ddrm", steps=2, samples=1, strength=6.0, precision="float32")
+    without = Enhancer(tiny_checkpoints["causal"], "ddrm", steps=2, samples=1, precision="float32")
+    full, part = (e.enhance(x, 16000, causal=True) for e in (without, with_limit))
+    np.testing.assert_allclose(part, full + 10 ** (-6 / 20) * (x - full), atol=1e-5)
+
+
+# -- the noise model -------------------------------------------------------------------------------------------------
+
+
+def test_online_nmf_finds_the_spectra_of_the_batch_fit() -> None:
+    """Two alternating spectra, 300 frames by 3: as good a fit as all at once, by the Itakura-Saito divergence."""
+    generator = torch.Generator().manual_seed(0)
+    spectra = torch.rand(40, 2, generator=generator) ** 4 + 1e-3
+    activity = torch.rand(2, 300, generator=generator) ** 2 + 0.01
+    power = spectra @ activity * torch.empty(40, 300).exponential_(generator=generator)
+
+    def divergence(V: Tensor, P: Tensor) -> float:
+        return float((P / V - (P / V).log() - 1).mean())
+
+    model = OnlineNMF(40, 2, forgetting=0.999, iterations=10)
+    late = []
+    for number in range(100):
+        block = power[:, 3 * number : 3 * number + 3]
+        model.next_block(block.sqrt() + 0j)
+        for _ in range(3):
+            model.fit(block)
+        late.append(divergence(model.W @ model.H, block))
+    W, H = torch.rand(40, 2, generator=generator), torch.rand(2, 300, generator=generator)
+    W, H = nmf_update(power, W, H, iterations=300)
+    assert sum(late[50:]) / 50 < divergence(W @ H, power) + 0.05
+    torch.testing.assert_close(model.W.sum(0), torch.ones(2))
+
+
+def test_forgetting_is_by_blocks_not_by_steps() -> None:
+    """However many reverse steps a block has, the past is forgotten once."""
+    power = torch.rand(20, 4, generator=torch.Generator().manual_seed(1)) + 0.1
+    for steps in (1, 7):
+        model = OnlineNMF(20, 2, forgetting=0.5)
+        model.next_block(power.sqrt() + 0j)
+        model.fit(power)
+        before = model._latest.clone()
+        model.next_block(power.sqrt() + 0j)
+        for _ in range(steps):
+            model.fit(1e-3 * power)
+        new = model._latest[1] - 0.5 * before[1]
+        assert (model._latest[1] > 0.5 * before[1] * 0.999).all()
+        assert (new > 0).all()

@@ -1,0 +1,115 @@
+"""When calls are recorded and replayed, with a recorder in the place of CUDA's; whole passes: test_gpu_backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from udse_fast.cuda_graphs import MAX_RECORDINGS, Replayed, addresses
+
+
+class Repeater:
+    """Repeats the call on the recorded tensors."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.recorded, self.error = 0, error
+
+    def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+        if self.error is not None:
+            raise self.error
+        self.recorded += 1
+        results = function()
+
+        def repeat() -> None:
+            for old, new in zip(results, function(), strict=True):
+                if isinstance(old, torch.Tensor):
+                    old.copy_(new)
+
+        return repeat, results
+
+    def in_order(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def doubled(x: torch.Tensor) -> tuple[Any, ...]:
+    return 2 * x, None, 7
+
+
+def test_the_second_call_of_a_form_is_recorded() -> None:
+    repeater = Repeater()
+    replayed = Replayed(recorder=lambda device: repeater)
+    for call, recorded in enumerate((0, 1, 1, 1)):
+        twice, nothing, number = replayed(doubled, torch.full((3,), float(call)))
+        assert twice.tolist() == [2 * call] * 3
+        assert (nothing, number, repeater.recorded) == (None, 7, recorded)
+    replayed(doubled, torch.ones(4))
+    assert repeater.recorded == 1
+    replayed(doubled, torch.ones(4))
+    replayed(doubled, torch.ones(4), key="another")
+    replayed(doubled, torch.ones(4), key="another")
+    assert repeater.recorded == 3
+
+
+def test_a_later_call_does_not_write_into_an_earlier_result() -> None:
+    repeater = Repeater()
+    replayed = Replayed(recorder=lambda device: repeater)
+    results = [replayed(doubled, torch.tensor([float(call)]))[0] for call in range(4)]
+    assert [float(result) for result in results] == [0, 2, 4, 6]
+
+
+def test_few_recordings_are_kept_the_last_used() -> None:
+    repeater = Repeater()
+    replayed = Replayed(recorder=lambda device: repeater)
+    for size in range(1, MAX_RECORDINGS + 3):
+        for _ in range(2):
+            replayed(doubled, torch.ones(size))
+            replayed(doubled, torch.ones(1))  # always in use
+    assert repeater.recorded == MAX_RECORDINGS + 2
+    assert len(replayed._recordings) == MAX_RECORDINGS
+
+
+def test_a_network_with_other_weights_is_recorded_anew() -> None:
+    network, repeater = torch.nn.Linear(2, 2), Repeater()
+    replayed = Replayed(lambda: addresses(network), lambda device: repeater)
+    with torch.no_grad():
+        for _ in range(3):
+            replayed(lambda x: (network(x),), torch.ones(2))
+        kept = network.weight
+        network.weight = torch.nn.Parameter(torch.zeros(2, 2))
+        for _ in range(3):
+            assert torch.equal(replayed(lambda x: (network(x),), torch.ones(2))[0], network.bias)
+    assert repeater.recorded == 2
+    assert kept.data_ptr() != network.weight.data_ptr()
+
+
+def test_recordings_of_inference_mode_serve_outside_of_it() -> None:
+    repeater = Repeater()
+    replayed = Replayed(recorder=lambda device: repeater)
+    with torch.inference_mode():
+        for _ in range(2):
+            replayed(doubled, torch.ones(2))
+    assert replayed(doubled, torch.full((2,), 4.0))[0].tolist() == [8, 8]
+
+
+def test_calls_inside_a_recording_are_a_part_of_it() -> None:
+    repeater = Repeater()
+    inner = Replayed(recorder=lambda device: repeater)
+    outer = Replayed(recorder=lambda device: repeater)
+    for call in range(2):
+        result = outer(lambda x: inner(doubled, x), torch.tensor([float(call)]))[0]
+        assert float(result) == 2 * call
+    assert repeater.recorded == 1
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning() -> None:
+    replayed = Replayed(recorder=lambda device: Repeater(RuntimeError("operation not permitted\nsecond line")))
+    replayed(doubled, torch.ones(2))
+    with pytest.warns(RuntimeWarning, match="operation not permitted$") as warned:
+        assert replayed(doubled, torch.ones(2))[0].tolist() == [2, 2]
+    assert len(warned) == 1
+    for size in (2, 2, 3, 3):  # no more warnings, which would be errors
+        assert replayed(doubled, torch.ones(size))[0].tolist() == [2] * size

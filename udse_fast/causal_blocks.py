@@ -1,0 +1,133 @@
+"""Causal streaming: a few frames at a time, each enhanced once, everything else remembered.
+
+A block of K frames runs through all reverse steps with what the network saw before at each of them (`CausalPrior`), a
+noise model that goes on learning (`OnlineNMF`), a level that knows the past only, and noise numbered by absolute frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udse_fast.diffusion import Pass
+from udse_fast.noise_models import OnlineNMF
+from udse_fast.prior import CausalPrior
+from udse_fast.spectral import Spectral
+
+LEAST_LEVEL = 1e-6
+"""Largest compressed modulus below which a block counts as digital silence."""
+
+BlockPass = Callable[[Tensor, Tensor, int, CausalPrior, OnlineNMF], Pass[Tensor]]
+"""(x (F, K) complex, level, absolute number of the first frame, prior, noise model) -> speech spectrogram (F, K)."""
+
+
+class CausalBlocks:
+    """Push samples of any number in, get what is ready out, aligned; `finishing` returns the rest.
+
+    Args:
+        spectral: STFT and compression.
+        block_frames: K.
+        level_seconds: time constant with which the level falls.
+        prior, noise_model: with their memories.
+        enhance: the reverse pass of one block.
+        attenuation: greatest attenuation of the noise, a factor; 0 for no limit.
+        device: of the computation.
+    """
+
+    outputs = 2
+
+    def __init__(
+        self,
+        spectral: Spectral,
+        block_frames: int,
+        level_seconds: float,
+        prior: CausalPrior,
+        noise_model: OnlineNMF,
+        enhance: BlockPass,
+        attenuation: float,
+        device: torch.device,
+    ) -> None:
+        self.spectral, self.block_frames = spectral, block_frames
+        self.prior, self.noise_model, self.enhance = prior, noise_model, enhance
+        self.attenuation, self.device = attenuation, device
+        hop, n_fft = spectral.hop_length, spectral.n_fft
+        self._hops = block_frames * hop
+        self._window = (block_frames - 1) * hop + n_fft
+        self._decay = math.exp(-self._hops / (level_seconds * spectral.sample_rate))
+        self._input = torch.zeros(n_fft // 2)  # centred frames: the first reaches half a window before the signal
+        self._sum = torch.zeros(2, n_fft - hop)  # overlap-add of speech, and of the squared windows
+        self._level = torch.zeros(())
+        self._frame = 0
+        self._skip = n_fft // 2  # samples before the signal starts
+        self._received = self._returned = 0
+
+    @property
+    def latency(self) -> int:
+        """Samples that must follow a sample before it is given out, at most."""
+        return self._window - 1
+
+    def pushing(self, samples: Tensor) -> Pass[Tensor]:
+        """(n,) -> (2, m): speech and noise, m >= 0."""
+        self._received += len(samples)
+        self._input = torch.cat([self._input, samples])
+        done = [torch.zeros(2, 0)]
+        while len(self._input) >= self._window:
+            done.append((yield from self._block()))
+        out = torch.cat(done, dim=1)
+        self._returned += out.shape[1]
+        return out
+
+    def finishing(self) -> Pass[Tensor]:
+        """(2, m): everything that was not given out yet, as if silence followed."""
+        left = self._received - self._returned
+        blocks = -(-(left + self._skip) // self._hops)
+        missing = max(0, blocks * self._hops + self._window - self._hops - len(self._input))
+        received = self._received
+        rest = yield from self.pushing(torch.zeros(missing))
+        self._received = received
+        return rest[:, :left]
+
+    def _block(self) -> Pass[Tensor]:
+        """The next K frames; gives out K hops."""
+        spectral, hop, n_fft = self.spectral, self.spectral.hop_length, self.spectral.n_fft
+        signal = self._input[: self._window].to(self.device)
+        compressed = spectral.compress(spectral.stft(signal, center=False))
+        self._level = torch.maximum(compressed.abs().amax().cpu(), self._level * self._decay)
+        speech = torch.zeros_like(compressed)
+        if self._level > LEAST_LEVEL:
+            level = self._level.to(self.device)
+            self.prior.next_block()
+            speech = yield from self.enhance(compressed / level, level, self._frame, self.prior, self.noise_model)
+        added = spectral.overlap_add(speech).cpu()
+        added[:, : n_fft - hop] += self._sum
+        out, self._sum = added[:, : self._hops], added[:, self._hops :]
+        mixture = self._input[: self._hops]
+        estimate = out[0] / out[1].clamp_min(1e-3)
+        estimate = estimate + self.attenuation * (mixture - estimate)
+        both = torch.stack([estimate, mixture - estimate])[:, self._skip :]
+        self._skip = max(0, self._skip - self._hops)
+        self._input = self._input[self._hops :]
+        self._frame += self.block_frames
+        return both
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next sample depends on: tensors, numbers, lists of them."""
+        names = ("_input", "_sum", "_level", "_frame", "_skip", "_received", "_returned")
+        return {
+            "kind": f"causal, {self.block_frames} frames",
+            **{name: getattr(self, name) for name in names},
+            "prior": self.prior.state(),
+            "noise_model": self.noise_model.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        for name, value in state.items():
+            if name.startswith("_"):
+                setattr(self, name, value)
+        self.prior.restore(state["prior"])
+        self.noise_model.restore(state["noise_model"])

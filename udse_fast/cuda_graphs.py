@@ -1,0 +1,203 @@
+"""CUDA graphs: a network call, or a whole reverse pass with its updates and the noise model, launched at once.
+
+A graph repeats the launches of the call that was recorded, on the memory and with the numbers of that call. Whatever
+changes from call to call is therefore a tensor, which is copied to where the graph reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+MAX_RECORDINGS = 4
+MAX_FORMS = 64
+
+Function = Callable[..., tuple[Any, ...]]
+"""Tensors -> tensors, and values that depend on the form of the arguments only."""
+
+_thread = threading.local()
+
+
+class Recorder(Protocol):
+    """What records launches: CUDA graphs, or something that takes their place in a test."""
+
+    def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+        """Call `function`; return how to repeat what it launched, and its results, which repetitions overwrite."""
+
+    def in_order(self) -> AbstractContextManager[None]:
+        """Nothing else that was recorded runs in the meantime: recordings share their memory."""
+
+
+class CudaGraphs:
+    """The graphs of one device; one memory pool, as only one of them runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self.pool = torch.cuda.graph_pool_handle()
+            self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()
+        self.lock = threading.RLock()
+
+    def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
+        ):
+            results = function()
+        return graph.replay, results
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        with self.lock, torch.cuda.device(self.device):
+            torch.cuda.current_stream().wait_event(self.done)
+            yield
+            self.done.record()
+
+
+@functools.cache
+def cuda_graphs(device: torch.device) -> CudaGraphs:
+    """Those of a device."""
+    return CudaGraphs(device)
+
+
+@dataclass
+class _Recording:
+    repeat: Callable[[], None]
+    inputs: tuple[Tensor, ...]
+    results: tuple[Any, ...]
+
+
+class Replayed:
+    """Calls of functions of tensors that are recorded once for each form of the arguments and replayed from then on.
+
+    The first call of a form runs as it is: libraries choose their algorithms in it, and kernels are compiled. The
+    second is recorded. If that fails, there is one warning, and calls run as they are for good.
+
+    Args:
+        depends: evaluated at every call; a recording holds for one value of it, e.g. `addresses` of the weights.
+        recorder: of a device.
+    """
+
+    def __init__(
+        self, depends: Callable[[], Hashable] | None = None, recorder: Callable[[torch.device], Recorder] = cuda_graphs
+    ) -> None:
+        self._depends, self._recorder = depends, recorder
+        self._called: dict[Hashable, None] = {}
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._failed = False
+
+    def __call__(self, function: Function, *inputs: Tensor, key: Hashable = ()) -> tuple[Any, ...]:
+        """`function(*inputs)`; the first input says on which device.
+
+        Args:
+            key: everything beside the tensors that the function depends on.
+        """
+        if getattr(_thread, "records", False):  # a part of what is being recorded
+            return function(*inputs)
+        device = inputs[0].device
+        form = (
+            key,
+            self._depends() if self._depends is not None else None,
+            *((x.shape, x.dtype, x.device) for x in inputs),
+        )
+        warm = form, threading.get_ident()  # libraries remember their algorithms by thread
+        recorder = self._recorder(device)
+        with recorder.in_order():
+            if form not in self._recordings and warm in self._called and not self._failed:
+                self._add(form, function, inputs, recorder)
+            recording = self._recordings.pop(form, None)
+            if recording is not None:
+                self._recordings[form] = recording  # the last that was used, now
+                for static, given in zip(recording.inputs, inputs, strict=True):
+                    static.copy_(given)
+                recording.repeat()
+                return tuple(x.clone() if isinstance(x, Tensor) else x for x in recording.results)
+        if len(self._called) == MAX_FORMS:
+            self._called.clear()
+        self._called[warm] = None
+        with _fastest_convolutions(device):
+            return function(*inputs)
+
+    def _add(self, form: Hashable, function: Function, inputs: tuple[Tensor, ...], recorder: Recorder) -> None:
+        """Record a form in the place of the one that was not used for longest."""
+        while len(self._recordings) >= MAX_RECORDINGS:
+            del self._recordings[next(iter(self._recordings))]
+        _thread.records = True
+        try:
+            # made outside inference mode, so that later calls in any mode may write to them
+            with torch.inference_mode(False), torch.no_grad(), _fastest_convolutions(inputs[0].device):
+                static = tuple(torch.empty_like(x).copy_(x) for x in inputs)
+                repeat, results = recorder.record(lambda: function(*static))
+            self._recordings[form] = _Recording(repeat, static, results)
+        except Exception as error:  # whatever the reason, the work can be done without a graph
+            self._failed = True
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(
+                f"CUDA graphs are off for this Enhancer, which makes it slower but changes nothing else: {reason}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        finally:
+            _thread.records = False
+
+
+@dataclass(frozen=True)
+class WholePass:
+    """What a reverse pass yields to be run from its beginning to its end at once, with its like, as one graph.
+
+    The answer is the tuple that the generator `start(*inputs)` returns. Requests with equal `key` and `replayed`, and
+    inputs of equal form, are alike: `start` does the same to other numbers.
+    """
+
+    replayed: Replayed
+    key: Hashable
+    start: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Equal for those that can be run as one."""
+        return self.key, id(self.replayed), *((x.shape, x.dtype, x.device) for x in self.inputs)
+
+
+def run_alike(passes: Sequence[WholePass], run_in_step: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """The answers to requests of one `batch_key`; `run_in_step` runs generators side by side to their ends."""
+    count = len(passes[0].inputs)
+
+    def function(*inputs: Tensor) -> tuple[Any, ...]:
+        started = [p.start(*inputs[i * count : (i + 1) * count]) for i, p in enumerate(passes)]
+        return tuple(value for result in run_in_step(started) for value in result)
+
+    inputs = [x for p in passes for x in p.inputs]
+    values = passes[0].replayed(function, *inputs, key=(passes[0].key, len(passes)))
+    size = len(values) // len(passes)
+    return [values[first : first + size] for first in range(0, len(values), size)]
+
+
+def addresses(*modules: nn.Module) -> Hashable:
+    """Where the weights of networks are: a network that was moved or converted has others."""
+    return tuple(parameter.data_ptr() for module in modules for parameter in module.parameters())
+
+
+@contextmanager
+def _measured_convolutions() -> Iterator[None]:
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _fastest_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """cuDNN measures its algorithms and takes the fastest, as shapes come again and again."""
+    return _measured_convolutions() if device.type == "cuda" else nullcontext()

@@ -1,0 +1,45 @@
+"""DDRM-NMF: denoising diffusion restoration (Kawar et al. 2022) with the noise variance from NMF-IS.
+
+The mixture is not pulled at: where its noise is weaker than the level of the step, it *is* the state, its noise
+brought up to that level by fresh noise. One network call per step, and the prior sees what it was trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from udse_fast.coefficients import Coefficients
+from udse_fast.diffusion import Transition
+from udse_fast.kernels.likelihood_gradient import ddrm_step, unexplained_power
+from udse_fast.kernels.likelihood_gradient.reference import variance
+from udse_fast.likelihoods.base import SpeechLikelihood
+from udse_fast.randomness import Draw
+
+
+@dataclass
+class DDRM(SpeechLikelihood):
+    """Restoration of the mixture bin by bin; NMF update before the step, on the power that the prior cannot explain."""
+
+    renewal: float = 0.85
+    """eta: share of fresh noise where the mixture's noise is stronger than the step's level."""
+    caution: float = 3.0
+    """kappa: weight of the prior's own uncertainty in the power of the M-step."""
+
+    needs_deviation: ClassVar[bool] = True
+
+    def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
+        """s = delta (x + sqrt(a^2 - V) z): the mixture with its noise brought up to a."""
+        c = coefficients
+        missing = ((c.sigma / c.delta) ** 2 - variance(self.noise_model.variance)).clamp_min(0).sqrt()
+        return c.delta * (self.mixture + missing * noise)
+
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+        step = transitions["speech"]
+        assert step.deviation is not None
+        estimate = step.state, step.score, step.deviation, self.mixture
+        self.noise_model.fit(unexplained_power(*estimate, step.coefficients, self.caution))
+        V = self.noise_model.variance
+        return {"speech": ddrm_step(*estimate, V, step.coefficients, step.following, step.noise, self.renewal)}

@@ -1,0 +1,110 @@
+"""The prior as the samplers call it: score networks behind `udse_fast.diffusion.Score`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from udse_fast.diffusion import ScoreAnswer, ScoreRequest
+from udse_fast.networks.compact import Past
+from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.sde import Time
+
+SPEECH_LABEL, NOISE_LABEL = 1, 0
+
+
+class Prior:
+    """Scores of speech and noise, from one joint network or two."""
+
+    def __init__(self, speech: ScoreNetwork, noise: ScoreNetwork | None = None) -> None:
+        self.networks = {"speech": speech, "noise": noise or speech}
+        if speech.tells_deviation:
+            self.with_deviation = self._with_deviation
+        if speech is self.networks["noise"]:
+            self.batch_key = id(speech)
+
+    def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
+        """S(s, t), (B, F, T) complex."""
+        return self.networks[source].score(state, _times(state, time), _label(source))
+
+    def _with_deviation(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
+        """S(s, t), and E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real."""
+        return self.networks[source].with_deviation(state, _times(state, time), _label(source))
+
+    def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
+        """One batch of requests to this network, all with or all without deviation."""
+        network, inputs = self.networks["speech"], _batch(requests)
+        if requests[0].wants_deviation:
+            return _split(requests, *network.with_deviation(*inputs))
+        return _split(requests, network.score(*inputs))
+
+
+class CausalPrior:
+    """The score of a causal network that goes on, block after block, from what it saw before.
+
+    Every call of a block (step by step) sees the past at its own noise level: a memory for each.
+    """
+
+    def __init__(self, network: ScoreNetwork) -> None:
+        self.network = network
+        self.batch_key = id(network)
+        self.pasts: list[Past] = []
+        self._call = 0
+
+    def next_block(self) -> None:
+        """The calls that follow are those of the next block, from its first step."""
+        self._call = 0
+
+    def _next_past(self) -> Past:
+        if self._call == len(self.pasts):
+            self.pasts.append(Past())
+        self._call += 1
+        return self.pasts[self._call - 1].rewind()
+
+    def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
+        """S(s, t), (B, F, T) complex."""
+        return self.with_deviation(state, time, source)[0]
+
+    def with_deviation(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
+        """S(s, t), and E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real."""
+        return self.network.with_deviation(state, _times(state, time), _label(source), self._next_past())
+
+    def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
+        """One batch of requests of streams that share this network."""
+        pasts = [request.score._next_past() for request in requests]  # type: ignore[attr-defined]
+        sizes = [len(request.state) for request in requests]
+        together = Past.joined(pasts, sizes)
+        answers = _split(requests, *self.network.with_deviation(*_batch(requests), together))
+        together.give_back(pasts, sizes)
+        return answers
+
+    def state(self) -> list[list[Tensor]]:
+        """The memories, one list per call of a block."""
+        return [past.kept for past in self.pasts]
+
+    def restore(self, state: list[list[Tensor]]) -> None:
+        """Go on from `state`."""
+        self.pasts = [Past(list(kept)) for kept in state]
+
+
+def _label(source: str) -> int:
+    return SPEECH_LABEL if source == "speech" else NOISE_LABEL
+
+
+def _times(state: Tensor, time: Time) -> Tensor:
+    """One time per item (B,), or per item and frame (B, T)."""
+    batch = state.shape[0]
+    t = time if isinstance(time, Tensor) else torch.tensor(time)
+    return t.to(state.real).expand((batch,) if t.ndim == 0 else (batch, state.shape[-1]))
+
+
+def _batch(requests: list[ScoreRequest]) -> tuple[Tensor, Tensor, Tensor]:
+    """States, times and labels of all."""
+    labels = [torch.full((len(r.state),), _label(r.source), device=r.state.device) for r in requests]
+    return torch.cat([r.state for r in requests]), torch.cat([_times(r.state, r.time) for r in requests]), torch.cat(labels)
+
+
+def _split(requests: list[ScoreRequest], score: Tensor, deviation: Tensor | None = None) -> list[ScoreAnswer]:
+    sizes = [len(request.state) for request in requests]
+    deviations = [None] * len(sizes) if deviation is None else deviation.split(sizes)
+    return list(zip(score.split(sizes), deviations, strict=True))
