@@ -1,18 +1,70 @@
 #!/bin/sh
-# On a machine with an NVIDIA GPU, nvcc and a CUDA build of torch: build with the CUDA kernels, run the tests that need
-# the GPU, write the report. PYTHON picks the interpreter, REPORT the page; further arguments go to the report.
+# Everything to be had from a machine with an NVIDIA GPU, nvcc and a CUDA build of torch, in one go or part by part:
+#     benchmarks/gpu_session.sh [install] [train] [test] [report]     (default: all four)
+# Every part ends by itself within LIMIT seconds; training that was cut off goes on where it was with the next call.
+#   SPEECH=folder of clean speech to train on (none: no training), NOISE=folder of noise as well: a joint prior
+#   PRIOR=checkpoint to write, NETWORK=ncsnpp-5m, TRAIN_STEPS=400000, DEVICE=cuda
+#   REPORT=page to write, REPORT_ARGUMENTS=more arguments of gpu_report.py
+#   PYTHON=interpreter; without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=folder of wheels
 set -eu
 cd "$(dirname "$0")/.."
+root=$PWD
 PYTHON=${PYTHON:-python3}
-REPORT=${REPORT:-benchmarks/results/gpu.md}
+LIMIT=${LIMIT:-570}
+PRIOR=${PRIOR:-$root/prior.safetensors}
+REPORT=${REPORT:-$root/benchmarks/results/gpu.md}
+NOISE=${NOISE:-}
+export PYTHONUNBUFFERED=1
 
-nvidia-smi
-"$PYTHON" -m pip install -C cmake.define.UDSE_CUDA=ON --no-deps .
-"$PYTHON" -m pip install pytest soundfile soxr safetensors tqdm
-"$PYTHON" -c 'import triton' || "$PYTHON" -m pip install triton
-cd python_tests # the installed package, not the checkout
-"$PYTHON" -m udse_fast info
-"$PYTHON" -m pytest -c ../pyproject.toml --rootdir=.. -q \
-  test_gpu_backends.py test_gpu_device.py test_optimised_network.py
-cd ..
-"$PYTHON" benchmarks/gpu_report.py -o "$REPORT" "$@"
+install() {
+  nvidia-smi
+  "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "torch sees no CUDA device"; print(torch.__version__)'
+  # its own torch stays as it is
+  "$PYTHON" -m pip install -C cmake.define.UDSE_CUDA=ON --no-deps .
+  for package in numpy soundfile soxr safetensors tqdm pytest; do
+    "$PYTHON" -c "import $package" || "$PYTHON" -m pip install "$package"
+  done
+  "$PYTHON" -c 'import triton' || "$PYTHON" -m pip install triton || echo "no triton: the CUDA kernels are used"
+  "$PYTHON" -m udse_fast info
+}
+
+# Cut off as by Ctrl-C, which saves, with a minute to do so: half of the time twice, so that going on is exercised, too.
+train() {
+  [ -n "${SPEECH:-}" ] || { echo "train: SPEECH is not set"; return 0; }
+  for part in 1 2; do
+    status=0
+    timeout --signal=INT --kill-after=60 $((LIMIT / 2 - 60)) "$PYTHON" -m udse_fast train --speech "$SPEECH" \
+      ${NOISE:+--noise "$NOISE"} --network "${NETWORK:-ncsnpp-5m}" --steps "${TRAIN_STEPS:-400000}" \
+      --save-minutes 2 --device "${DEVICE:-cuda}" --out "$PRIOR" || status=$?
+    case $status in
+      0 | 124) ;;
+      137) echo "train: killed while it was saving; the save before stays" ;;
+      *) return "$status" ;;
+    esac
+  done
+}
+
+# a GPU that is there must be used: skipped tests are listed
+tests() {
+  timeout "$LIMIT" "$PYTHON" -m pytest -c "$root/pyproject.toml" --rootdir="$root" -q -p no:cacheprovider \
+    "$root"/python_tests/test_cuda_graphs.py "$root"/python_tests/test_optimised_network.py \
+    "$root"/python_tests/test_gpu_device.py "$root"/python_tests/test_gpu_backends.py
+}
+
+# Lines are written as they are measured: what was cut off is on the page up to there.
+report() {
+  # shellcheck disable=SC2086
+  timeout "$LIMIT" "$PYTHON" "$root/benchmarks/gpu_report.py" -o "$REPORT" ${REPORT_ARGUMENTS:-}
+}
+
+[ "$#" -gt 0 ] || set -- install train test report
+failed=
+for part in "$@"; do
+  case $part in
+    install) install ;;
+    train | report) (cd /tmp && $part) || failed="$failed $part" ;; # the installed package, not the checkout
+    test) (cd /tmp && tests) || failed="$failed test" ;;
+    *) echo "expected install, train, test or report, got $part" >&2; exit 2 ;;
+  esac
+done
+[ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }

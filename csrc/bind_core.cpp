@@ -340,6 +340,8 @@ void register_signal(py::module_& m) {
 
 }  // namespace
 
+void register_causal_network(py::module_& m);  // bind_causal_network.cpp
+
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core: fused posterior updates, NMF-IS and counter-based noise on CPUs.";
   py::register_local_exception_translator([](std::exception_ptr p) {
@@ -352,6 +354,7 @@ PYBIND11_MODULE(_core, m) {
   register_updates(m);
   register_nmf(m);
   register_signal(m);
+  register_causal_network(m);
   m.def("isa", &udse::isa, "Instruction set in use: scalar, avx2 or avx512.");
   m.def(
       "set_isa", [](const std::string& name) { udse::set_isa(name.c_str()); }, "name"_a,

@@ -187,8 +187,11 @@ inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
   });
 }
 
-// The rows of an even and the next odd bin: one counter serves both.
-inline void draw(const NoiseKey& key, int64_t sample, int64_t pair, int64_t t0, ComplexRow z[2]) {
+// The rows of an even and the next odd bin: one counter serves both. Compiled once with all that it calls: where the
+// compiler gives up inlining, which any further kernel may bring about, nothing is vectorised and this takes ten times
+// as long.
+__attribute__((noinline, flatten)) void draw(const NoiseKey& key, int64_t sample, int64_t pair, int64_t t0,
+                                             ComplexRow z[2]) {
   alignas(64) uint32_t x[4][L];
   philox(static_cast<uint32_t>(key.first_frame + t0),
          static_cast<uint32_t>(pair) | static_cast<uint32_t>(key.first_sample + sample) << 16, key, x);

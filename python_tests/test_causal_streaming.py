@@ -1,4 +1,4 @@
-"""Causal streams: a few frames at a time equal the whole signal, for any cutting, alone or with others, and restored."""
+"""Causal streams: a few frames at a time equal the whole signal; any cutting, alone or together, restored."""
 
 from __future__ import annotations
 

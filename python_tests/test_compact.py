@@ -67,6 +67,29 @@ def test_a_fresh_network_is_the_edm_skip() -> None:
         torch.testing.assert_close(network.denoise(u, a), u * (0.01 / 0.05), rtol=1e-4, atol=1e-5)
 
 
+def test_a_fresh_network_knows_the_posterior_variance_of_gaussian_data() -> None:
+    network = Compact(bins=64, sigma_data=0.1, **SMALL)  # type: ignore[arg-type]
+    u, a = torch.randn(2, 2, 64, 9), torch.tensor([0.2, 0.05])
+    with torch.no_grad():
+        variance = network.posterior(u, a)[1]
+    expected = 0.01 * a**2 / (0.01 + a**2)
+    torch.testing.assert_close(variance, expected[:, None, None].expand(2, 64, 9), rtol=1e-5, atol=0)
+
+
+def test_weights_of_a_centred_network_start_a_causal_one() -> None:
+    """Only what the long kernels read of the future is lost: where that is nothing, the stacks over time agree."""
+    centred, causal = randomised(), randomised(causal_block=1)
+    with torch.no_grad():
+        for name, weight in centred.named_parameters():
+            if name.startswith("over_time") and weight.ndim == 4 and weight.shape[2] > 1:
+                weight[:, :, weight.shape[2] // 2 + 1 :] = 0
+    causal.load_state_dict(Compact.made_causal(centred.state_dict()))
+    h, embedding = torch.randn(2, 12, 30, 8), torch.randn(2, 1, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(causal._over_time(h, embedding, None), centred._over_time(h, embedding, None))
+    torch.testing.assert_close(causal.output.weight, centred.output.weight)
+
+
 def test_statistics_do_not_depend_on_the_length() -> None:
     """Frames far from an edge are the same in a longer signal."""
     network = randomised()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from udse_fast.cuda_graphs import MAX_RECORDINGS, Replayed, addresses
+from udse_fast.cuda_graphs import MAX_RECORDINGS, Replayed, WholePass, addresses, run_alike
 
 
 class Repeater:
@@ -96,13 +96,16 @@ def test_recordings_of_inference_mode_serve_outside_of_it() -> None:
 
 
 def test_calls_inside_a_recording_are_a_part_of_it() -> None:
-    repeater = Repeater()
-    inner = Replayed(recorder=lambda device: repeater)
-    outer = Replayed(recorder=lambda device: repeater)
-    for call in range(2):
+    class Once(Repeater):
+        def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+            return lambda: None, super().record(function)[1]
+
+    once, of_parts = Once(), Repeater()
+    inner, outer = Replayed(recorder=lambda device: of_parts), Replayed(recorder=lambda device: once)
+    for call in range(3):
         result = outer(lambda x: inner(doubled, x), torch.tensor([float(call)]))[0]
-        assert float(result) == 2 * call
-    assert repeater.recorded == 1
+        assert float(result) == (0, 2, 2)[call]
+    assert (once.recorded, of_parts.recorded) == (1, 0)
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning() -> None:
@@ -113,3 +116,32 @@ def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning() -> None:
     assert len(warned) == 1
     for size in (2, 2, 3, 3):  # no more warnings, which would be errors
         assert replayed(doubled, torch.ones(size))[0].tolist() == [2] * size
+
+
+def test_passes_that_are_alike_run_in_step_as_one_recording() -> None:
+    repeater = Repeater()
+    replayed = Replayed(recorder=lambda device: repeater)
+
+    def start(x: torch.Tensor, y: torch.Tensor) -> Generator[torch.Tensor, torch.Tensor, tuple[Any, ...]]:
+        answer = yield x
+        return answer + y, 3
+
+    def run_in_step(passes: list[Any]) -> list[Any]:
+        """Doubles what is asked for, all at once."""
+        asked = torch.stack([next(p) for p in passes]) * 2
+        results = []
+        for reverse_pass, answer in zip(passes, asked, strict=True):
+            with pytest.raises(StopIteration) as end:
+                reverse_pass.send(answer)
+            results.append(end.value.value)
+        return results
+
+    for call in range(3):
+        numbers = [torch.tensor([float(call + i)]) for i in range(2)]
+        passes = [WholePass(replayed, "settings", start, (x, torch.ones(1))) for x in numbers]
+        assert passes[0].batch_key == passes[1].batch_key
+        answers = run_alike(passes, run_in_step)
+        assert [(float(value), three) for value, three in answers] == [(2 * call + 1, 3), (2 * call + 3, 3)]
+    assert repeater.recorded == 1
+    longer = WholePass(replayed, "settings", start, (torch.ones(2), torch.ones(2)))
+    assert longer.batch_key != passes[0].batch_key

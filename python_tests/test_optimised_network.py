@@ -127,3 +127,20 @@ def test_a_torchscript_file_stays_as_it_is() -> None:
     network = network_of(False)
     network.scripted = True
     assert optimised_or_plain(network, "float32") is network
+
+
+@pytest.mark.parametrize("name", ["speech", "joint", "causal"])
+def test_compact_networks_tell_the_same(tiny_checkpoints: dict[str, Path], name: str) -> None:
+    """Calls of every form, the first and a later one, which a GPU replays."""
+    plain = load_network(tiny_checkpoints[name], DEVICE)
+    fast = optimise(plain)
+    for call in range(3):
+        generator = torch.Generator().manual_seed(call)
+        state = torch.randn(2, 256, 12, dtype=torch.complex64, generator=generator)
+        per_frame = torch.rand(2, 12, generator=generator) * 0.5 + 0.3
+        for time in (torch.tensor([0.4, 0.7]), per_frame):
+            assert relative(fast.score(state, time), plain.score(state, time)) < TOLERANCE
+            for value, expected in zip(
+                fast.with_deviation(state, time), plain.with_deviation(state, time), strict=True
+            ):
+                assert relative(value, expected) < TOLERANCE

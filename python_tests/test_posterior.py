@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from udse_fast.errors import UdseError
+from udse_fast.kernels.likelihood_gradient import unexplained_power
 from udse_fast.noise_models import NMF, FixedVariance, start_nmf
 from udse_fast.samplers import SAMPLERS, posterior_sample, sampler_names
 from udse_fast.sde import OUVE
@@ -45,6 +46,52 @@ def test_known_variances_give_the_wiener_filter(sampler: str) -> None:
 
     assert error(200, 400) < APPROXIMATION
     assert error(5, 4) > error(200, 400)
+
+
+class GaussianPrior:
+    """`gaussian_score` with the variance that it knows its estimate to have, v a^2 / (v + a^2)."""
+
+    def __call__(self, state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        return gaussian_score(state, time, source)
+
+    def with_deviation(self, state: Tensor, time: float | Tensor, source: str) -> tuple[Tensor, Tensor]:
+        a2 = SDE.noise_level(time) ** 2
+        return self(state, time, source), (SPEECH * a2 / (SPEECH + a2)).expand(state.shape)
+
+
+def test_ddrm_at_the_level_of_the_noise_is_the_wiener_filter() -> None:
+    """At a^2 = V the state is the mixture itself: s0 = x v/(v + V), C = v V/(v + V), and the last step joins x again."""
+    times = [1.0, 0.7, 0.4]
+    V = torch.full((5, 6), SDE.noise_level(times[-1]) ** 2 * (1 - 1e-12), dtype=torch.float64)
+    posterior = posterior_sample(
+        MIXTURE, GaussianPrior(), "ddrm", samples=3, times=times, corrector_snr=0.0, noise_model=FixedVariance(V)
+    )
+    s0, C = MIXTURE * SPEECH / (SPEECH + V), SPEECH * V / (SPEECH + V)
+    expected = s0 + C / (C + V) * (MIXTURE - s0)
+    torch.testing.assert_close(posterior.speech, expected.expand(3, 5, 6), rtol=1e-5, atol=1e-7)
+
+
+def test_ddrm_stays_near_the_wiener_filter_below_it() -> None:
+    posterior = posterior_sample(
+        MIXTURE, GaussianPrior(), "ddrm", steps=12, samples=400, corrector_snr=0.0, noise_model=FixedVariance(NOISE)
+    )
+    assert float((gain(posterior.speech) - WIENER[:, 0]).abs().max()) < 0.1
+
+
+def test_ddrm_power_in_closed_form() -> None:
+    """E(|x - s0|^2 + C) = V + 2 v (a^2 - V) / (v + a^2) for Gaussian s, n: right at a^2 = V, too much before."""
+    generator = torch.Generator().manual_seed(0)
+    v, V, a2 = 0.4, 0.1, 0.3
+    s, n, z = (torch.randn(1, 50, 2000, generator=generator, dtype=torch.complex128) for _ in range(3))
+    x = v**0.5 * s[0] + V**0.5 * n[0]
+    u = x + (a2 - V) ** 0.5 * z
+    t = next(t / 1e5 for t in range(1, 100_000) if SDE.noise_level(t / 1e5) ** 2 > a2)
+    c = SDE.coefficients(t, 0.1)
+    state = c.delta * u
+    score = -state / (c.delta**2 * v + c.sigma**2)
+    deviation = torch.full((1, 50, 2000), v * a2 / (v + a2), dtype=torch.float64)
+    power = unexplained_power(state, score, deviation, x, c, 1.0)
+    assert float(power.mean()) == pytest.approx(V + 2 * v * (a2 - V) / (v + a2), rel=0.02)
 
 
 def test_prior_samples_have_the_prior_variance() -> None:
@@ -92,7 +139,7 @@ def test_frames_with_times_of_their_own_do_not_mix() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "calls"),
-    [("udiffse", 3 * 16), ("diffuseen", 16), ("paradiffuse_in", 24), ("paradiffuse_en", 32), ("prior", 16)],
+    [("udiffse", 3 * 16), ("diffuseen", 16), ("ddrm", 16), ("paradiffuse_in", 24), ("paradiffuse_en", 32), ("prior", 16)],
 )
 def test_score_evaluations_are_counted(sampler: str, calls: int) -> None:
     posterior = posterior_sample(MIXTURE, gaussian_score, sampler, steps=8, samples=1, em_rounds=3)

@@ -1,5 +1,6 @@
 """The C++ core. Arrays must be contiguous and of the dtype given; results go into arrays of the caller."""
 
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -140,3 +141,24 @@ def ddrm_step(
     out: _Complexes,
     threads: int,
 ) -> None: ...
+
+class CausalNetwork:
+    """A causal Compact network with its weights."""
+
+    def __init__(self, weights: Mapping[str, _Floats], dilations: Sequence[int]) -> None: ...
+    @property
+    def bins(self) -> int: ...
+    @property
+    def memory_size(self) -> int:
+        """Numbers of the memory of one signal at one noise level."""
+    def step(
+        self,
+        noisy: _Floats,
+        noise_level: _Floats,
+        label: NDArray[np.int64] | None,
+        memory: _Floats,
+        clean: _Floats,
+        variance: _Floats,
+        threads: int,
+    ) -> None:
+        """The next K frames, (B, 2, F, K), at one noise level per sample; memory (B, memory_size) is updated."""

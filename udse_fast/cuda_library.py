@@ -121,8 +121,6 @@ ARGUMENTS: dict[str, list[type]] = {
     "compress": [c_void_p, c_int64, c_float, c_float, c_void_p],
     "decompress": [c_void_p, c_int64, c_float, c_float, c_void_p],
     "network_input": [c_void_p, POINTER(Shape), POINTER(PerFrame), c_void_p],
-    "ddrm_step": [POINTER(Step), c_void_p, POINTER(PerFrame), POINTER(PerFrame), c_float],
-    "unexplained_power": [POINTER(Step), c_void_p, c_float],
     "norm_film_silu": [POINTER(GroupNorm)],
     "residual_sum": [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_int32, c_void_p],
     "resample": [c_void_p, POINTER(Shape), c_int64, c_int, c_int32, c_void_p],
@@ -291,6 +289,6 @@ class StepArguments:
             return StepNoise(2, None, key_argument(noise))
         return StepNoise(0 if noise is None else 1, self._pointer(noise), Key())
 
-    def run(self, name: str, *more: object) -> None:
-        """Call the kernel `name` with them, and with what it takes beyond them."""
-        cuda_library().call(name, self._like, ctypes.byref(self.step), *more)
+    def run(self, name: str) -> None:
+        """Call the kernel `name` with them."""
+        cuda_library().call(name, self._like, ctypes.byref(self.step))

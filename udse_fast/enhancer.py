@@ -35,6 +35,8 @@ from udse_fast.spectral import Spectral
 from udse_fast.streaming import Blocks, Stream, process_together
 
 BUILT_IN_JOINT, BUILT_IN_CAUSAL = "joint", "causal"
+OVERLAPPING_STREAM: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
+"""Shorter blocks than for whole signals: they are the latency."""
 ORACLE_MODES: Final = ("oracle", "pure oracle")
 ORACLE_ITERATIONS = 200
 
@@ -331,8 +333,8 @@ class Enhancer:
             return self
         if not self._has_causal_form:
             raise UdseError(
-                "causal: expected a causal prior (udse-fast train --network compact-causal) and a sampler that needs no "
-                f"noise prior, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
+                "causal: expected a causal prior (udse-fast train --network compact-causal), and a sampler that needs "
+                f"no noise prior, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
             )
         if self._causal_form is None:
             self._causal_form = Enhancer(BUILT_IN_CAUSAL, **self._arguments)
@@ -353,8 +355,8 @@ class Enhancer:
             sample_rate: in Hz, >= 8000.
             channels: enhanced one by one.
             causal: True: a few frames at a time, with everything before them remembered (needs a causal prior, the
-                built-in one has such a form); False: overlapping blocks of `block_seconds`, for any prior; None: causal
-                where the prior is, unless `settings` are about overlapping blocks.
+                built-in one has such a form); False: overlapping blocks of 2 s (`block_seconds`), for any prior;
+                None: causal where the prior is, unless `settings` are about overlapping blocks.
             settings: override those of the Enhancer for this stream; `block_frames` sets the latency of a causal one.
 
         Raises:
@@ -370,6 +372,9 @@ class Enhancer:
             overlapping = {"block_seconds", "overlap_seconds", "batch_blocks"} & set(settings)
             causal = bool(self.network.causal_block or self._has_causal_form) and not overlapping
         source = self._causal() if causal else self
+        if not causal:
+            own = {name: value for name, value in self._arguments.items() if name in OVERLAPPING_STREAM}
+            settings = {**OVERLAPPING_STREAM, **own, **settings}
         chosen = replace(source.settings, **settings)
         make_blocks = partial(source.causal_blocks if causal else source.blocks, settings=chosen)
         return Stream(make_blocks, source.spectral.sample_rate, check_sample_rate(sample_rate), channels)
@@ -421,6 +426,8 @@ def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
         return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    if network.causal_block:
+        return "float32"  # what the C++ core computes in
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if device.type == "cpu" and fast else "float32"
 

@@ -36,7 +36,8 @@ def read_out(
             UDiffSE and UDiffSE+); "wiener" takes samples and noise variance as the variances of a Wiener filter on the
             mixture, `mean_b |s|^2 / (|s|^2 + V)`, or, where the noise was sampled too, the published filter of
             ParaDiffUSE; "blend" averages that and the mean of the samples: in noise the samples are cleaner, in speech
-            the filter is nearer to the recording; "auto" is the published choice: "wiener" for sampled noise, else "mean".
+            the filter is nearer to the recording; "auto" is the published choice: "wiener" for sampled noise, else
+            "mean".
         exponent: of the gain on the mixture (parametric Wiener filter): below 1 it takes less away.
     """
     if how not in READOUTS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from udse_fast.diffusion import ScoreAnswer, ScoreRequest
-from udse_fast.networks.compact import Past
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sde import Time
 
@@ -48,16 +49,16 @@ class CausalPrior:
     def __init__(self, network: ScoreNetwork) -> None:
         self.network = network
         self.batch_key = id(network)
-        self.pasts: list[Past] = []
+        self.pasts: list[Any] = []  # `Past` or `Memory`
         self._call = 0
 
     def next_block(self) -> None:
         """The calls that follow are those of the next block, from its first step."""
         self._call = 0
 
-    def _next_past(self) -> Past:
+    def _next_past(self) -> Any:
         if self._call == len(self.pasts):
-            self.pasts.append(Past())
+            self.pasts.append(self.network.new_past())
         self._call += 1
         return self.pasts[self._call - 1].rewind()
 
@@ -73,7 +74,7 @@ class CausalPrior:
         """One batch of requests of streams that share this network."""
         pasts = [request.score._next_past() for request in requests]  # type: ignore[attr-defined]
         sizes = [len(request.state) for request in requests]
-        together = Past.joined(pasts, sizes)
+        together = type(pasts[0]).joined(pasts, sizes)
         answers = _split(requests, *self.network.with_deviation(*_batch(requests), together))
         together.give_back(pasts, sizes)
         return answers
@@ -84,7 +85,7 @@ class CausalPrior:
 
     def restore(self, state: list[list[Tensor]]) -> None:
         """Go on from `state`."""
-        self.pasts = [Past(list(kept)) for kept in state]
+        self.pasts = [type(self.network.new_past())(list(kept)) for kept in state]
 
 
 def _label(source: str) -> int:
@@ -101,7 +102,11 @@ def _times(state: Tensor, time: Time) -> Tensor:
 def _batch(requests: list[ScoreRequest]) -> tuple[Tensor, Tensor, Tensor]:
     """States, times and labels of all."""
     labels = [torch.full((len(r.state),), _label(r.source), device=r.state.device) for r in requests]
-    return torch.cat([r.state for r in requests]), torch.cat([_times(r.state, r.time) for r in requests]), torch.cat(labels)
+    return (
+        torch.cat([r.state for r in requests]),
+        torch.cat([_times(r.state, r.time) for r in requests]),
+        torch.cat(labels),
+    )
 
 
 def _split(requests: list[ScoreRequest], score: Tensor, deviation: Tensor | None = None) -> list[ScoreAnswer]:

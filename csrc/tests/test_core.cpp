@@ -162,15 +162,18 @@ void updates(const udse::Shape& shape, int threads) {
 
   step = p.step();
   step.power = nullptr;
-  step.next_delta = 0.8f;
-  step.next_sigma = 0.7f;
-  step.renewal = 0.6f;
+  // below and above all V by turns: sqrt(b^2 - V) of nearly equal numbers has no accuracy to check
+  std::vector<float> next_sigma(shape.frames);
+  for (std::int64_t t = 0; t < shape.frames; ++t) next_sigma[t] = t % 2 ? 1.5f : 0.125f;
+  step.next_delta = 0.75f;
+  step.next_sigma = next_sigma.data();
+  step.renewal = 0.625f;
   udse::ddrm_step(step, threads);
   compare([&](auto i, auto at, auto bin) {
-    const double b = double(0.7f) / 0.8f, V = p.V(bin, at % shape.frames), eta = 0.6f;
+    const double b = next_sigma[at % shape.frames] / 0.75, V = p.V(bin, at % shape.frames), eta = 0.625;
     const cdouble s0 = tweedie_mean(i), x = p.x[at], z = p.z[i];
-    if (b * b >= V) return double(0.8f) * (x + std::sqrt(b * b - V) * z);
-    return double(0.8f) * (s0 + std::sqrt(1 - eta * eta) * b * (x - s0) / std::sqrt(V) + eta * b * z);
+    if (b > 1) return 0.75 * (x + std::sqrt(b * b - V) * z);
+    return 0.75 * (s0 + std::sqrt(1 - eta * eta) * b * (x - s0) / std::sqrt(V) + eta * b * z);
   });
 
   step.deviation = p.C.data();

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import byref
-
 import torch
 
 from udse_fast.coefficients import Coefficients
@@ -218,47 +216,4 @@ def ddrm_step(
         following=following,
         renewal=renewal,
     ).run("ddrm_step")
-    return out
-
-
-def unexplained_power(
-    state: torch.Tensor,
-    score: torch.Tensor,
-    deviation: torch.Tensor,
-    mixture: torch.Tensor,
-    coefficients: Coefficients,
-    caution: float = 3.0,
-) -> torch.Tensor:
-    power = torch.empty_like(mixture, dtype=torch.float32)
-    arguments = StepArguments(state, score, coefficients, None, state, mixture=mixture, power=power)
-    arguments.run("unexplained_power", deviation.data_ptr(), caution)
-    return power
-
-
-def ddrm_step(
-    state: torch.Tensor,
-    score: torch.Tensor,
-    deviation: torch.Tensor,
-    mixture: torch.Tensor,
-    noise_variance: NoiseVariance,
-    coefficients: Coefficients,
-    following: Coefficients | None,
-    noise: Noise,
-    renewal: float = 0.85,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    out = torch.empty_like(state) if out is None else out
-    last = following is None
-    arguments = StepArguments(
-        state,
-        score,
-        coefficients,
-        None if last else noise,
-        out,
-        mixture=mixture,
-        noise_variance=noise_variance,
-    )
-    level, delta = (0.0, 1.0) if following is None else (following.sigma / following.delta, following.delta)
-    level_argument, delta_argument = arguments.per_frame(level), arguments.per_frame(delta)
-    arguments.run("ddrm_step", deviation.data_ptr(), byref(level_argument), byref(delta_argument), renewal)
     return out

@@ -103,54 +103,6 @@ struct LastRestoration : Unprepared {
   }
 };
 
-// DDRM: sigma'/delta' and delta' of the next step; no noise marks the last step.
-struct Restoration {
-  Step step;
-  const float* deviation;  // C, (B, F, T)
-  PerFrame level, next_delta;
-  float renewal;
-
-  UDSE_HD void operator()(int64_t i) const {
-    const Shape& shape = step.shape;
-    const int64_t f = i / shape.frames, t = i % shape.frames;
-    const Numbers c(step, t);
-    const Complex x = load(step.mixture, i);
-    const float v = variance_at(step.variance, f, shape.frames, t), b = at_frame(level, t), b2 = square(b);
-    const float kept = sqrtf(1 - square(renewal)) * b / sqrtf(v);
-    for (int64_t sample = 0; sample < shape.samples; ++sample) {
-      const int64_t at = sample * shape.bins * shape.frames + i;
-      const Complex s0 = c.inverse_delta * (load(step.speech.state, at) + c.sigma2 * load(step.speech.score, at));
-      if (step.speech.draw.kind == Noise::none) {
-        store(step.speech.next, at, s0 + deviation[at] / (deviation[at] + v) * (x - s0));
-        continue;
-      }
-      const Complex z = noise_at(step.speech.draw, shape, sample, f, t);
-      const Complex u = b2 >= v ? x + sqrtf(above(b2 - v, 0)) * z : s0 + kept * (x - s0) + renewal * b * z;
-      store(step.speech.next, at, at_frame(next_delta, t) * u);
-    }
-  }
-};
-
-// DDRM: P = mean (|x - s0|^2 + kappa C)
-struct Unexplained {
-  Step step;
-  const float* deviation;  // C, (B, F, T)
-  float caution;
-
-  UDSE_HD void operator()(int64_t i) const {
-    const Shape& shape = step.shape;
-    const Numbers c(step, i % shape.frames);
-    const Complex x = load(step.mixture, i);
-    float p = 0;
-    for (int64_t sample = 0; sample < shape.samples; ++sample) {
-      const int64_t at = sample * shape.bins * shape.frames + i;
-      p += power(x - c.inverse_delta * (load(step.speech.state, at) + c.sigma2 * load(step.speech.score, at)));
-      p += caution * deviation[at];
-    }
-    step.power[i] = p / static_cast<float>(shape.samples);
-  }
-};
-
 UDSE_EXPORT const char* udse_cuda_marginal_guidance(const Step* step, Stream stream) { return sweep<Marginal>(step, stream); }
 UDSE_EXPORT const char* udse_cuda_product_of_gaussians(const Step* step, Stream stream) { return sweep<Product>(step, stream); }
 UDSE_EXPORT const char* udse_cuda_noise_posterior_guidance(const Step* step, Stream stream) {
@@ -164,14 +116,6 @@ UDSE_EXPORT const char* udse_cuda_joint_guidance(const Step* step, Stream stream
 UDSE_EXPORT const char* udse_cuda_unexplained_power(const Step* step, Stream stream) { return sweep<Unexplained>(step, stream); }
 UDSE_EXPORT const char* udse_cuda_ddrm_step(const Step* step, Stream stream) {
   return step->deviation ? sweep<LastRestoration>(step, stream) : sweep<Restoration>(step, stream);
-}
-
-UDSE_EXPORT const char* udse_cuda_ddrm_step(const Step* step, const float* deviation, const PerFrame* level,
-                                            const PerFrame* next_delta, float renewal, Stream stream) {
-  return for_each(step->shape.bins * step->shape.frames, stream, Restoration{*step, deviation, *level, *next_delta, renewal});
-}
-UDSE_EXPORT const char* udse_cuda_unexplained_power(const Step* step, const float* deviation, float caution, Stream stream) {
-  return for_each(step->shape.bins * step->shape.frames, stream, Unexplained{*step, deviation, caution});
 }
 
 // What the caller's mirrors of the argument structures must measure.

@@ -211,7 +211,7 @@ def ddrm_step_kernel(
         b = number(c[7], t, inside, PER_FRAME) / next_delta
         weaker = v <= b * b
         root = tl.sqrt(tl.where(weaker, b * b - v, v))
-        share = tl.where(weaker, 1.0, tl.sqrt(1 - renewal * renewal) * b / root)
+        share = tl.where(weaker, 1.0, tl.sqrt(1 - renewal * renewal) * b / tl.where(weaker, 1.0, root))
         spread = tl.where(weaker, root, renewal * b)
     at = i.to(tl.int64)
     for sample in range(B):

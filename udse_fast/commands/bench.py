@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import json
+import math
 import statistics
 import time
 from typing import Any
 
 from udse_fast.commands.options import add_enhancer_arguments, enhancer_settings
-from udse_fast.commands.stream import add_block_arguments
+from udse_fast.commands.stream import add_block_arguments, block_settings
 from udse_fast.errors import UdseError
 
 
@@ -46,27 +47,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from udse_fast.commands.info import processor
     from udse_fast.enhancer import Enhancer
-    from udse_fast.sde import Time
 
-    class TimedEnhancer(Enhancer):
-        """Knows how long its network took."""
-
-        network_seconds = 0.0
-        network_calls = 0
-
-        def score(self, state: torch.Tensor, time_: Time, source: str) -> torch.Tensor:
-            started = self.clock()
-            score = super().score(state, time_, source)
-            self.network_seconds += self.clock() - started
-            self.network_calls += 1
-            return score
-
-        def clock(self) -> float:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            return time.perf_counter()
-
-    enhancer = TimedEnhancer(**enhancer_settings(arguments))
+    enhancer = Enhancer(**enhancer_settings(arguments))
+    clock = NetworkClock(enhancer)
     rate = enhancer.spectral.sample_rate
     example = importlib.resources.files("udse_fast") / "examples" / "noisy.flac"
     with importlib.resources.as_file(example) as path:
@@ -75,23 +58,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = len(audio) / rate
 
     enhancer.enhance(audio[: 2 * rate], rate)
-    enhancer.network_seconds, enhancer.network_calls = 0.0, 0
+    clock.seconds, clock.calls = 0.0, 0
     walls = []
     for _ in range(arguments.runs):
-        started = enhancer.clock()
+        started = clock.now()
         enhancer.enhance(audio, rate)
-        walls.append(enhancer.clock() - started)
-    calls, network_seconds = enhancer.network_calls, enhancer.network_seconds
-    stream = enhancer.open_stream(
-        rate, block_seconds=arguments.block_seconds, overlap_seconds=arguments.overlap_seconds
-    )
-    block_seconds = []
-    for chunk in np.split(audio, range(rate // 10, len(audio), rate // 10)):
-        started = time.perf_counter()
-        if len(stream.process(chunk)):
-            block_seconds.append(time.perf_counter() - started)
-    streamed = stream.real_time_factor if block_seconds else float("nan")
-    stream.flush()
+        walls.append(clock.now() - started)
+    calls, network_seconds = clock.calls, clock.seconds
+    stream = enhancer.open_stream(rate, **block_settings(arguments))
+    stream.process(audio[: 2 * rate])
+    stream.reset()
+    busy, block_samples = [], 0
+    for chunk in np.split(audio, range(rate // 100, len(audio), rate // 100)):
+        ready = len(stream.process(chunk))
+        if ready:
+            busy.append(stream.last_seconds)
+            block_samples = max(block_samples, ready)
+    hop = block_samples / rate
+    slow = float(np.quantile(busy, 0.95)) if busy else math.nan
 
     config = enhancer.network.config
     network = config["training"].get("network") or config["architecture"]["name"]
@@ -110,6 +94,38 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "milliseconds a network call": 1000 * network_seconds / calls if calls else 0.0,
         "share of the network": network_seconds / sum(walls),
         "stream: latency seconds": stream.latency_seconds,
-        "stream: real-time factor": streamed,
-        "stream: slowest block seconds": max(block_seconds, default=float("nan")),
+        "stream: real-time factor": stream.real_time_factor,
+        "stream: seconds of a block": hop,
+        "stream: computing time of a block, 95th percentile": slow,
+        "stream: share of the block that this is": slow / hop if busy else math.nan,
     }
+
+
+class NetworkClock:
+    """How long the network of an Enhancer took, and how often it was called."""
+
+    def __init__(self, enhancer: Any) -> None:
+        self.seconds, self.calls = 0.0, 0
+        self._device = enhancer.device
+        for network in {enhancer.network, enhancer.noise_network}:
+            for name in ("score", "with_deviation"):
+                if hasattr(network, name):
+                    setattr(network, name, self._timed(getattr(network, name)))
+
+    def now(self) -> float:
+        """In seconds, after everything that was asked of the device."""
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _timed(self, call: Any) -> Any:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            started = self.now()
+            result = call(*arguments, **keywords)
+            self.seconds += self.now() - started
+            self.calls += 1
+            return result
+
+        return timed

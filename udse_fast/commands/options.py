@@ -21,8 +21,8 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
         help=".safetensors, TorchScript .pt, Lightning .ckpt (default: the built-in prior)",
     )
     add("--noise-checkpoint", metavar="FILE", help="a noise prior of its own, for ParaDiffUSE")
-    add("--sampler", default="diffuseen", metavar="NAME",
-        help="diffuseen (default), udiffse, udiffse_plus, depse_il, depse_tl, paradiffuse_in/en")  # fmt: skip
+    add("--sampler", metavar="NAME", help="ddrm, diffuseen, udiffse, udiffse_plus, depse_il, depse_tl, "
+        "paradiffuse_in/en (default: what suits the checkpoint)")  # fmt: skip
     add(
         "--steps",
         type=int,
@@ -44,7 +44,7 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--readout",
-        choices=["auto", "mean", "mean_compressed", "wiener"],
+        choices=["auto", "mean", "mean_compressed", "wiener", "blend"],
         help="from samples to one estimate",
     )
     add("--set", action="append", default=[], metavar="NAME=VALUE",

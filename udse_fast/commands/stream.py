@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 FORMATS = {"s16le": "<i2", "f32le": "<f4"}
 READ_BYTES = 1 << 16
-BLOCK_SECONDS, OVERLAP_SECONDS = 2.0, 0.25
-"""Shorter blocks than for files: latency."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_block_arguments(parser: argparse.ArgumentParser) -> None:
     """Length of the blocks, hence the latency."""
     add = parser.add_argument
-    add("--block-seconds", type=float, default=BLOCK_SECONDS, metavar="S",
-        help="length of a block, which is the latency (default: %(default)s)")  # fmt: skip
-    add("--overlap-seconds", type=float, default=OVERLAP_SECONDS, metavar="S",
-        help="that neighbouring blocks share (default: %(default)s)")  # fmt: skip
+    add("--block-frames", type=int, metavar="K",
+        help="frames of 16 ms of a causal block, latency K + 1 of them (causal priors, as the built-in)")  # fmt: skip
+    add("--block-seconds", type=float, metavar="S",
+        help="overlapping blocks of this length, which is the latency, for any prior (its default: 2)")  # fmt: skip
+    add("--overlap-seconds", type=float, metavar="S",
+        help="that neighbouring overlapping blocks share (its default: 0.25)")  # fmt: skip
 
 
 def open_block_stream(arguments: argparse.Namespace) -> Stream:
     """The stream that the options ask for."""
-    blocks = {"block_seconds": arguments.block_seconds, "overlap_seconds": arguments.overlap_seconds}
-    return make_enhancer(arguments).open_stream(arguments.rate, arguments.channels, **blocks)
+    return make_enhancer(arguments).open_stream(arguments.rate, arguments.channels, **block_settings(arguments))
+
+
+def block_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the options want a stream to be cut into blocks."""
+    asked = {name: getattr(arguments, name) for name in ("block_frames", "block_seconds", "overlap_seconds")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if "block_frames" in given and len(given) > 1:
+        raise UdseError("expected --block-frames (causal) or --block-seconds and --overlap-seconds, got both")
+    return given
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -64,12 +64,14 @@ class System:
 
 @dataclass(frozen=True)
 class Task:
-    """One file of one system; `estimate` None: enhance it."""
+    """One file of one system; `estimate` None: enhance it. The first `skip` samples are not scored."""
 
     system: str
     pair: Pair
     estimate: Path | None
     metrics: tuple[str, ...]
+    causal: bool = False
+    skip: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="score these systems again, whatever is in --out")
     add("--checkpoint", help="prior (default: the built-in one)")
-    add("--sampler", default="diffuseen", help="(default: %(default)s)")
+    add("--sampler", help="(default: what suits the checkpoint)")
+    add("--causal", action="store_true", help="as a causal stream, which looks ahead by its latency only")
+    add("--skip-seconds", type=float, default=0.0, metavar="S",
+        help="leave the first seconds out of the scores: a stream has yet to learn the noise (default: 0)")  # fmt: skip
     add("--steps", type=int, help="reverse diffusion steps (default: what suits checkpoint and sampler)")
     add("--samples", type=int, help="posterior samples (default: what suits checkpoint and sampler)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -127,6 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Score what is missing in --out, then write scores.csv, table.md and plots; prints the table."""
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UdseError(f"expected --jobs of 1 or more, got {arguments.jobs}")
+    if not 0 <= arguments.skip_seconds <= 3600:
+        raise UdseError(f"expected --skip-seconds from 0 to 3600, got {arguments.skip_seconds}")
     pairs = _pairs(arguments)
     systems = _systems(arguments, pairs)
     others = [row for path in arguments.compare if not path.is_dir() for row in _other_scores(path)]
@@ -137,8 +144,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UdseError(f"expected a folder to write to, got {out}: {error.strerror}") from None
     done = _earlier_scores(out, systems, arguments.overwrite)
     metrics = tuple(arguments.metrics)
+    skip = round(arguments.skip_seconds * SAMPLE_RATE)
     tasks = [
-        Task(s.name, pair, s.files[pair.key] if s.files is not None else None, metrics)
+        Task(s.name, pair, s.files[pair.key] if s.files is not None else None, metrics, arguments.causal, skip)
         for s in systems
         for pair in pairs
         if (s.name, pair.key) not in {(row.system, row.key) for row in done}
@@ -175,6 +183,8 @@ def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Syste
     """What to score here, the main system first."""
     source = arguments.mixtures or arguments.pairs or arguments.noisy
     common = {"data": str(source.resolve()), "metrics": sorted(arguments.metrics)}
+    if arguments.skip_seconds:
+        common["skip_seconds"] = arguments.skip_seconds
 
     def ready(name: str, folder: Path) -> System:
         return System(name, {**common, "files": str(folder.resolve())}, enhanced_files(folder, pairs))
@@ -186,8 +196,8 @@ def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Syste
         systems = [System(arguments.name or "enhanced", {**common, "files": str(source.resolve())}, files)]
     else:
         settings = {name: getattr(arguments, name) for name in ENHANCER_ARGUMENTS}
-        settings["weights"] = _weights_digest(arguments.checkpoint)
-        systems = [System(arguments.name or arguments.sampler, {**common, **settings})]
+        settings |= {"weights": _weights_digest(arguments.checkpoint), "causal": arguments.causal}
+        systems = [System(arguments.name or _system_name(arguments), {**common, **settings})]
     if not arguments.no_noisy:
         systems.append(System(NOISY, {**common, "files": NOISY}, {pair.key: pair.noisy for pair in pairs}))
     systems += [ready(folder.name, folder) for folder in arguments.compare if folder.is_dir()]
@@ -195,6 +205,13 @@ def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Syste
     if len(set(names)) < len(names):
         raise UdseError(f"expected different names of systems, got {', '.join(names)}: set --name or rename folders")
     return systems
+
+
+def _system_name(arguments: argparse.Namespace) -> str:
+    from udse_fast.enhancer import Enhancer
+
+    sampler: str = arguments.sampler or Enhancer(arguments.checkpoint, device="cpu").sampler
+    return f"{sampler} (causal)" if arguments.causal else sampler
 
 
 def _weights_digest(checkpoint: str | None) -> str:
@@ -320,12 +337,15 @@ def _score_task(task: Task) -> ScoreRow:
         values: dict[str, float] = {}
         if task.estimate is None:
             start = time.perf_counter()
-            estimate = enhancer.enhance(noisy, SAMPLE_RATE)
+            estimate = enhancer.enhance(noisy, SAMPLE_RATE, causal=task.causal)
             values["rtf"] = (time.perf_counter() - start) * SAMPLE_RATE / len(noisy)
         else:
             (clean, noisy, estimate), cut = cut_to_shortest([clean, noisy, read_audio(task.estimate)])
             note = cut or note
-        values = {**score(clean, noisy, estimate, SAMPLE_RATE, task.metrics), **values}
+        if len(clean) <= task.skip:
+            raise UdseError(f"expected more than --skip-seconds {task.skip / SAMPLE_RATE:g}, got {len(clean)} samples")
+        scored = (clean[task.skip :], noisy[task.skip :], estimate[task.skip :])
+        values = {**score(*scored, SAMPLE_RATE, task.metrics), **values}
     except UdseError as error:
         raise UdseError(f"{pair.noisy}: {error}") from error
     undefined = [name for name, value in values.items() if math.isnan(value)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,31 @@ CAUSAL_BLOCKS = (2, 3, 4, 5)
 
 NEIGHBOURS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 """(time, frequency) offsets of the bins that the output filter combines."""
+
+
+INFERENCE: dict[str, Any] = {
+    "sampler": "ddrm",
+    "all": {
+        "steps": 12,
+        "samples": 1,
+        "start_time": 0.8,
+        "corrector_snr": 0.35,
+        "readout": "wiener",
+        "wiener_exponent": 0.8,
+    },
+    "ddrm": {
+        "samples": 2,
+        "corrector_snr": 0.0,
+        "readout": "blend",
+        "start_share": 2.5,
+        "nmf_iterations": 2,
+    },
+    "diffuseen": {"start_share": 2.5, "observation_variance": 0.015},
+    # two scores pull at one state: with longer steps, or the corrector, it runs away or into "all is noise"
+    "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
+}
+"""Found by measurement: `udse_fast/priors/README.md`."""
+CAUSAL_INFERENCE: dict[str, Any] = {"ddrm": {**INFERENCE["ddrm"], "samples": 1, "steps": 8}}
 
 
 class NoiseLevelFeatures(nn.Module):
@@ -82,7 +107,7 @@ class Past:
 
     @classmethod
     def joined(cls, pasts: list[Past], sizes: list[int]) -> Past:
-        """Those of several signals, `sizes` items each, for one batch; one that has seen nothing yet counts as zeros."""
+        """Those of several signals, `sizes` items each, for one batch; one that has seen nothing counts as zeros."""
         longest = max(pasts, key=lambda past: len(past.kept)).kept
         layers = []
         for number, known in enumerate(longest):
@@ -103,7 +128,7 @@ class Past:
             past.kept = [part[number].clone() for part in parts]
 
     def before(self, x: Tensor, frames: int) -> Tensor:
-        """x (B, T, F, C) with the `frames` frames before it, (B, frames + T, F, C); keeps the last ones for next time."""
+        """x (B, T, F, C) with the `frames` frames before it, (B, frames + T, F, C); keeps the last ones."""
         if self._next == len(self.kept):
             self.kept.append(x.new_zeros(x.shape[0], frames, *x.shape[2:]))
         longer = torch.cat([self.kept[self._next], x], dim=1)
@@ -313,7 +338,7 @@ class Compact(nn.Module):
         if not self.causal_block or frames < 1:
             raise UdseError(f"expected a causal network and a block of 1 frame or more, got {frames} frames")
         for module in self.modules():
-            if getattr(module, "causal_block", 0):
+            if isinstance(module, Compact | Conv) and module.causal_block:
                 module.causal_block = frames
 
     def denoise(self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
@@ -423,20 +448,10 @@ class Compact(nn.Module):
         frames = self.over_time(self.to_frames(frames), embedding, past)
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
 
-    recommended_inference: ClassVar[dict[str, dict[str, Any]]] = {
-        "all": {
-            "steps": 12,
-            "samples": 1,
-            "start_time": 0.8,
-            "corrector_snr": 0.35,
-            "readout": "wiener",
-            "wiener_exponent": 0.8,
-        },
-        "diffuseen": {"start_share": 2.5, "observation_variance": 0.015},
-        # two scores pull at one state: with longer steps, or the corrector, it runs away or into "all is noise"
-        "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
-    }
-    """Settings for `Enhancer`, kept in checkpoints: "all", then by sampler."""
+    @property
+    def recommended_inference(self) -> dict[str, Any]:
+        """Settings for `Enhancer`, kept in checkpoints: "sampler", settings of "all", then by sampler."""
+        return {**INFERENCE, **(CAUSAL_INFERENCE if self.causal_block else {})}
 
     training_dtype: torch.dtype | None = None
     """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""

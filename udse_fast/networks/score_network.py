@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
+from udse_fast.networks.causal_core import CausalCore, Memory
 from udse_fast.networks.compact import Past
 from udse_fast.sde import OUVE
 
@@ -52,12 +54,15 @@ class ScoreGraph(nn.Module):
         return (delta * clean - state) / sigma**2
 
     def with_deviation(
-        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
+        self, state: Tensor, time: Tensor, label: Tensor | None, posterior: Any, past: Past | Memory | None
     ) -> tuple[Tensor, Tensor]:
-        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it; time (B,) or (B, T)."""
+        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it; time (B,) or (B, T).
+
+        `posterior`: that of the module, or of its form in the C++ core.
+        """
         time_per_bin = time[:, None, None, None] if time.ndim == 1 else time[:, None, None, :]
         sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
-        clean, deviation = self.module.posterior(state / delta, self.sde.noise_level(time), label, past)
+        clean, deviation = posterior(state / delta, self.sde.noise_level(time), label, past)
         return (delta * clean - state) / sigma**2, deviation
 
 
@@ -104,6 +109,7 @@ class ScoreNetwork:
             )
         self.device = usable_device(device if device is not None else self.device)
         self.precision = precision
+        self._causal_core: CausalCore | None = None
         if self.scripted:
             self.graph.to(self.device)
             return self
@@ -133,16 +139,29 @@ class ScoreNetwork:
         return _as_complex(score, state)
 
     def with_deviation(
-        self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None, past: Past | None = None
+        self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None, past: Past | Memory | None = None
     ) -> tuple[Tensor, Tensor]:
         """`score`, and what is uncertain about the clean spectrogram, E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real.
 
-        Only where `tells_deviation`. `past`: of a causal network, what it saw before these frames; updated.
+        Only where `tells_deviation`. `past`: of a causal network, what it saw before these frames (`new_past`); updated.
         """
         inputs = self._inputs(state, time, label)
         label = inputs[2] if self.joint else None
-        score, deviation = self.graph.with_deviation(inputs[0], inputs[1], label, past)
+        posterior = self.module.posterior
+        if isinstance(past, Memory):
+            assert self._causal_core is not None
+            self._causal_core.threads = torch.get_num_threads()
+            posterior = self._causal_core.posterior
+        score, deviation = self.graph.with_deviation(inputs[0], inputs[1], label, posterior, past)
         return _as_complex(score, state), deviation.contiguous().to(state.device, state.real.dtype)
+
+    def new_past(self) -> Past | Memory:
+        """For the first block of a stream: of the C++ core on CPUs, of torch elsewhere."""
+        if self.device.type != "cpu" or os.environ.get("UDSE_BACKEND", "cpp") != "cpp":
+            return Past()
+        if self._causal_core is None:
+            self._causal_core = CausalCore(self.module)
+        return Memory()
 
     def _inputs(self, state: Tensor, time: Tensor | float, label: Tensor | int | None) -> list[Tensor]:
         """State (B, 2, F, T), time (B,) or (B, T), and for a joint network the label (B,), on the network's device."""

@@ -1,0 +1,76 @@
+"""One call of the built-in causal network on a block of K frames, in the C++ core and in torch.
+
+    pytest benchmarks/test_causal_network.py --benchmark-columns=min,median,rounds
+
+Both on one thread; the core with every instruction set of this processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import udse_fast
+from udse_fast import _core
+from udse_fast.errors import UdseError
+from udse_fast.networks.causal_core import CausalCore, Memory
+from udse_fast.networks.compact import CAUSAL_BLOCKS, Compact, Past
+
+LEVEL = torch.tensor([0.3])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=CAUSAL_BLOCKS)
+def block(request: pytest.FixtureRequest, benchmark: Any) -> Tensor:
+    """u (1, 2, F, K)."""
+    benchmark.group = f"causal network, {request.param} frames"
+    return 0.3 * torch.randn(1, 2, 256, request.param, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def network() -> Compact:
+    return udse_fast.load_network("causal").module
+
+
+def expected(network: Compact, u: Tensor) -> Tensor:
+    network.set_causal_block(u.shape[-1])
+    return network.posterior(u, LEVEL, None, Past())[0]
+
+
+def measure(benchmark: Any, call: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    clean, variance = benchmark.pedantic(call, rounds=100, warmup_rounds=10)
+    assert clean.isfinite().all()
+    assert (variance > 0).all()
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_core(benchmark: Any, network: Compact, block: Tensor, isa: str) -> None:
+    before = _core.isa()
+    try:
+        _core.set_isa(isa)
+    except UdseError as error:
+        pytest.skip(str(error))
+    core, memory = CausalCore(network), Memory()
+    torch.testing.assert_close(
+        core.posterior(block, LEVEL, None, Memory())[0], expected(network, block), rtol=0, atol=1e-5
+    )
+    measure(benchmark, lambda: core.posterior(block, LEVEL, None, memory))
+    _core.set_isa(before)
+
+
+def test_torch(benchmark: Any, network: Compact, block: Tensor) -> None:
+    past = Past()
+    network.set_causal_block(block.shape[-1])
+    measure(benchmark, lambda: network.posterior(block, LEVEL, None, past.rewind()))

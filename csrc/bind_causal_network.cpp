@@ -1,0 +1,78 @@
+// Python binding of the causal network; arrays as in bind_core.cpp.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "causal_network.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+using std::int64_t;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+using Floats = Array<float>;
+using Sizes = std::vector<int64_t>;
+
+Sizes sizes(const py::array& a) { return Sizes(a.shape(), a.shape() + a.ndim()); }
+
+std::string text(const Sizes& sizes) {
+  std::string out = "(";
+  for (std::size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
+  return out + (sizes.size() == 1 ? ",)" : ")");
+}
+
+template <class T>
+const T* in(const Array<T>& a, const char* name, const Sizes& expected) {
+  if (sizes(a) != expected)
+    throw udse::Error(std::string(name) + " must have shape " + text(expected) + "; got " + text(sizes(a)));
+  return a.data();
+}
+
+float* out(Floats& a, const char* name, const Sizes& expected) {
+  if (!a.writeable()) throw udse::Error(std::string(name) + " is read-only; give a writeable array");
+  return const_cast<float*>(in(a, name, expected));
+}
+
+}  // namespace
+
+void register_causal_network(py::module_& m) {
+  py::class_<udse::CausalNetwork>(m, "CausalNetwork", "A causal Compact network with its weights.")
+      .def(py::init([](const std::map<std::string, Floats>& arrays, const Sizes& dilations) {
+             udse::Weights weights;
+             for (const auto& [name, array] : arrays) weights[name] = {sizes(array), array.data()};
+             return std::make_unique<udse::CausalNetwork>(weights, dilations);
+           }),
+           "weights"_a, "dilations"_a)
+      .def_property_readonly("bins", &udse::CausalNetwork::bins)
+      .def_property_readonly("memory_size", &udse::CausalNetwork::memory_size,
+                             "Numbers of the memory of one signal at one noise level.")
+      .def(
+          "step",
+          [](const udse::CausalNetwork& network, const Floats& noisy, const Floats& noise_level,
+             const std::optional<Array<int64_t>>& label, Floats memory, Floats clean, Floats variance, int threads) {
+            if (noisy.ndim() != 4) throw udse::Error("noisy must have shape (B, 2, F, K); got " + text(sizes(noisy)));
+            const int64_t B = noisy.shape(0), F = network.bins(), K = noisy.shape(3);
+            const udse::NetworkBlock block{B,
+                                           K,
+                                           in(noisy, "noisy", {B, 2, F, K}),
+                                           in(noise_level, "noise_level", {B}),
+                                           label ? in(*label, "label", {B}) : nullptr,
+                                           out(memory, "memory", {B, network.memory_size()}),
+                                           out(clean, "clean", {B, 2, F, K}),
+                                           out(variance, "variance", {B, F, K})};
+            py::gil_scoped_release release;
+            network.step(block, threads);
+          },
+          "noisy"_a.noconvert(), "noise_level"_a.noconvert(), "label"_a.noconvert(), "memory"_a.noconvert(),
+          "clean"_a.noconvert(), "variance"_a.noconvert(), "threads"_a,
+          "The next K frames, (B, 2, F, K), at one noise level per sample; memory (B, memory_size) is updated.");
+}

@@ -1,0 +1,50 @@
+// The causal network, block by block: `Compact.posterior(..., past=...)` of udse_fast/networks/compact.py on CPUs.
+//
+// A call takes the next few frames of a signal at one noise level and goes on from a memory: the frames before them, as
+// every layer saw them.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "udse_core.hpp"
+
+namespace udse {
+
+// A float32 array of a checkpoint, dense.
+struct Weight {
+  std::vector<std::int64_t> shape;
+  const float* values;
+};
+using Weights = std::map<std::string, Weight>;
+
+struct NetworkBlock {
+  std::int64_t samples, frames;  // B, K
+  const float* noisy;            // u, (B, 2, F, K)
+  const float* noise_level;      // a > 0, (B)
+  const std::int64_t* label;     // (B) 1 speech, 0 noise; null is speech
+  float* memory;                 // (B, memory_size), updated; zero before the first block
+  float *clean, *variance;       // E[s_0 | u] (B, 2, F, K), E|s_0 - E[s_0 | u]|^2 (B, F, K)
+};
+
+class CausalNetwork {
+ public:
+  // Copies what it needs of `weights`: parameters and buffers by the names of `Compact`, here with any sizes.
+  // dilations: of the layers over time, as the weights do not tell them.
+  CausalNetwork(const Weights& weights, const std::vector<std::int64_t>& dilations);
+  ~CausalNetwork();
+
+  std::int64_t bins() const;         // F
+  std::int64_t memory_size() const;  // numbers of the memory of one signal at one noise level
+
+  // Thread safe with different memories. Samples are shared among the threads; each gets the same bits in any company.
+  void step(const NetworkBlock& block, int threads = 1) const;
+
+ private:
+  struct Network;
+  std::unique_ptr<Network> network_;
+};
+
+}  // namespace udse

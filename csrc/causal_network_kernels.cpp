@@ -1,0 +1,263 @@
+// Compiled once per instruction set into the namespace UDSE_ISA; as in kernels.cpp, only code of the anonymous
+// namespace is called.
+#include "causal_network_kernels.hpp"
+
+namespace udse {
+namespace UDSE_ISA {
+namespace {
+
+using std::int64_t;
+
+// The largest tile of outputs whose sums stay in registers: rows by number of panels
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+constexpr int most_rows[] = {0, 12, 12, 8, 6};
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+constexpr int most_rows[] = {0, 6};
+#else
+constexpr int lanes = 4;  // floats of a vector
+constexpr int most_rows[] = {0, 2};
+#endif
+constexpr int most_panels = sizeof most_rows / sizeof *most_rows - 1;
+constexpr int vectors = panel / lanes;  // of a panel
+
+typedef float Vector __attribute__((vector_size(4 * lanes)));
+typedef std::uint32_t Integers __attribute__((vector_size(4 * lanes)));
+#define UDSE_UNROLL _Pragma("GCC unroll 16")  // loops over the vectors of a tile
+
+inline Vector load(const float* p) {
+  Vector v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(const Vector& v, float* p) { __builtin_memcpy(p, &v, sizeof v); }
+
+inline Vector all(float x) { return x - Vector{}; }
+
+inline Vector limited(const Vector& v, float least, float most) {
+  const Vector low = v < all(least) ? all(least) : v;
+  return low > all(most) ? all(most) : low;
+}
+
+inline float total(const Vector& v) {
+  float sum = 0;
+  for (int i = 0; i < lanes; ++i) sum += v[i];
+  return sum;
+}
+
+// e^x = 2^n e^r, |r| <= ln(2) / 2, relative error 2e-7; x is limited to what a float holds
+inline Vector exp(const Vector& v) {
+  const Vector x = limited(v, -87.f, 88.f);
+  const Vector shifted = x * 1.44269504f + 0x1.8p23f;  // adding 3/2 2^23 leaves the integer n in the low bits
+  const Vector n = shifted - 0x1.8p23f;
+  const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  Vector p = all(1.f / 720);
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1;
+  p = p * r + 1;
+  return (Vector)((Integers)p + ((Integers)shifted << 23));
+}
+
+inline Vector sigmoid(const Vector& x) { return 1 / (1 + exp(-x)); }
+inline Vector silu(const Vector& x) { return x / (1 + exp(-x)); }
+
+inline Vector finished(const Vector& y, const float* out, Finish finish) {
+  if (finish == Finish::add) return load(out) + y;
+  return finish == Finish::silu ? silu(y) : y;
+}
+
+// R rows by P panels of outputs
+template <int P, int R>
+void tile(const Convolution& c, int64_t taps, int64_t first_panel, const float* in, const Windows& windows, float* out,
+          int64_t out_row, Finish finish) {
+  const int64_t window = c.window, row = windows.row, next = c.taps * window * panel;
+  const float* weights = c.weights + first_panel * next;
+  Vector sum[R][P][vectors];
+  UDSE_UNROLL
+  for (int r = 0; r < R; ++r) UDSE_UNROLL
+  for (int p = 0; p < P; ++p) UDSE_UNROLL
+  for (int v = 0; v < vectors; ++v)
+    sum[r][p][v] = c.bias ? load(c.bias + (first_panel + p) * panel + v * lanes) : Vector{};
+  for (int64_t tap = 0; tap < taps; ++tap, in += windows.tap, weights += window * panel) {
+    const float* w = weights;
+    for (int64_t k = 0; k < window; ++k, w += panel) {
+      Vector b[P][vectors];
+      UDSE_UNROLL
+      for (int p = 0; p < P; ++p) UDSE_UNROLL
+      for (int v = 0; v < vectors; ++v) b[p][v] = load(w + p * next + v * lanes);
+      UDSE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Vector a = all(in[r * row + k]);
+        UDSE_UNROLL
+        for (int p = 0; p < P; ++p) UDSE_UNROLL
+        for (int v = 0; v < vectors; ++v) sum[r][p][v] += a * b[p][v];
+      }
+    }
+  }
+  UDSE_UNROLL
+  for (int r = 0; r < R; ++r) UDSE_UNROLL
+  for (int p = 0; p < P; ++p) UDSE_UNROLL
+  for (int v = 0; v < vectors; ++v) {
+    float* const to = out + r * out_row + p * panel + v * lanes;
+    store(finished(sum[r][p][v], to, finish), to);
+  }
+}
+
+template <int P, int R = 1>
+void tile_of(int rows, const Convolution& c, int64_t taps, int64_t first_panel, const float* in, const Windows& windows,
+             float* out, int64_t out_row, Finish finish) {
+  if constexpr (R < most_rows[P])
+    if (rows > R) return tile_of<P, R + 1>(rows, c, taps, first_panel, in, windows, out, out_row, finish);
+  tile<P, R>(c, taps, first_panel, in, windows, out, out_row, finish);
+}
+
+// `panels` of output channels from `first_panel` on
+template <int P = 1>
+void convolve_panels(int panels, const Convolution& c, int64_t first_panel, const Windows& windows, int64_t frames,
+                     int64_t rows, bool next_ends, const Rows& out, Finish finish) {
+  if constexpr (P < most_panels)
+    if (panels > P)
+      return convolve_panels<P + 1>(panels, c, first_panel, windows, frames, rows, next_ends, out, finish);
+  const int64_t tiles = (rows + most_rows[P] - 1) / most_rows[P];
+  for (int64_t t = 0; t < frames; ++t) {
+    const int64_t taps = c.taps - (next_ends && t == frames - 1);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t r = rows * i / tiles, end = rows * (i + 1) / tiles;
+      tile_of<P>(static_cast<int>(end - r), c, taps, first_panel, windows.first + t * windows.frame + r * windows.row,
+                 windows, out.first + t * out.frame + r * out.row + first_panel * panel, out.row, finish);
+    }
+  }
+}
+
+void convolve(const Convolution& c, const Windows& windows, int64_t frames, int64_t rows, bool next_ends,
+              const Rows& out, Finish finish) {
+  const int64_t groups = (c.panels + most_panels - 1) / most_panels;
+  for (int64_t i = 0; i < groups; ++i) {
+    const int64_t first = c.panels * i / groups, end = c.panels * (i + 1) / groups;
+    convolve_panels(static_cast<int>(end - first), c, first, windows, frames, rows, next_ends, out, finish);
+  }
+}
+
+void band_sums(const float* in, int64_t tiles, int64_t channels, float* out) {
+  const int64_t next = tiles * channels;
+  for (int64_t tile = 0; tile < tiles; ++tile, in += tile_bands * channels, out += channels)
+    for (int64_t c = 0; c < channels; c += lanes) {
+      Vector d[points];
+      UDSE_UNROLL
+      for (int i = 0; i < points; ++i) d[i] = load(in + i * channels + c);
+      const Vector even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1], low = d[4] - d[2], twice = 2 * (d[3] - d[1]);
+      store(4 * (d[0] - d[2]) + low, out + c);
+      store(even + odd, out + next + c);
+      store(even - odd, out + 2 * next + c);
+      store(low + twice, out + 3 * next + c);
+      store(low - twice, out + 4 * next + c);
+      store(4 * (d[1] - d[3]) + (d[5] - d[3]), out + 5 * next + c);
+    }
+}
+
+void from_products(const float* products, const float* bias, int64_t frames, int64_t tiles, int64_t channels,
+                   const Rows& out, Finish finish) {
+  const int64_t next = frames * tiles * channels;
+  for (int64_t t = 0; t < frames; ++t)
+    for (int64_t tile = 0; tile < tiles; ++tile, products += channels)
+      for (int64_t c = 0; c < channels; c += lanes) {
+        Vector m[points];
+        UDSE_UNROLL
+        for (int i = 0; i < points; ++i) m[i] = load(products + i * next + c);
+        const Vector sum1 = m[1] + m[2], difference1 = m[1] - m[2], sum2 = m[3] + m[4], difference2 = m[3] - m[4];
+        const Vector y[tile_bands] = {m[0] + sum1 + sum2, difference1 + 2 * difference2, sum1 + 4 * sum2,
+                                      difference1 + 8 * difference2 + m[5]};
+        UDSE_UNROLL
+        for (int i = 0; i < tile_bands; ++i) {
+          float* const to = out.first + t * out.frame + (tile * tile_bands + i) * out.row + c;
+          store(finished(y[i] + load(bias + c), to, finish), to);
+        }
+      }
+}
+
+void norm_film_silu(const Norm& a) {
+  const float count = static_cast<float>(a.bands * a.channels);
+  const int64_t size = a.bands * a.padded;
+  Vector present[vectors];  // of the last panel of channels
+  for (int v = 0; v < vectors; ++v)
+    for (int i = 0; i < lanes; ++i) present[v][i] = a.padded - panel + v * lanes + i < a.channels;
+  for (int64_t t = 0; t < a.frames; ++t) {
+    const float* const in = a.in + t * a.in_frame;
+    float* const out = a.out + t * a.out_frame;
+    Vector sum[vectors] = {};
+    for (int64_t i = 0; i < size; i += panel) UDSE_UNROLL
+    for (int v = 0; v < vectors; ++v) sum[v] += load(in + i + v * lanes);
+    for (int v = 1; v < vectors; ++v) sum[0] += sum[v];
+    const Vector mean = all(total(sum[0]) / count);
+    Vector squares[vectors] = {};
+    for (int64_t band = 0; band < size; band += a.padded) {
+      for (int64_t i = 0; i < a.padded - panel; i += panel) UDSE_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        const Vector d = load(in + band + i + v * lanes) - mean;
+        squares[v] += d * d;
+      }
+      UDSE_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        const Vector d = (load(in + band + a.padded - panel + v * lanes) - mean) * present[v];
+        squares[v] += d * d;
+      }
+    }
+    for (int v = 1; v < vectors; ++v) squares[0] += squares[v];
+    const Vector scale = all(1 / __builtin_sqrtf(total(squares[0]) / count + 1e-4f));
+    for (int64_t band = 0; band < size; band += a.padded)
+      for (int64_t i = 0; i < a.padded; i += lanes) {
+        const Vector x = (load(in + band + i) - mean) * scale;
+        store(silu(x * load(a.gain + i) + load(a.shift + i)), out + band + i);
+      }
+  }
+}
+
+void silu(const float* x, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += lanes) store(silu(load(x + i)), out + i);
+}
+
+// D = sum of w_k u_k over the bin itself and its neighbours, plus sqrt(unsure) F; see `Compact`
+void answer(const Answer& a) {
+  constexpr int neighbours[9][2] = {{0, 0}, {-1, 0}, {1, 0}, {0, -1}, {0, 1}, {-1, -1}, {-1, 1}, {1, -1}, {1, 1}};
+  const int64_t F = a.padded;
+  for (int64_t k = 0; k < 21; ++k)
+    for (int64_t band = 0; band * a.stem < a.bins; ++band)
+      for (int64_t s = 0; s < a.stem; ++s)
+        a.scratch[k * F + band * a.stem + s] = a.numbers[band * a.row + k * a.stem + s];
+  const Vector own = all(a.own), spread = all(__builtin_sqrtf(a.unsure)), unsure = all(a.unsure);
+  float* const results = a.scratch + 21 * F;
+  for (int64_t f = 0; f < F; f += lanes) {
+    const float* const numbers = a.scratch + f;
+    Vector clean[2] = {spread * load(numbers + 18 * F), spread * load(numbers + 19 * F)};
+    UDSE_UNROLL
+    for (int k = 0; k < 9; ++k) {
+      const int64_t at = neighbours[k][0] * a.frame + neighbours[k][1] + f;
+      const Vector u[2] = {load(a.real + at), load(a.imaginary + at)};
+      const Vector given = load(numbers + k * F),
+                   w[2] = {k == 0 ? sigmoid(own + 4 * given) : given, load(numbers + (9 + k) * F)};
+      clean[0] += w[0] * u[0] - w[1] * u[1];
+      clean[1] += w[0] * u[1] + w[1] * u[0];
+    }
+    const Vector variance = unsure * exp(limited(2 * load(numbers + 20 * F), -12, 6));
+    store(clean[0], results + f);
+    store(clean[1], results + F + f);
+    store(variance, results + 2 * F + f);
+  }
+  for (int64_t f = 0; f < a.bins; ++f) {
+    a.clean_real[f * a.step] = results[f];
+    a.clean_imaginary[f * a.step] = results[F + f];
+    a.variance[f * a.step] = results[2 * F + f];
+  }
+}
+
+}  // namespace
+
+const NetworkKernels network_kernels = {convolve, band_sums, from_products, norm_film_silu, silu, answer};
+
+}  // namespace UDSE_ISA
+}  // namespace udse

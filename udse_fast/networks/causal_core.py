@@ -1,0 +1,109 @@
+"""The causal network in the C++ core: blocks of a few frames, whose many small layers cost torch more than their work."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udse_fast import _core
+from udse_fast.errors import UdseError
+from udse_fast.networks.compact import Compact, Conv
+
+
+class Memory:
+    """What `CausalCore` saw before, at one noise level of one signal (or batch of signals).
+
+    As `Past` for the network in torch, with one tensor (B, memory_size) for all layers in `kept`, or none before the
+    first block. It is updated in place; what a `Memory` is made of is copied.
+    """
+
+    def __init__(self, kept: list[Tensor] | None = None) -> None:
+        self.kept = [] if kept is None else [layer.clone() for layer in kept]
+
+    def rewind(self) -> Memory:
+        """Itself: ready for the next block."""
+        return self
+
+    @classmethod
+    def joined(cls, memories: list[Memory], sizes: list[int]) -> Memory:
+        """Those of several signals, `sizes` items each, for one batch; one that has seen nothing yet counts as zeros."""
+        known = [memory.kept[0] for memory in memories if memory.kept]
+        joined = cls()
+        if known:
+            joined.kept = [
+                torch.cat(
+                    [
+                        memory.kept[0] if memory.kept else known[0].new_zeros(size, known[0].shape[1])
+                        for memory, size in zip(memories, sizes, strict=True)
+                    ]
+                )
+            ]
+        return joined
+
+    def give_back(self, memories: list[Memory], sizes: list[int]) -> None:
+        """To each signal its own items."""
+        for memory, part in zip(memories, self.kept[0].split(sizes), strict=True):
+            memory.kept = [part.clone()]
+
+    def values(self, batch: int, size: int) -> Tensor:
+        """(batch, size), zeros before the first block."""
+        if not self.kept:
+            self.kept = [torch.zeros(batch, size)]
+        return self.kept[0]
+
+
+class CausalCore:
+    """`Compact.posterior` of a causal network, block by block, on CPUs in float32.
+
+    Args:
+        module: whose weights are copied.
+        threads: that the samples of a batch are shared among.
+
+    Raises:
+        UdseError: the network is not causal.
+    """
+
+    def __init__(self, module: Compact, threads: int = 1) -> None:
+        if not module.causal_block:
+            raise UdseError("expected a causal network (causal_block of 1 or more), got one that sees the future")
+        arrays = {
+            name: tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+        dilations = []
+        for block in module.over_time:
+            assert isinstance(block.conv1, Conv)
+            dilations.append(block.conv1.time_dilation)
+        self.network = _core.CausalNetwork(arrays, dilations)
+        self.threads = threads
+
+    def posterior(
+        self, noisy: Tensor, noise_level: Tensor, label: Tensor | None, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """Posterior mean of the clean spectrogram of one block, and how far from it that is expected to be.
+
+        Args:
+            noisy: u, (B, 2, F, K) float32: the K frames of the block.
+            noise_level: a, one per item (B,).
+            label: (B,) int, 1 speech, 0 noise; joint networks only, None is speech.
+            memory: of the frames before; updated.
+
+        Returns:
+            E[s_0 | u] (B, 2, F, K) and E|s_0 - E[s_0 | u]|^2 (B, F, K), float32.
+
+        Raises:
+            UdseError: shapes that do not fit each other or the network, labels or noise levels that cannot be.
+        """
+        B, _, F, K = noisy.shape
+        clean, variance = np.empty((B, 2, F, K), np.float32), np.empty((B, F, K), np.float32)
+        self.network.step(
+            noisy.detach().float().contiguous().numpy(),
+            noise_level.float().contiguous().numpy(),
+            None if label is None else label.long().contiguous().numpy(),
+            memory.values(B, self.network.memory_size).numpy(),
+            clean,
+            variance,
+            self.threads,
+        )
+        return torch.from_numpy(clean), torch.from_numpy(variance)
