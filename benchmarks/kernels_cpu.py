@@ -25,14 +25,15 @@ Made with `python benchmarks/kernels_cpu.py`: udse-fast {version}, instruction s
 {cpu}. Times are processor time of the fastest round, the call from Python included, results asserted
 in the same run. "Plain torch" is the readable form that the core is tested against, its noise from `torch.randn`.
 "Moved" are the bytes that an operation cannot do without, each input read and each output written once (P twice by the
-NMF), per second, and as a share of a memory copy, which reads and writes {copy:.1f} GB/s.
+NMF), per second, and as a share of a memory copy, which reads and writes {copy:.1f} GB/s. Load of the machine
+before the run: {load:.1f} on {cores} cores; where it is not 0, rows of large arrays are slower than they need be.
 
 | operation | core / µs | plain torch / µs | ratio | other / µs | moved / GB/s | share of copy |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def measure() -> dict[str, Any]:
-    """The JSON of pytest-benchmark. Processor time: what else the machine does hardly counts."""
+    """The JSON of pytest-benchmark. Processor time: other programs count only where they take the caches."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         tests = Path(__file__).with_name("test_kernels_cpu.py")
@@ -55,6 +56,7 @@ def row(group: str, variants: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    load = os.getloadavg()[0]
     report = measure()
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for benchmark in report["benchmarks"]:
@@ -65,6 +67,8 @@ def main() -> None:
             isa=isa(),
             torch=torch.__version__,
             cpu=report["machine_info"]["cpu"]["brand_raw"],
+            load=load,
+            cores=os.cpu_count(),
             copy=report["benchmarks"][0]["extra_info"]["copy_bytes_per_second"] / 1e9,
         )
     )

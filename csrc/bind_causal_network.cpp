@@ -45,7 +45,8 @@ float* out(Floats& a, const char* name, const Sizes& expected) {
 }  // namespace
 
 void register_causal_network(py::module_& m) {
-  py::class_<udse::CausalNetwork>(m, "CausalNetwork", "A causal Compact network with its weights.")
+  const py::metaclass plain(reinterpret_cast<PyObject*>(&PyType_Type));  // pybind11's own has no name a stub could give
+  py::class_<udse::CausalNetwork>(m, "CausalNetwork", plain, "A causal Compact network with its weights.")
       .def(py::init([](const std::map<std::string, Floats>& arrays, const Sizes& dilations) {
              udse::Weights weights;
              for (const auto& [name, array] : arrays) weights[name] = {sizes(array), array.data()};

@@ -1,4 +1,4 @@
-"""The causal network in the C++ core: blocks of a few frames, whose many small layers cost torch more than their work."""
+"""The causal network in the C++ core: of a few frames' many small layers, torch takes longer to call than compute."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Memory:
 
     @classmethod
     def joined(cls, memories: list[Memory], sizes: list[int]) -> Memory:
-        """Those of several signals, `sizes` items each, for one batch; one that has seen nothing yet counts as zeros."""
+        """Those of several signals, `sizes` items each, for one batch; what has seen nothing yet counts as zeros."""
         known = [memory.kept[0] for memory in memories if memory.kept]
         joined = cls()
         if known:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from udse_fast.cuda_graphs import Replayed, addresses
 from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import norm_film_silu, resample, residual_sum
-from udse_fast.networks.compact import Past
 from udse_fast.networks.ncsnpp import Attention, Downsample, NCSNpp, ResidualBlock
 from udse_fast.networks.score_network import ScoreNetwork, first_line
 
@@ -142,13 +141,18 @@ class CapturedGraph(nn.Module):
         return self._called(self.graph.per_frame, inputs)
 
     def with_deviation(
-        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
+        self, state: Tensor, time: Tensor, label: Tensor | None, posterior: Any, past: Any
     ) -> tuple[Tensor, Tensor]:
         """As `ScoreGraph.with_deviation`; a network with a memory is called as it is."""
-        if past is not None or not state.is_cuda:
-            return self.graph.with_deviation(state, time, label, past)
+
+        def call(state: Tensor, time: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            result: tuple[Tensor, Tensor] = self.graph.with_deviation(state, time, label, posterior, past)
+            return result
+
         inputs = (state, time) if label is None else (state, time, label)
-        score, deviation = self._calls(self.graph.with_deviation, *inputs, key="with_deviation")
+        if past is not None or not state.is_cuda:
+            return call(*inputs)
+        score, deviation = self._calls(call, *inputs, key="with_deviation")
         return score, deviation
 
     def _called(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
