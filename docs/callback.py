@@ -1,8 +1,8 @@
 """A stream inside the callback of an audio library: microphone to loudspeaker with PortAudio (`sounddevice`).
 
-The callback runs on the sound card's clock and must return within its buffer. With a causal stream every callback of
-BUFFER samples costs at most one block of computing, so it can be called right there; `stream.last_seconds` tells how
-close that comes. (`udse-fast live` computes in a thread of its own and counts underruns: more buffering, more patience.)
+The callback runs on the sound card's clock and must return within its buffer. A callback of BUFFER samples costs a
+causal stream one block of computing, or two, so it can be called right there; `stream.last_seconds` tells how close
+that comes. (`udse-fast live` computes in a thread of its own and counts underruns: more buffering, more patience.)
 """
 
 import numpy as np

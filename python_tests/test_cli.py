@@ -377,7 +377,7 @@ def test_stream_is_what_the_enhancer_says(tiny_checkpoint: Path, fast: list[str]
     expected = enhancer.enhance(np.ascontiguousarray(x.T), 44100).T
     np.testing.assert_array_equal(np.frombuffer(done.stdout, "<i2").reshape(-1, 2), expected)
     messages = done.stderr.decode().splitlines()
-    assert "latency 0.6" in messages[0]
+    assert "latency 0.5" in messages[0]
     assert "3 bytes at the end" in messages[1]
     assert "real-time factor" in messages[2]
 

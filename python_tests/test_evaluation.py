@@ -90,13 +90,13 @@ def test_one_command_scores_a_folder_of_mixtures(mixtures, enhancer, tmp_path, c
     rows = rows_of(out)
     assert len(rows) == 2 * 12
     for row in rows:
-        gained = {"noisy": 0.0, "diffuseen": 20 * math.log10(2)}[row["system"]]
+        gained = {"noisy": 0.0, "ddrm": 20 * math.log10(2)}[row["system"]]
         assert float(row["si_sdr"]) == pytest.approx(float(row["snr"]) + gained, abs=1e-3)
         assert float(row["si_sir"]) == pytest.approx(float(row["snr"]) + gained, abs=1e-3)
         assert row["pesq_wb"] == ""
-        assert bool(row["rtf"]) == (row["system"] == "diffuseen")
+        assert bool(row["rtf"]) == (row["system"] == "ddrm")
     table = (out / "table.md").read_text()
-    assert "| -5 | diffuseen | 3 | 1.02 ± 0.00 |" in table
+    assert "| -5 | ddrm | 3 | 1.02 ± 0.00 |" in table
     assert "| all | noisy | 6 | 2.50 ± 0.00 |" in table
     assert "| all | noisy | 6 | **+6.02** ± 0.00 |" in table
     assert table in capsys.readouterr().out
@@ -132,8 +132,8 @@ def test_several_systems_share_a_folder(mixtures, enhancer, tmp_path, no_plots):
     options = ("--mixtures", mixtures, "--out", out, "--metrics", "si", "--jobs", 1)
     run(*options)
     run(*options, "--sampler", "udiffse")
-    assert {r["system"] for r in rows_of(out)} == {"noisy", "diffuseen", "udiffse"}
-    assert "| -5 | diffuseen | 3 | +0.00 ± 0.00 |" in (out / "table.md").read_text()
+    assert {r["system"] for r in rows_of(out)} == {"noisy", "ddrm", "udiffse"}
+    assert "| -5 | ddrm | 3 | +0.00 ± 0.00 |" in (out / "table.md").read_text()
 
 
 def test_comparison_with_a_table_and_a_folder(mixtures, enhancer, tmp_path, no_plots):

@@ -32,9 +32,10 @@ from udse_fast import backends, cuda_library
 from udse_fast.coefficients import Coefficients
 from udse_fast.cuda_graphs import Replayed, cuda_graphs
 from udse_fast.diffusion import reverse_diffusion
+from udse_fast.enhancer import Enhancer
 from udse_fast.errors import UdseError
 from udse_fast.kernels.complex_normal import NoiseKey
-from udse_fast.lockstep import run
+from udse_fast.lockstep import in_step, run
 from udse_fast.noise_models import NMF
 from udse_fast.randomness import counter_based
 from udse_fast.samplers import SAMPLERS, sampler_names
@@ -400,6 +401,33 @@ def test_whole_pass_is_replayed(backend: Backend, sampler: str, monkeypatch: pyt
             if result is not None:
                 assert float((result.cpu() - value).norm() / value.norm()) < 1e-4
     assert counts[1:] == [2 * counts[0]] * 2  # called, recorded, replayed
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu_device runs it on the device")
+@pytest.mark.parametrize("sampler", ["diffuseen", "udiffse", "paradiffuse_en"])
+def test_blocks_of_an_enhancer_are_one_recording(
+    sampler: str, tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything between analysis and read-out, network included, waits for nothing: blocks in step, twice replayed."""
+    monkeypatch.setenv("UDSE_BACKEND", "reference")
+    checkpoint = tiny_checkpoints["joint" if sampler.startswith("para") else "speech"]
+    fast, plain = (
+        Enhancer(checkpoint, sampler, steps=2, samples=2, em_rounds=2, device="cpu", precision="float32")
+        for _ in range(2)
+    )
+    tape = Tape(monkeypatch)
+    fast._passes = Replayed(recorder=lambda device: tape)
+    for call in range(4):
+        signals = 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(call))
+        with torch.inference_mode():
+            results, expected = (
+                run(in_step([e.block_pass(x, 9 * call + i, None, None, e.settings) for i, x in enumerate(signals)]))
+                for e in (fast, plain)
+            )
+        for (speech, model), (value, its_model) in zip(results, expected, strict=True):
+            torch.testing.assert_close(speech, value)
+            torch.testing.assert_close(model.W, its_model.W)
+    assert tape.recordings == 1
 
 
 def test_in_place_is_the_same(backend: Backend) -> None:

@@ -60,7 +60,7 @@ class GaussianPrior:
 
 
 def test_ddrm_at_the_level_of_the_noise_is_the_wiener_filter() -> None:
-    """At a^2 = V the state is the mixture itself: s0 = x v/(v + V), C = v V/(v + V), and the last step joins x again."""
+    """At a^2 = V the state is the mixture: s0 = x v/(v + V), C = v V/(v + V), and the last step joins x again."""
     times = [1.0, 0.7, 0.4]
     V = torch.full((5, 6), SDE.noise_level(times[-1]) ** 2 * (1 - 1e-12), dtype=torch.float64)
     posterior = posterior_sample(
@@ -139,7 +139,14 @@ def test_frames_with_times_of_their_own_do_not_mix() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "calls"),
-    [("udiffse", 3 * 16), ("diffuseen", 16), ("ddrm", 16), ("paradiffuse_in", 24), ("paradiffuse_en", 32), ("prior", 16)],
+    [
+        ("udiffse", 3 * 16),
+        ("diffuseen", 16),
+        ("ddrm", 16),
+        ("paradiffuse_in", 24),
+        ("paradiffuse_en", 32),
+        ("prior", 16),
+    ],
 )
 def test_score_evaluations_are_counted(sampler: str, calls: int) -> None:
     posterior = posterior_sample(MIXTURE, gaussian_score, sampler, steps=8, samples=1, em_rounds=3)

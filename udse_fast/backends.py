@@ -96,21 +96,27 @@ def _fits(backend: str, value: object) -> bool:
     if isinstance(value, torch.Tensor):
         if value.requires_grad or value.is_conj() or value.is_neg():
             return False
+        there = value.is_cpu if device == "cpu" else value.is_cuda
         if value.ndim <= 1 and not value.is_complex():  # a number, or one per frame: the adapters convert these
-            return value.is_cpu or value.device.type == device
-        return value.device.type == device and value.dtype in DTYPES[backend] and value.is_contiguous()
+            return there or value.is_cpu
+        return there and value.dtype in DTYPES[backend] and value.is_contiguous()
+    if isinstance(value, tuple):
+        return all([_fits(backend, part) for part in value])  # a list: this runs in every call of an operation
     if isinstance(value, torch.dtype):
         return value in DTYPES[backend]
     if isinstance(value, torch.device | str):
         return torch.device(value).type == device
-    return all(_fits(backend, v) for v in value) if isinstance(value, tuple) else True
+    return True
 
 
 def _choose(operation: str, arguments: tuple[object, ...]) -> str:
     """UDSE_BACKEND where set, else the first compiled one that takes the arguments, else the reference."""
     forced = os.environ.get("UDSE_BACKEND", "")
     if not forced:
-        return next((b for b in DTYPES if _fits(b, arguments) and _state(b)[0]), "reference")
+        for backend in DTYPES:
+            if _fits(backend, arguments) and _state(backend)[0]:
+                return backend
+        return "reference"
     if forced not in MODULES:
         raise UdseError(f"UDSE_BACKEND must be one of {', '.join(MODULES)}; got {forced!r}")
     available, detail = _state(forced)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -34,8 +34,9 @@ ScoreAnswer = tuple[Tensor, Tensor | None]
 """S(s, t) (B, F, T) complex, and C = E|s_0 - s0_hat|^2 (B, F, T) real where it was asked for."""
 
 Result = TypeVar("Result")
-Pass = Generator[list[ScoreRequest], list[ScoreAnswer], Result]
-"""A reverse pass under way: yields the network calls that are due, is sent their answers, returns its result."""
+Pass = Generator[list[Any], list[Any], Result]
+"""A reverse pass under way: yields the network calls that are due (or asks to be run as a whole, by a
+`udse_fast.cuda_graphs.WholePass`), is sent their answers, returns its result."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from udse_fast.audio import AudioFormat, check_finite, check_sample_rate
 from udse_fast.blocks import OverlapBlocks
 from udse_fast.causal_blocks import CausalBlocks
 from udse_fast.checkpoint import load_network
+from udse_fast.cuda_graphs import Replayed, addresses
 from udse_fast.diffusion import Pass, Score
 from udse_fast.errors import UdseError
 from udse_fast.lockstep import in_step, run
@@ -26,9 +27,8 @@ from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, usable_de
 from udse_fast.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, start_nmf
 from udse_fast.output import read_out
 from udse_fast.prior import CausalPrior, Prior
-from udse_fast.randomness import counter_based
 from udse_fast.resampling import Resampler
-from udse_fast.samplers import Posterior, find_sampler, posterior_pass
+from udse_fast.samplers import Posterior, find_sampler, posterior_pass, recommended_sampler
 from udse_fast.sde import OUVE
 from udse_fast.settings import InferenceSettings
 from udse_fast.spectral import Spectral
@@ -91,7 +91,7 @@ class Enhancer:
             checkpoint = BUILT_IN_JOINT
         self.network = load_network(checkpoint, self.device)
         recommended = self.network.config.get("inference", {})
-        self.sampler: str = sampler or recommended.get("sampler", "diffuseen")
+        self.sampler = sampler or recommended_sampler(self.network.config)
         row = find_sampler(self.sampler)
         self.seed, self.strength = seed, strength
         self.noise_network = self.network
@@ -132,6 +132,9 @@ class Enhancer:
             )
         self.settings = InferenceSettings(**chosen)
         self.score = Prior(self.network, self.noise_network)
+        self._passes: Replayed | None = None
+        if self.device.type == "cuda":
+            self._passes = Replayed(lambda: addresses(self.network.graph, self.noise_network.graph))
         self._stream: Stream | None = None
         self._causal_form: Enhancer | None = None
 
@@ -282,12 +285,14 @@ class Enhancer:
             samples=settings.samples,
             em_rounds=settings.em_rounds,
             rank=settings.rank,
-            randomness=counter_based(self.seed, first_frame),
+            seed=self.seed,
+            first_frame=first_frame,
             noise_model=model,
             times=times,
             dt=dt,
             corrector_snr=settings.corrector_snr,
             sde=self.sde,
+            replayed=self._passes if score is self.score else None,  # a causal prior has a memory
             **self.options,
         )
         return read_out(posterior, mixture, level, self.spectral, settings.readout, settings.wiener_exponent), posterior

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from udse_fast.cuda_graphs import WholePass, run_alike
 from udse_fast.diffusion import Pass, Result, ScoreAnswer, ScoreRequest
 from udse_fast.kernels.predictor_corrector.reference import tweedie_mean
 
@@ -25,8 +26,8 @@ def run(reverse_pass: Pass[Result]) -> Result:
 def in_step(passes: Sequence[Pass[Result]]) -> Pass[list[Result]]:
     """Many passes as one: what they ask for at the same time is asked for together. They need not be equally long."""
     results: list[Any] = [None] * len(passes)
-    due: dict[int, list[ScoreRequest]] = {}
-    answers: dict[int, list[ScoreAnswer] | None] = dict.fromkeys(range(len(passes)))
+    due: dict[int, list[Any]] = {}
+    answers: dict[int, list[Any] | None] = dict.fromkeys(range(len(passes)))
     while answers:
         due.clear()
         for number, answer in answers.items():
@@ -41,17 +42,23 @@ def in_step(passes: Sequence[Pass[Result]]) -> Pass[list[Result]]:
     return results
 
 
-def _answered(requests: list[ScoreRequest]) -> list[ScoreAnswer]:
-    """Those of priors that can share a batch (`batch_key`, `answer`) as one, the others one by one."""
+def _answered(requests: list[Any]) -> list[Any]:
+    """Those of priors that can share a batch (`batch_key`, `answer`) and whole passes that are alike as one."""
     groups: dict[Any, list[int]] = {}
     for number, request in enumerate(requests):
+        if isinstance(request, WholePass):
+            groups.setdefault(request.batch_key, []).append(number)
+            continue
         key = getattr(request.score, "batch_key", None)
         shape = request.state.shape[1:]
         groups.setdefault(number if key is None else (key, request.wants_deviation, shape), []).append(number)
-    answers: dict[int, ScoreAnswer] = {}
+    answers: dict[int, Any] = {}
     for numbers in groups.values():
         members = [requests[number] for number in numbers]
-        batch = members[0].score.answer(members) if len(members) > 1 else [_single(members[0])]  # type: ignore[attr-defined]
+        if isinstance(members[0], WholePass):
+            answers.update(zip(numbers, run_alike(members, lambda passes: run(in_step(passes))), strict=True))
+            continue
+        batch = members[0].score.answer(members) if len(members) > 1 else [_single(members[0])]
         answers.update(zip(numbers, batch, strict=True))
     return [answers[number] for number in range(len(requests))]
 

@@ -95,7 +95,7 @@ def _label(source: str) -> int:
 def _times(state: Tensor, time: Time) -> Tensor:
     """One time per item (B,), or per item and frame (B, T)."""
     batch = state.shape[0]
-    t = time if isinstance(time, Tensor) else torch.tensor(time)
+    t = time if isinstance(time, Tensor) else torch.full((), time, device=state.device)
     return t.to(state.real).expand((batch,) if t.ndim == 0 else (batch, state.shape[-1]))
 
 

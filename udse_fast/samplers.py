@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from udse_fast.cuda_graphs import Replayed, WholePass
 from udse_fast.diffusion import Likelihood, Pass, Score, reverse_diffusion
 from udse_fast.errors import UdseError
 from udse_fast.likelihoods.ddrm import DDRM
@@ -66,6 +67,12 @@ def find_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
+def recommended_sampler(config: dict[str, Any]) -> str:
+    """The one that a checkpoint's configuration asks for, else the best of the published ones."""
+    sampler: str = config.get("inference", {}).get("sampler", "diffuseen")
+    return sampler
+
+
 @dataclass(frozen=True)
 class Posterior:
     """Posterior samples and what was fitted on the way, all in the domain of the mixture."""
@@ -105,6 +112,7 @@ def posterior_pass(
     em_rounds: int = 5,
     randomness: Draw | None = None,
     seed: int = 0,
+    first_frame: int = 0,
     initial_nmf: tuple[Tensor, Tensor] | None = None,
     noise_model: NoiseModel | None = None,
     times: Sequence[Time] | None = None,
@@ -112,6 +120,7 @@ def posterior_pass(
     corrector_snr: float = 0.5,
     corrected_sources: Sequence[str] = ("speech", "noise"),
     sde: OUVE | None = None,
+    replayed: Replayed | None = None,
     **options: Any,
 ) -> Pass[Posterior]:
     """Draw speech from the posterior given the mixture.
@@ -122,7 +131,7 @@ def posterior_pass(
         sampler: a name of `sampler_names()`.
         steps: N. samples: B. rank: R of the NMF. em_rounds: rounds of UDiffSE.
         randomness: draw(name, index) -> complex normal (B, F, T); default: counter-based, from `seed`.
-        seed: of the default randomness.
+        seed, first_frame: of the default randomness; the absolute number of the first frame.
         initial_nmf: W (F, R), H (R, T); default: random with mean(W H) = mean |x|^2.
         noise_model: instead of NMF: `FixedVariance` (oracle modes) or any other `NoiseModel`.
         times: N decreasing times, each a float or one per frame (T,); default linspace(1, 0.03, N).
@@ -130,6 +139,8 @@ def posterior_pass(
         corrector_snr: r of the corrector; 0 leaves it out.
         corrected_sources: ("speech", "noise"), or fewer.
         sde: default: the published constants.
+        replayed: runs the pass from CUDA graphs where it can: default randomness, NMF or a noise prior; `score` must
+            be the same function in every call.
         options: of the sampler, `SAMPLERS[name].options` lists them with their published values.
 
     Yields:
@@ -149,41 +160,56 @@ def posterior_pass(
         raise UdseError(f"sampler {sampler!r}: unknown option {', '.join(sorted(unknown))}; it has: {known}")
     sde = sde or OUVE()
     times = time_grid(steps) if times is None else list(times)
-    draw = randomness or counter_based(seed)
-    arguments: dict[str, Any] = dict(options)
-    if row.noise is not None:
-        arguments["mixture"] = mixture
-    if row.noise == "nmf":
-        if noise_model is None:
-            W, H = initial_nmf if initial_nmf is not None else start_nmf(mixture, rank, seed)
-            noise_model = NMF(W.to(mixture.real), H.to(mixture.real))
-        arguments["noise_model"] = noise_model
-    if sampler == "udiffse":
-        arguments["em_rounds"] = em_rounds
-    if sampler == "paradiffuse_in":
-        arguments |= {"score": score, "times": times}
-    likelihood = row.likelihood(**arguments)
+    if row.noise == "nmf" and noise_model is None:
+        W, H = initial_nmf if initial_nmf is not None else start_nmf(mixture, rank, seed)
+        noise_model = NMF(W.to(mixture.real), H.to(mixture.real))
+    nmf = noise_model if isinstance(noise_model, NMF) else None
+    wanted = inspect.signature(row.likelihood).parameters
 
-    states = yield from reverse_diffusion(
-        score,
-        likelihood,
-        like=mixture,
-        samples=samples,
-        times=times,
-        dt=1 / len(times) if dt is None else dt,
-        draw=draw,
-        sde=sde,
-        corrector_snr=corrector_snr,
-        corrected_sources=corrected_sources,
-    )
-    if not all(torch.isfinite(torch.view_as_real(state)).all() for state in states.values()):
+    def whole(mixture: Tensor, first_frame: int | Tensor, *factors: Tensor) -> Pass[tuple[Any, ...]]:
+        model = NMF(factors[0], factors[1], nmf.iterations, nmf.fixed_w) if nmf is not None else noise_model
+        given = {"mixture": mixture, "noise_model": model, "score": score, "times": times, "em_rounds": em_rounds}
+        likelihood = row.likelihood(**{name: value for name, value in given.items() if name in wanted}, **options)
+        states = yield from reverse_diffusion(
+            score,
+            likelihood,
+            like=mixture,
+            samples=samples,
+            times=times,
+            dt=1 / len(times) if dt is None else dt,
+            draw=randomness or counter_based(seed, first_frame),
+            sde=sde,
+            corrector_snr=corrector_snr,
+            corrected_sources=corrected_sources,
+        )
+        corrected = [s for s in likelihood.sources if corrector_snr > 0 and s in corrected_sources]
+        per_step = len(likelihood.sources) + len(corrected) + (sampler == "paradiffuse_in")
+        calls = per_step * len(times) * likelihood.rounds
+        return (
+            calls,
+            states["speech"],
+            likelihood.noise_estimate(states),
+            *(model.variance if isinstance(model, NMF) else ()),
+        )
+
+    factors: tuple[Tensor, ...] = () if nmf is None else nmf.variance
+    result: tuple[Any, ...]
+    if replayed is not None and randomness is None and noise_model is nmf:
+        settings = samples, em_rounds, seed, tuple(times), dt, corrector_snr, tuple(corrected_sources), sde
+        model_settings = None if nmf is None else (nmf.iterations, nmf.fixed_w)
+        frame = torch.full((), first_frame, device=mixture.device)  # read by the graph
+        key = sampler, score, settings, model_settings, tuple(sorted(options.items()))
+        (result,) = yield [WholePass(replayed, key, whole, (mixture, frame, *factors))]
+    else:
+        result = yield from whole(mixture, first_frame, *factors)
+    calls, speech, noise = result[:3]
+    if nmf is not None:
+        nmf.W, nmf.H = result[3:]
+    if not all(torch.isfinite(torch.view_as_real(state)).all() for state in (speech, noise) if state is not None):
         raise UdseError(
             f"sampler {sampler!r}: the reverse pass diverged with {len(times)} steps; give more steps or less guidance"
         )
-    corrected = [s for s in likelihood.sources if corrector_snr > 0 and s in corrected_sources]
-    per_step = len(likelihood.sources) + len(corrected) + (sampler == "paradiffuse_in")
-    calls = per_step * len(times) * likelihood.rounds
-    return Posterior(states["speech"], likelihood.noise_estimate(states), noise_model, calls)
+    return Posterior(speech, noise, noise_model, calls)
 
 
 def _check(mixture: Tensor, steps: int, samples: int, rank: int, em_rounds: int) -> None:

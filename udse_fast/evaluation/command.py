@@ -208,9 +208,10 @@ def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Syste
 
 
 def _system_name(arguments: argparse.Namespace) -> str:
-    from udse_fast.enhancer import Enhancer
+    from udse_fast.checkpoint import load_network
+    from udse_fast.samplers import recommended_sampler
 
-    sampler: str = arguments.sampler or Enhancer(arguments.checkpoint, device="cpu").sampler
+    sampler: str = arguments.sampler or recommended_sampler(load_network(arguments.checkpoint).config)
     return f"{sampler} (causal)" if arguments.causal else sampler
 
 

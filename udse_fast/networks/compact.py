@@ -57,7 +57,9 @@ INFERENCE: dict[str, Any] = {
     "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
 }
 """Found by measurement: `udse_fast/priors/README.md`."""
-CAUSAL_INFERENCE: dict[str, Any] = {"ddrm": {**INFERENCE["ddrm"], "samples": 1, "steps": 8}}
+CAUSAL_INFERENCE: dict[str, Any] = {
+    "ddrm": {**INFERENCE["ddrm"], "steps": 16, "samples": 2, "nmf_iterations": 4, "forgetting_seconds": 1.0},
+}
 
 
 class NoiseLevelFeatures(nn.Module):

@@ -143,7 +143,7 @@ class ScoreNetwork:
     ) -> tuple[Tensor, Tensor]:
         """`score`, and what is uncertain about the clean spectrogram, E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real.
 
-        Only where `tells_deviation`. `past`: of a causal network, what it saw before these frames (`new_past`); updated.
+        Only where `tells_deviation`. `past`: of a causal network, what it saw before (`new_past`); updated.
         """
         inputs = self._inputs(state, time, label)
         label = inputs[2] if self.joint else None

@@ -1,0 +1,72 @@
+"""Latency and speed of causal streams with the built-in prior: `python benchmarks/streaming.py > results/streaming.md`.
+
+A table by block length, and the default settings over ten minutes: every block's computing time against its hop, as the
+caller of `Stream.process` sees it with chunks of 10 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import resource
+
+import numpy as np
+import soundfile
+import torch
+
+import udse_fast
+from udse_fast.commands.info import processor
+
+RATE = 16000
+CHUNK = RATE // 100
+HEADER = """| frames a block | steps | samples | latency, ms | audio, s | real-time factor | block, ms | median | 95 % | 99.9 % |\
+ 95 % / block |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def measured(enhancer: udse_fast.Enhancer, audio: np.ndarray, **settings: int) -> str:
+    """A row of the table."""
+    stream = enhancer.open_stream(RATE, **settings)
+    stream.process(audio[: 2 * RATE])  # one-time costs
+    stream.reset()
+    times, ready = [], []
+    for at in range(0, len(audio), CHUNK):
+        out = len(stream.process(audio[at : at + CHUNK]))
+        if out:
+            times.append(1000 * stream.last_seconds)
+            ready.append(out)
+    block = 1000 * max(ready) / RATE
+    median, slow, slowest = np.quantile(times, [0.5, 0.95, 0.999])
+    frames = settings.get("block_frames", round(block * RATE / 1000 / 255))
+    chosen = stream._make_blocks.keywords["settings"]  # type: ignore[attr-defined]
+    return (
+        f"| {frames} | {chosen.steps} | {chosen.samples} | {1000 * stream.latency_seconds:.1f} | {len(audio) / RATE:.0f} "
+        f"| {stream.real_time_factor:.2f} | {block:.1f} | {median:.1f} | {slow:.1f} | {slowest:.1f} | {slow / block:.2f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600, help="of the long run (default: %(default)s)")
+    parser.add_argument("--short", type=float, default=20, help="seconds of the others (default: %(default)s)")
+    arguments = parser.parse_args()
+    example = importlib.resources.files("udse_fast") / "examples" / "noisy.flac"
+    with importlib.resources.as_file(example) as path:
+        recording, _ = soundfile.read(path, dtype="float32")
+    short, long = (np.resize(recording, round(s * RATE)) for s in (arguments.short, arguments.seconds))
+    enhancer = udse_fast.Enhancer()
+    print("# Causal streams\n\nMade with `python benchmarks/streaming.py`: "
+        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, version {udse_fast.__version__}.\n")  # fmt: skip
+    print(HEADER)
+    for frames in (1, 2, 3, 4, 5):
+        print(measured(enhancer, short, block_frames=frames), flush=True)
+    for steps, samples in ((8, 1), (12, 1), (12, 2)):
+        print(measured(enhancer, short, steps=steps, samples=samples), flush=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(measured(enhancer, long))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"\nThe last row is the default over {arguments.seconds:g} s; memory grew by {grown:.1f} MiB in it.")
+
+
+if __name__ == "__main__":
+    main()
