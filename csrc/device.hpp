@@ -59,18 +59,21 @@ const char* for_each(int64_t items, Stream stream, const Body& body) {
 template <class Body>
 __global__ void rows_kernel(int64_t batches, int64_t rows, int64_t columns, Body body) {
   for (int64_t b = blockIdx.y; b < batches; b += gridDim.y)
-    for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < rows; row += int64_t{gridDim.x} * blockDim.y)
+    for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < rows;
+         row += int64_t{gridDim.x} * blockDim.y)
       for (int64_t column = threadIdx.x; column < columns; column += blockDim.x) body(b, row, column);
 }
 
-// body(b, row, column) for each of (batches, rows, columns); no divisions, neighbouring threads have neighbouring columns
+// body(b, row, column) for each of (batches, rows, columns); no divisions, neighbouring threads have neighbouring
+// columns
 template <class Body>
 const char* for_rows(int64_t batches, int64_t rows, int64_t columns, Stream stream, const Body& body) {
   if (!batches || !rows || !columns) return nullptr;
   const unsigned width = static_cast<unsigned>(columns < 256 ? columns : 256);
   const dim3 threads(width, 256 / width);
   const int64_t blocks = (rows + threads.y - 1) / threads.y;
-  const dim3 grid(static_cast<unsigned>(blocks < 65536 ? blocks : 65536), static_cast<unsigned>(batches < 65535 ? batches : 65535));
+  const dim3 grid(static_cast<unsigned>(blocks < 65536 ? blocks : 65536),
+                  static_cast<unsigned>(batches < 65535 ? batches : 65535));
   rows_kernel<<<grid, threads, 0, stream>>>(batches, rows, columns, body);
   return launch_error();
 }

@@ -65,7 +65,7 @@ def enhancer(monkeypatch):
         def __init__(self, **arguments):
             assert set(arguments) == set(command.ENHANCER_ARGUMENTS)
 
-        def enhance(self, audio, sample_rate):
+        def enhance(self, audio, sample_rate, causal=False):
             assert sample_rate == RATE
             HalfTheNoise.calls += 1
             noise = tone(3000, len(audio) / RATE)

@@ -147,7 +147,7 @@ class ScoreNetwork:
         """
         inputs = self._inputs(state, time, label)
         label = inputs[2] if self.joint else None
-        posterior = self.module.posterior
+        posterior: Any = self.module.posterior
         if isinstance(past, Memory):
             assert self._causal_core is not None
             self._causal_core.threads = torch.get_num_threads()
@@ -160,7 +160,7 @@ class ScoreNetwork:
         if self.device.type != "cpu" or os.environ.get("UDSE_BACKEND", "cpp") != "cpp":
             return Past()
         if self._causal_core is None:
-            self._causal_core = CausalCore(self.module)
+            self._causal_core = CausalCore(self.module)  # type: ignore[arg-type]  # it is causal: a Compact
         return Memory()
 
     def _inputs(self, state: Tensor, time: Tensor | float, label: Tensor | int | None) -> list[Tensor]:
