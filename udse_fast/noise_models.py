@@ -85,8 +85,9 @@ class OnlineNMF:
         self.H = self.H[:, -1:].repeat(1, mixture.shape[1]).to(power)
 
     def fit(self, power: Tensor) -> None:
+        numerator, denominator = self._statistics
         self.W, self.H, *latest = online_nmf_update(
-            power, self.W, *self._statistics, self.forgetting, self.iterations, self.H
+            power, self.W, numerator, denominator, self.forgetting, self.iterations, self.H
         )
         self._latest = torch.stack(latest)
 
