@@ -46,20 +46,21 @@ INFERENCE: dict[str, Any] = {
         "wiener_exponent": 0.8,
     },
     "ddrm": {
+        "steps": 16,
         "samples": 2,
         "corrector_snr": 0.0,
         "readout": "blend",
         "start_share": 2.5,
-        "nmf_iterations": 2,
+        "nmf_iterations": 4,
+        "block_seconds": 2.0,  # noise that changes is followed: a noise model for each block
+        "overlap_seconds": 0.25,
     },
     "diffuseen": {"start_share": 2.5, "observation_variance": 0.015},
     # two scores pull at one state: with longer steps, or the corrector, it runs away or into "all is noise"
     "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
 }
 """Found by measurement: `udse_fast/priors/README.md`."""
-CAUSAL_INFERENCE: dict[str, Any] = {
-    "ddrm": {**INFERENCE["ddrm"], "steps": 16, "samples": 2, "nmf_iterations": 4, "forgetting_seconds": 1.0},
-}
+CAUSAL_INFERENCE: dict[str, Any] = {"ddrm": {**INFERENCE["ddrm"], "forgetting_seconds": 1.0}}
 
 
 class NoiseLevelFeatures(nn.Module):
