@@ -60,7 +60,10 @@ INFERENCE: dict[str, Any] = {
     "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
 }
 """Found by measurement: `udse_fast/priors/README.md`."""
-CAUSAL_INFERENCE: dict[str, Any] = {"ddrm": {**INFERENCE["ddrm"], "forgetting_seconds": 1.0}}
+CAUSAL_INFERENCE: dict[str, Any] = {
+    # in real time on two cores
+    "ddrm": {**INFERENCE["ddrm"], "steps": 12, "samples": 1, "forgetting_seconds": 1.0},
+}
 
 
 class NoiseLevelFeatures(nn.Module):
