@@ -63,7 +63,7 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for frames in (1, 2, 3, 4, 5):
         print(measured(enhancer, short, block_frames=frames), flush=True)
-    for steps, samples in ((8, 1), (12, 1), (12, 2)):
+    for steps, samples in ((8, 1), (12, 2), (16, 2)):
         print(measured(enhancer, short, steps=steps, samples=samples), flush=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(measured(enhancer, long))
