@@ -66,10 +66,12 @@ def relative(a: Any, b: Any) -> float:
 def test_block_by_block_equals_the_whole_signal(tiny_checkpoints: dict[str, Path], block: int) -> None:
     network = load_network(tiny_checkpoints["causal"])
     module = network.module
+    trained_for = module.causal_block
     module.set_causal_block(block)
     u, a = torch.randn(2, 2, 256, 6 * block), torch.tensor([0.1, 0.7])
     with torch.inference_mode():
         whole = module.posterior(u, a)
+        module.set_causal_block(trained_for)  # what comes with a past is one block, however long
         past = Past()
         parts = [module.posterior(part, a, None, past.rewind()) for part in u.split(block, dim=-1)]
     for expected, pieces in zip(whole, zip(*parts, strict=True), strict=True):
@@ -213,6 +215,14 @@ def test_streams_together_equal_each_alone(tiny: Enhancer) -> None:
         assert relative(np.concatenate([*part, stream.flush()]), expected) < 1e-4
     with pytest.raises(UdseError, match="one chunk for each"):
         tiny.process_many(streams, [signals[0]])
+
+
+def test_one_bad_chunk_takes_nothing_from_the_other_streams(tiny: Enhancer) -> None:
+    x = noise(6_000)
+    good, bad = tiny.open_stream(), tiny.open_stream()
+    with pytest.raises(UdseError, match="expected 1 channels"):
+        tiny.process_many([good, bad], [x[:3_000], noise(3_000, 2)])
+    np.testing.assert_array_equal(streamed(good, x, [3_000]), streamed(tiny.open_stream(), x, []))
 
 
 def test_recovers_from_digital_silence_and_not_a_number(tiny: Enhancer) -> None:

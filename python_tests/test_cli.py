@@ -146,6 +146,19 @@ def test_the_file_is_what_the_enhancer_says(tiny_checkpoint: Path, fast: list[st
     assert soundfile.info("noise.flac").subtype == "PCM_24"
 
 
+def test_a_file_is_a_whole_signal_whatever_the_prior_streams_like(tiny_checkpoints: dict[str, Path]) -> None:
+    """Of a causal prior, streams are causal; files are not."""
+    x = noise(50_000)[:, 0].astype(np.float32)
+    sound("in.wav", x, RATE, subtype="FLOAT")
+    causal = str(tiny_checkpoints["causal"])
+    options = ["--checkpoint", causal, "--steps", "2", "--samples", "1", "--readout", "wiener"]
+    assert enhance("in.wav", "-o", "out.wav", *options) == 0
+    enhancer = Enhancer(causal, steps=2, samples=1, readout="wiener")
+    written = soundfile.read("out.wav", dtype="float32")[0]
+    np.testing.assert_array_equal(written, enhancer.enhance(x, RATE))
+    assert not np.array_equal(written, enhancer.enhance(x, RATE, causal=True))
+
+
 @pytest.mark.parametrize(
     ("rate", "channels", "layout"),
     [

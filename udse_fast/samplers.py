@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,11 +95,6 @@ class Posterior:
     def H(self) -> Tensor | None:
         """(R, T) NMF activations."""
         return self.noise_model.H if isinstance(self.noise_model, NMF) else None
-
-
-def posterior_sample(mixture: Tensor, score: Score, sampler: str = "diffuseen", **arguments: Any) -> Posterior:
-    """Draw speech from the posterior given the mixture: `posterior_pass` with the same arguments, run to its end."""
-    return run(posterior_pass(mixture, score, sampler, **arguments))
 
 
 def posterior_pass(
@@ -210,6 +206,12 @@ def posterior_pass(
             f"sampler {sampler!r}: the reverse pass diverged with {len(times)} steps; give more steps or less guidance"
         )
     return Posterior(speech, noise, noise_model, calls)
+
+
+@functools.wraps(posterior_pass, assigned=())  # its signature
+def posterior_sample(mixture: Tensor, score: Score, sampler: str = "diffuseen", **arguments: Any) -> Posterior:
+    """Draw speech from the posterior given the mixture: `posterior_pass`, which says what the arguments are, run."""
+    return run(posterior_pass(mixture, score, sampler, **arguments))
 
 
 def _check(mixture: Tensor, steps: int, samples: int, rank: int, em_rounds: int) -> None:

@@ -144,9 +144,10 @@ class Stream:
     def separate(self, chunk: Any) -> tuple[Any, Any]:
         """`process` with the noise as well."""
         with self._lock, torch.inference_mode():
-            return run(self._separating(chunk))
+            return run(self._separating(self._checked(chunk)))
 
-    def _separating(self, chunk: Any) -> Pass[tuple[Any, Any]]:
+    def _checked(self, chunk: Any) -> NDArray[np.float32]:
+        """Samples (channels, n) of a chunk; nothing has happened where it is refused."""
         audio_format = AudioFormat.of(chunk, "chunk")
         if self._format is not None and audio_format != self._format:
             raise UdseError(
@@ -157,6 +158,9 @@ class Stream:
         if samples.shape[0] != self.channels:
             raise UdseError(f"chunk: expected {self.channels} channels, got the shape {tuple(chunk.shape)}")
         self._format = audio_format
+        return samples
+
+    def _separating(self, samples: NDArray[np.float32]) -> Pass[tuple[Any, Any]]:
         started = time.perf_counter()
         passes = [channel.pushing(row) for channel, row in zip(self._channels, samples, strict=True)]
         results = yield from in_step(passes)
@@ -191,18 +195,20 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """A copy of everything that the samples to come depend on: a dict of tensors, arrays, numbers and lists.
 
-        `torch.save` writes it; `restore` of a stream that was opened with the same settings goes on from it.
+        `torch.save` writes it (`torch.load(..., weights_only=False)` reads it); `restore` of a stream that was opened
+        with the same settings goes on from it.
         """
         with self._lock:
-            return copy.deepcopy(
-                {
-                    "sample_rate": self.sample_rate,
-                    "channels": [channel.state() for channel in self._channels],
-                    "format": self._format,
-                    "received": self._received,
-                    "returned": self._returned,
-                }
-            )
+            return copy.deepcopy(self._present())
+
+    def _present(self) -> dict[str, Any]:
+        return {
+            "sample_rate": self.sample_rate,
+            "channels": [channel.state() for channel in self._channels],
+            "format": self._format,
+            "received": self._received,
+            "returned": self._returned,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`, bit for bit as the stream that it was taken from.
@@ -211,7 +217,7 @@ class Stream:
             UdseError: not a state, or that of a stream with other settings.
         """
         with self._lock:
-            ours, theirs = _kind(self.state()), _kind(state)
+            ours, theirs = _kind(self._present()), _kind(state)
             if ours != theirs:
                 raise UdseError(f"restore: expected the state of a stream of {ours}, got {theirs}")
             state = copy.deepcopy(state)
@@ -242,5 +248,6 @@ def process_together(streams: Sequence[Stream], chunks: Sequence[Any]) -> list[A
         for stream in sorted(streams, key=id):  # one order for all threads
             stack.enter_context(stream._lock)
         stack.enter_context(torch.inference_mode())
-        passes = [stream._separating(chunk) for stream, chunk in zip(streams, chunks, strict=True)]
+        checked = [stream._checked(chunk) for stream, chunk in zip(streams, chunks, strict=True)]
+        passes = [stream._separating(samples) for stream, samples in zip(streams, checked, strict=True)]
         return [speech for speech, _ in run(in_step(passes))]

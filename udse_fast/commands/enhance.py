@@ -152,6 +152,7 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool) -> str:
     """Enhance one recording; returns a line about it."""
     from tqdm import tqdm
 
+    from udse_fast.enhancer import OVERLAPPING_STREAM
     from udse_fast.files import open_recording, written_audio
     from udse_fast.plots import RunningSpectrogram, draw_spectrograms
 
@@ -161,7 +162,9 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool) -> str:
         layout = recording.layout
         expected = layout.frames / layout.sample_rate
         try:
-            stream = enhancer.open_stream(layout.sample_rate, layout.channels)
+            # the result of `Enhancer.enhance`, in constant memory
+            as_whole = {name: getattr(enhancer.settings, name) for name in OVERLAPPING_STREAM}
+            stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=False, **as_whole)
         except UdseError as error:
             raise UdseError(f"{job.source}: {error}") from None
         writers = [

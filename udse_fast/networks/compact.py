@@ -397,7 +397,7 @@ class Compact(nn.Module):
         with_past = F.pad(u, (0, 0, 0, 0, 1, 0)) if past is None else past.before(u, 1)
         padded = F.pad(with_past, (0, 0, 1, 1, 0, 1))
         shifted = [padded[:, 1 + dt : 1 + dt + T, 1 + df : 1 + df + bands] for dt, df in NEIGHBOURS]
-        if self.causal_block:  # the last frame of a block may not look at the next block
+        if self.causal_block and past is None:  # the last frame of a block may not look at the next block
             inside = _next_is_in_block(u.permute(0, 3, 1, 2), self.causal_block)[:, None, None]
             shifted = [s * inside if dt > 0 else s for s, (dt, _) in zip(shifted, NEIGHBOURS, strict=True)]
         near = torch.stack(shifted, dim=-1)
