@@ -1,4 +1,5 @@
 // Python binding of the causal network; arrays as in bind_core.cpp.
+#include <pybind11/complex.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,6 +21,7 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 using Floats = Array<float>;
+using Complexes = Array<udse::cfloat>;
 using Sizes = std::vector<int64_t>;
 
 Sizes sizes(const py::array& a) { return Sizes(a.shape(), a.shape() + a.ndim()); }
@@ -37,9 +39,10 @@ const T* in(const Array<T>& a, const char* name, const Sizes& expected) {
   return a.data();
 }
 
-float* out(Floats& a, const char* name, const Sizes& expected) {
+template <class T>
+T* out(Array<T>& a, const char* name, const Sizes& expected) {
   if (!a.writeable()) throw udse::Error(std::string(name) + " is read-only; give a writeable array");
-  return const_cast<float*>(in(a, name, expected));
+  return const_cast<T*>(in(a, name, expected));
 }
 
 }  // namespace
@@ -58,22 +61,22 @@ void register_causal_network(py::module_& m) {
                              "Numbers of the memory of one signal at one noise level.")
       .def(
           "step",
-          [](const udse::CausalNetwork& network, const Floats& noisy, const Floats& noise_level,
-             const std::optional<Array<int64_t>>& label, Floats memory, Floats clean, Floats variance, int threads) {
-            if (noisy.ndim() != 4) throw udse::Error("noisy must have shape (B, 2, F, K); got " + text(sizes(noisy)));
-            const int64_t B = noisy.shape(0), F = network.bins(), K = noisy.shape(3);
+          [](const udse::CausalNetwork& network, const Complexes& noisy, const Floats& noise_level,
+             const std::optional<Array<int64_t>>& label, Floats memory, Complexes clean, Floats variance, int threads) {
+            if (noisy.ndim() != 3) throw udse::Error("noisy must have shape (B, F, K); got " + text(sizes(noisy)));
+            const int64_t B = noisy.shape(0), F = network.bins(), K = noisy.shape(2);
             const udse::NetworkBlock block{B,
                                            K,
-                                           in(noisy, "noisy", {B, 2, F, K}),
+                                           in(noisy, "noisy", {B, F, K}),
                                            in(noise_level, "noise_level", {B}),
                                            label ? in(*label, "label", {B}) : nullptr,
                                            out(memory, "memory", {B, network.memory_size()}),
-                                           out(clean, "clean", {B, 2, F, K}),
+                                           out(clean, "clean", {B, F, K}),
                                            out(variance, "variance", {B, F, K})};
             py::gil_scoped_release release;
             network.step(block, threads);
           },
           "noisy"_a.noconvert(), "noise_level"_a.noconvert(), "label"_a.noconvert(), "memory"_a.noconvert(),
           "clean"_a.noconvert(), "variance"_a.noconvert(), "threads"_a,
-          "The next K frames, (B, 2, F, K), at one noise level per sample; memory (B, memory_size) is updated.");
+          "The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated.");
 }

@@ -460,10 +460,10 @@ struct CausalNetwork::Network {
     item.film = film(item.noise_level, of_label);
     const float total = item.noise_level * item.noise_level + item.data_scale * item.data_scale;
     const float scale = 1 / std::sqrt(total);
+    const float* const u = reinterpret_cast<const float*>(block.noisy + b * bins * K);
     for (int64_t k = 0; k < 2; ++k) {
-      const float* const u = block.noisy + (b * 2 + k) * bins * K;
       for (int64_t t = 0; t < K; ++t)
-        for (int64_t f = 0; f < bins; ++f) item.u.part(t, k)[f] = u[f * K + t];
+        for (int64_t f = 0; f < bins; ++f) item.u.part(t, k)[f] = u[2 * (f * K + t) + k];
       std::memcpy(item.u.part(-1, k), item.memory, bins * sizeof(float));
       std::memcpy(item.memory, item.u.part(K - 1, k), bins * sizeof(float));
       std::memset(item.u.part(K, k), 0, bins * sizeof(float));
@@ -559,8 +559,7 @@ struct CausalNetwork::Network {
     for (int64_t t = 0; t < K; ++t)
       run.answer({bins, padded(bins), stem, item.numbers.frame(t), padded(outputs * stem), item.u.part(t, 0),
                   item.u.part(t, 1), 2 * item.u.plane, std::log(skip / (1 - skip)), data2 * a2 / (a2 + data2),
-                  block.clean + 2 * b * bins * K + t, block.clean + (2 * b + 1) * bins * K + t,
-                  block.variance + b * bins * K + t, K, item.scratch.data()});
+                  block.clean + b * bins * K + t, block.variance + b * bins * K + t, K, item.scratch.data()});
   }
 
   void step(const NetworkBlock& block, int64_t begin, int64_t end) {

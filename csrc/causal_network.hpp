@@ -22,11 +22,12 @@ using Weights = std::map<std::string, Weight>;
 
 struct NetworkBlock {
   std::int64_t samples, frames;  // B, K
-  const float* noisy;            // u, (B, 2, F, K)
+  const cfloat* noisy;           // u, (B, F, K)
   const float* noise_level;      // a > 0, (B)
   const std::int64_t* label;     // (B) 1 speech, 0 noise; null is speech
   float* memory;                 // (B, memory_size), updated; zero before the first block
-  float *clean, *variance;       // E[s_0 | u] (B, 2, F, K), E|s_0 - E[s_0 | u]|^2 (B, F, K)
+  cfloat* clean;                 // E[s_0 | u], (B, F, K)
+  float* variance;               // E|s_0 - E[s_0 | u]|^2, (B, F, K)
 };
 
 class CausalNetwork {

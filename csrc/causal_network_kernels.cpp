@@ -249,8 +249,9 @@ void answer(const Answer& a) {
     store(variance, results + 2 * F + f);
   }
   for (int64_t f = 0; f < a.bins; ++f) {
-    a.clean_real[f * a.step] = results[f];
-    a.clean_imaginary[f * a.step] = results[F + f];
+    float* const clean = reinterpret_cast<float*>(a.clean + f * a.step);
+    clean[0] = results[f];
+    clean[1] = results[F + f];
     a.variance[f * a.step] = results[2 * F + f];
   }
 }

@@ -2,7 +2,7 @@
 // causal_network_kernels.cpp.
 #pragma once
 
-#include <cstdint>
+#include "udse_core.hpp"
 
 namespace udse {
 
@@ -52,13 +52,14 @@ struct Norm {
 
 // The network's answer for one frame of F bins, as EDM and the output filter read it.
 struct Answer {
-  std::int64_t bins, padded, stem;                 // bins with and without those that fill vectors
-  const float* numbers;                            // (F / stem, row): of a band, (21, stem)
-  std::int64_t row;                                // at least 21 stem
-  const float *real, *imaginary;                   // u of the frame; 0 at -1 and from F up to `padded`
-  std::int64_t frame;                              // from u to the next frame of u
-  float own, unsure;                               // logit of EDM's c_skip; posterior variance of Gaussian data
-  float *clean_real, *clean_imaginary, *variance;  // (F), each `step` numbers from the next
+  std::int64_t bins, padded, stem;  // bins with and without those that fill vectors
+  const float* numbers;             // (F / stem, row): of a band, (21, stem)
+  std::int64_t row;                 // at least 21 stem
+  const float *real, *imaginary;    // u of the frame; 0 at -1 and from F up to `padded`
+  std::int64_t frame;               // from u to the next frame of u
+  float own, unsure;                // logit of EDM's c_skip; posterior variance of Gaussian data
+  cfloat* clean;                    // (F), each `step` numbers from the next, as the variance
+  float* variance;
   std::int64_t step;
   float* scratch;  // (24, padded)
 };

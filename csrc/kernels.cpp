@@ -1,13 +1,14 @@
 // The kernels, compiled once per instruction set into the namespace UDSE_ISA.
 //
-// Plain loops over blocks of a fixed number of frames, which the compiler vectorises: a short last block is padded, so
-// that a frame is computed the same way wherever it lies in a block. Only code of this file's anonymous namespace is
+// Plain loops over blocks of a fixed number of frames L, which the compiler vectorises: a short last block is padded,
+// so that a frame is computed the same way wherever it lies in a block. Only code of this file's anonymous namespace is
 // called: an inline function shared with other files could be kept by the linker in the version of the wrong
 // instruction set.
 #include "kernels.hpp"
 
 #include <math.h>
 
+#include <type_traits>
 #include <utility>
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -25,7 +26,6 @@ namespace udse {
 namespace UDSE_ISA {
 namespace {
 
-constexpr int L = block_frames;
 #if defined(__AVX512F__)
 constexpr int lanes = 16;
 #elif defined(__AVX2__)
@@ -37,8 +37,11 @@ using std::int32_t;
 using std::int64_t;
 using std::uint32_t;
 
+template <int N>
+using Width = std::integral_constant<int, N>;  // frames of a block
+
 struct alignas(64) Row {
-  float v[L];
+  float v[block_frames];
   float& operator[](int i) { return v[i]; }
   float operator[](int i) const { return v[i]; }
 };
@@ -49,47 +52,55 @@ struct ComplexRow {
   const Row& operator[](int k) const { return part[k]; }
 };
 
-template <class F>
-inline void each(F f) {
+template <int N, class F>
+inline void each(Width<N>, F f) {
   UDSE_VECTORISE
-  for (int i = 0; i < L; ++i) f(i);
+  for (int i = 0; i < N; ++i) f(i);
 }
 
-template <class F>
-inline void each_part(F f) {
+template <int N, class F>
+inline void each_part(Width<N>, F f) {
   for (int k = 0; k < 2; ++k) {
     UDSE_VECTORISE
-    for (int i = 0; i < L; ++i) f(k, i);
+    for (int i = 0; i < N; ++i) f(k, i);
   }
 }
 
-inline int block_length(int64_t frames, int64_t t0) { return frames - t0 < L ? static_cast<int>(frames - t0) : L; }
+template <int N>
+inline int block_length(Width<N> L, int64_t frames, int64_t t0) {
+  return frames - t0 < L ? static_cast<int>(frames - t0) : N;
+}
 
-inline void load(const float* p, int n, Row& row) {
-  if (n == L) return each([&](int i) { row[i] = p[i]; });
+template <int N>
+inline void load(Width<N> L, const float* p, int n, Row& row) {
+  if (n == L) return each(L, [&](int i) { row[i] = p[i]; });
   for (int i = 0; i < L; ++i) row[i] = i < n ? p[i] : 0;
 }
 
-inline void store(const Row& row, int n, float* p) {
-  if (n == L) return each([&](int i) { p[i] = row[i]; });
+template <int N>
+inline void store(Width<N> L, const Row& row, int n, float* p) {
+  if (n == L) return each(L, [&](int i) { p[i] = row[i]; });
   for (int i = 0; i < n; ++i) p[i] = row[i];
 }
 
-inline void load(const cfloat* z, int n, ComplexRow& row) {
+template <int N>
+inline void load(Width<N> L, const cfloat* z, int n, ComplexRow& row) {
   const float* p = reinterpret_cast<const float*>(z);
-  if (n == L) return each([&](int i) { row[0][i] = p[2 * i], row[1][i] = p[2 * i + 1]; });
+  if (n == L) return each(L, [&](int i) { row[0][i] = p[2 * i], row[1][i] = p[2 * i + 1]; });
   for (int i = 0; i < L; ++i) row[0][i] = i < n ? p[2 * i] : 0, row[1][i] = i < n ? p[2 * i + 1] : 0;
 }
 
-inline void store(const ComplexRow& row, int n, cfloat* z) {
+template <int N>
+inline void store(Width<N> L, const ComplexRow& row, int n, cfloat* z) {
   float* p = reinterpret_cast<float*>(z);
-  if (n == L) return each([&](int i) { p[2 * i] = row[0][i], p[2 * i + 1] = row[1][i]; });
+  if (n == L) return each(L, [&](int i) { p[2 * i] = row[0][i], p[2 * i + 1] = row[1][i]; });
   for (int i = 0; i < n; ++i) p[2 * i] = row[0][i], p[2 * i + 1] = row[1][i];
 }
 
-inline void load(const PerFrame& number, int64_t t0, int n, Row& row) {
-  if (number.values) return load(number.values + t0, n, row);
-  each([&](int i) { row[i] = number.value; });
+template <int N>
+inline void load(Width<N> L, const PerFrame& number, int64_t t0, int n, Row& row) {
+  if (number.values) return load(L, number.values + t0, n, row);
+  each(L, [&](int i) { row[i] = number.value; });
 }
 
 inline int32_t bits(float x) {
@@ -127,7 +138,8 @@ inline Words product(const Words& a, const Words& b) {
 inline Words all(uint32_t word) { return Words{} + word; }
 
 // Philox 4x32-10 of the counters (frame + i, bin, step, role), i < L
-inline void philox(uint32_t frame, uint32_t bin, const NoiseKey& key, uint32_t x[4][L]) {
+template <int N>
+inline void philox(Width<N> L, uint32_t frame, uint32_t bin, const NoiseKey& key, uint32_t x[4][N]) {
   const uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
   Words index;
   for (int i = 0; i < lanes / 2; ++i) index[i] = static_cast<std::uint64_t>(i);
@@ -173,8 +185,9 @@ inline float log_uniform(int32_t k) {
 inline int32_t sign_bit(int32_t quadrant) { return static_cast<int32_t>(static_cast<uint32_t>(quadrant & 2) << 30); }
 
 // sqrt(-ln u_0) exp(2 pi j u_1), u = ((x >> 8) + 1/2) / 2^24; absolute error below 1e-6
-inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
-  each([&](int i) {
+template <int N>
+inline void normal_row(Width<N> L, const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
+  each(L, [&](int i) {
     const float modulus = __builtin_sqrtf(-log_uniform(static_cast<int32_t>(x0[i] >> 8)));
     const int32_t k = static_cast<int32_t>(x1[i] >> 8), quadrant = (k + (1 << 21)) >> 22;
     const float d = (static_cast<float>(k - quadrant * (1 << 22)) + 0.5f) * 0x1p-24f,
@@ -190,32 +203,42 @@ inline void normal_row(const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
 // The rows of an even and the next odd bin: one counter serves both. Compiled once with all that it calls: where the
 // compiler gives up inlining, which any further kernel may bring about, nothing is vectorised and this takes ten times
 // as long.
-__attribute__((noinline, flatten)) void draw(const NoiseKey& key, int64_t sample, int64_t pair, int64_t t0,
+template <int N>
+__attribute__((noinline, flatten)) void draw(Width<N> L, const NoiseKey& key, int64_t sample, int64_t pair, int64_t t0,
                                              ComplexRow z[2]) {
-  alignas(64) uint32_t x[4][L];
-  philox(static_cast<uint32_t>(key.first_frame + t0),
+  alignas(64) uint32_t x[4][N];
+  philox(L, static_cast<uint32_t>(key.first_frame + t0),
          static_cast<uint32_t>(pair) | static_cast<uint32_t>(key.first_sample + sample) << 16, key, x);
-  normal_row(x[0], x[1], z[0]);
-  normal_row(x[2], x[3], z[1]);
+  normal_row(L, x[0], x[1], z[0]);
+  normal_row(L, x[2], x[3], z[1]);
+}
+
+// f(L): blocks that are no longer than need be
+template <class F>
+inline void with_width(int64_t frames, F f) {
+  if (frames <= short_block_frames) return f(Width<short_block_frames>{});
+  f(Width<block_frames>{});
 }
 
 void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, Range pairs) {
-  ComplexRow z[2];
-  for (int64_t pair = pairs.begin; pair < pairs.end; ++pair)
-    for (int64_t b = 0; b < shape.samples; ++b)
-      for (int64_t t0 = 0; t0 < shape.frames; t0 += L) {
-        draw(key, b, pair, t0, z);
-        for (int64_t f = 2 * pair; f < shape.bins && f < 2 * pair + 2; ++f)
-          store(z[f & 1], block_length(shape.frames, t0), out + (b * shape.bins + f) * shape.frames + t0);
-      }
+  with_width(shape.frames, [&](auto L) {
+    ComplexRow z[2];
+    for (int64_t pair = pairs.begin; pair < pairs.end; ++pair)
+      for (int64_t b = 0; b < shape.samples; ++b)
+        for (int64_t t0 = 0; t0 < shape.frames; t0 += L) {
+          draw(L, key, b, pair, t0, z);
+          for (int64_t f = 2 * pair; f < shape.bins && f < 2 * pair + 2; ++f)
+            store(L, z[f & 1], block_length(L, shape.frames, t0), out + (b * shape.bins + f) * shape.frames + t0);
+        }
+  });
 }
 
 // ---- fused updates --------------------------------------------------------------------------------------------------
 
 // v += K rows of W H
-template <int K>
-inline void add_products(const float* w, const float* const* h, Row& v) {
-  each([&](int i) {
+template <int K, int N>
+inline void add_products(Width<N> L, const float* w, const float* const* h, Row& v) {
+  each(L, [&](int i) {
     float sum = v[i];
     for (int k = 0; k < K; ++k) sum += w[k] * h[k][i];
     v[i] = sum;
@@ -223,29 +246,32 @@ inline void add_products(const float* w, const float* const* h, Row& v) {
 }
 
 // v = sum over k of w[k] h[k], h[k] being rows of `stride` floats
-inline void product_row(const float* w, const float* h, int64_t stride, int64_t rank, Row& v) {
-  each([&](int i) { v[i] = 0; });
+template <int N>
+inline void product_row(Width<N> L, const float* w, const float* h, int64_t stride, int64_t rank, Row& v) {
+  each(L, [&](int i) { v[i] = 0; });
   int64_t k = 0;
   for (; k + 4 <= rank; k += 4) {
     const float* rows[] = {h + k * stride, h + (k + 1) * stride, h + (k + 2) * stride, h + (k + 3) * stride};
-    add_products<4>(w + k, rows, v);
+    add_products<4>(L, w + k, rows, v);
   }
   for (; k < rank; ++k) {
     const float* row = h + k * stride;
-    add_products<1>(w + k, &row, v);
+    add_products<1>(L, w + k, &row, v);
   }
 }
 
-inline void variance_row(const NoiseVariance& variance, int64_t bin, int64_t frames, int64_t t0, int n, Row& v) {
-  if (variance.values) return load(variance.values + bin * frames + t0, n, v);
+template <int N>
+inline void variance_row(Width<N> L, const NoiseVariance& variance, int64_t bin, int64_t frames, int64_t t0, int n,
+                         Row& v) {
+  if (variance.values) return load(L, variance.values + bin * frames + t0, n, v);
   const float *w = variance.W + bin * variance.rank, *h = variance.H + t0;
-  if (n == L) return product_row(w, h, frames, variance.rank, v);
+  if (n == L) return product_row(L, w, h, frames, variance.rank, v);
   for (int i = 0; i < L; ++i) v[i] = 0;
   for (int64_t k = 0; k < variance.rank; ++k) {
     Row row;
-    load(h + k * frames, n, row);
+    load(L, h + k * frames, n, row);
     const float* p = row.v;
-    add_products<1>(w + k, &p, v);
+    add_products<1>(L, w + k, &p, v);
   }
 }
 
@@ -258,19 +284,20 @@ struct Numbers {
   Row pull;                         // lambda g^2 dt / delta
   Row next_delta, b;                // of the next step: delta', sigma' / delta'
 
-  void fill(const Step& step, int64_t t0, int n) {
+  template <int N>
+  void fill(Width<N> L, const Step& step, int64_t t0, int n) {
     const Coefficients& c = step.coefficients;
     Row gamma, g, dt, r, lambda;
-    load(c.gamma, t0, n, gamma);
-    load(c.delta, t0, n, delta);
-    load(c.sigma, t0, n, sigma);
-    load(c.g, t0, n, g);
-    load(c.dt, t0, n, dt);
-    load(c.corrector_snr, t0, n, r);
-    load(step.strength, t0, n, lambda);
-    load(step.next_delta, t0, n, next_delta);
-    load(step.next_sigma, t0, n, b);
-    each([&](int i) {
+    load(L, c.gamma, t0, n, gamma);
+    load(L, c.delta, t0, n, delta);
+    load(L, c.sigma, t0, n, sigma);
+    load(L, c.g, t0, n, g);
+    load(L, c.dt, t0, n, dt);
+    load(L, c.corrector_snr, t0, n, r);
+    load(L, step.strength, t0, n, lambda);
+    load(L, step.next_delta, t0, n, next_delta);
+    load(L, step.next_sigma, t0, n, b);
+    each(L, [&](int i) {
       drift[i] = gamma[i] * dt[i];
       score_step[i] = square(g[i]) * dt[i];
       spread[i] = g[i] * __builtin_sqrtf(dt[i]);
@@ -305,20 +332,21 @@ struct BinRows {
   Row p;         // power, summed over the samples
 };
 
-inline void noise_rows(const Noise& noise, const Shape& shape, int64_t b, int64_t pair, int64_t t0, int n,
+template <int N>
+inline void noise_rows(Width<N> L, const Noise& noise, const Shape& shape, int64_t b, int64_t pair, int64_t t0, int n,
                        ComplexRow z[2]) {
-  if (noise.kind == Noise::drawn) return draw(noise.key, b, pair, t0, z);
+  if (noise.kind == Noise::drawn) return draw(L, noise.key, b, pair, t0, z);
   for (int64_t f = 2 * pair; f < shape.bins && f < 2 * pair + 2; ++f) {
     if (noise.kind == Noise::given)
-      load(noise.values + (b * shape.bins + f) * shape.frames + t0, n, z[f & 1]);
+      load(L, noise.values + (b * shape.bins + f) * shape.frames + t0, n, z[f & 1]);
     else
-      each_part([&](int k, int i) { z[f & 1][k][i] = 0; });
+      each_part(L, [&](int k, int i) { z[f & 1][k][i] = 0; });
   }
 }
 
 // Runs an update over pairs of bins: `prepare` once per bin and block, `update` for each sample of it.
-template <class Prepare, class Update>
-inline void sweep(const Step& step, Range pairs, Prepare prepare, Update update) {
+template <int N, class Prepare, class Update>
+inline void sweep_blocks(Width<N> L, const Step& step, Range pairs, Prepare prepare, Update update) {
   const auto [B, F, T] = step.shape;
   const bool same_for_all = constant(step);
   const bool two_draws = step.noise.draw.kind != Noise::none;
@@ -326,47 +354,52 @@ inline void sweep(const Step& step, Range pairs, Prepare prepare, Update update)
   BinRows bins[2];
   SourceRows speech, noise;
   ComplexRow z[2], z2[2];
-  each_part([&](int k, int i) { z2[0][k][i] = z2[1][k][i] = 0; });
-  if (same_for_all) c.fill(step, 0, L);
+  each_part(L, [&](int k, int i) { z2[0][k][i] = z2[1][k][i] = 0; });
+  if (same_for_all) c.fill(L, step, 0, L);
 
   for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
     const int64_t first = 2 * pair, last = first + 2 < F ? first + 2 : F;
     for (int64_t t0 = 0; t0 < T; t0 += L) {
-      const int n = block_length(T, t0);
-      if (!same_for_all) c.fill(step, t0, n);
+      const int n = block_length(L, T, t0);
+      if (!same_for_all) c.fill(L, step, t0, n);
       for (int64_t f = first; f < last; ++f) {
         BinRows& bin = bins[f & 1];
-        if (step.mixture) load(step.mixture + f * T + t0, n, bin.x);
-        if (step.variance.values || step.variance.W) variance_row(step.variance, f, T, t0, n, bin.v);
-        each([&](int i) { bin.p[i] = 0; });
-        prepare(c, bin);
+        if (step.mixture) load(L, step.mixture + f * T + t0, n, bin.x);
+        if (step.variance.values || step.variance.W) variance_row(L, step.variance, f, T, t0, n, bin.v);
+        each(L, [&](int i) { bin.p[i] = 0; });
+        prepare(L, c, bin);
       }
       for (int64_t b = 0; b < B; ++b) {
-        noise_rows(step.speech.draw, step.shape, b, pair, t0, n, z);
-        if (two_draws) noise_rows(step.noise.draw, step.shape, b, pair, t0, n, z2);
+        noise_rows(L, step.speech.draw, step.shape, b, pair, t0, n, z);
+        if (two_draws) noise_rows(L, step.noise.draw, step.shape, b, pair, t0, n, z2);
         for (int64_t f = first; f < last; ++f) {
           const int64_t at = (b * F + f) * T + t0;
-          load(step.speech.state + at, n, speech.s);
-          load(step.speech.score + at, n, speech.S);
-          if (step.deviation) load(step.deviation + at, n, speech.C);
-          if (step.noise.state) load(step.noise.state + at, n, noise.s);
-          if (step.noise.score) load(step.noise.score + at, n, noise.S);
-          update(c, bins[f & 1], speech, z[f & 1], noise, z2[f & 1]);
-          if (step.speech.next) store(speech.s, n, step.speech.next + at);
-          if (step.noise.next) store(noise.s, n, step.noise.next + at);
+          load(L, step.speech.state + at, n, speech.s);
+          load(L, step.speech.score + at, n, speech.S);
+          if (step.deviation) load(L, step.deviation + at, n, speech.C);
+          if (step.noise.state) load(L, step.noise.state + at, n, noise.s);
+          if (step.noise.score) load(L, step.noise.score + at, n, noise.S);
+          update(L, c, bins[f & 1], speech, z[f & 1], noise, z2[f & 1]);
+          if (step.speech.next) store(L, speech.s, n, step.speech.next + at);
+          if (step.noise.next) store(L, noise.s, n, step.noise.next + at);
         }
       }
       if (step.power)
         for (int64_t f = first; f < last; ++f) {
           Row& p = bins[f & 1].p;
-          each([&](int i) { p[i] /= static_cast<float>(B); });
-          store(p, n, step.power + f * T + t0);
+          each(L, [&](int i) { p[i] /= static_cast<float>(B); });
+          store(L, p, n, step.power + f * T + t0);
         }
     }
   }
 }
 
-const auto nothing = [](const Numbers&, BinRows&) {};
+template <class Prepare, class Update>
+inline void sweep(const Step& step, Range pairs, Prepare prepare, Update update) {
+  with_width(step.shape.frames, [&](auto L) { sweep_blocks(L, step, pairs, prepare, update); });
+}
+
+const auto nothing = [](auto, const Numbers&, BinRows&) {};
 
 inline float predicted(const Numbers& c, int i, float s, float S, float z) {
   return s + c.drift[i] * s + c.score_step[i] * S + c.spread[i] * z;
@@ -374,15 +407,15 @@ inline float predicted(const Numbers& c, int i, float s, float S, float z) {
 
 void corrector(const Step& step, Range pairs) {
   sweep(step, pairs, nothing,
-        [](const Numbers& c, BinRows&, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
-          each_part([&](int k, int i) { a.s[k][i] += c.langevin_step[i] * a.S[k][i] + c.langevin[i] * z[k][i]; });
+        [](auto L, const Numbers& c, BinRows&, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
+          each_part(L, [&](int k, int i) { a.s[k][i] += c.langevin_step[i] * a.S[k][i] + c.langevin[i] * z[k][i]; });
         });
 }
 
 void predictor(const Step& step, Range pairs) {
   sweep(step, pairs, nothing,
-        [](const Numbers& c, BinRows&, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
-          each_part([&](int k, int i) { a.s[k][i] = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]); });
+        [](auto L, const Numbers& c, BinRows&, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
+          each_part(L, [&](int k, int i) { a.s[k][i] = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]); });
         });
 }
 
@@ -400,11 +433,12 @@ void marginal_guidance(const Step& step, Range pairs) {
   const float apply = step.apply ? 1.f : 0.f;
   sweep(
       step, pairs,
-      [apply](const Numbers& c, BinRows& bin) {
-        each([&](int i) { bin.w1[i] = apply * c.pull[i] / (c.a2[i] + bin.v[i]); });
+      [apply](auto L, const Numbers& c, BinRows& bin) {
+        each(L, [&](int i) { bin.w1[i] = apply * c.pull[i] / (c.a2[i] + bin.v[i]); });
       },
-      [estimate](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
-        each_part([&](int k, int i) {
+      [estimate](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&,
+                 const ComplexRow&) {
+        each_part(L, [&](int k, int i) {
           float s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
           s += bin.w1[i] * (bin.x[k][i] - s * c.inverse_delta[i]);
           bin.p[i] += square(bin.x[k][i] - estimate(c, i, s, a.S[k][i]));
@@ -418,17 +452,17 @@ void product_of_gaussians(const Step& step, Range pairs) {
   const float marginal = step.noise.draw.kind == Noise::none ? 1.f : 0.f;
   sweep(
       step, pairs,
-      [marginal](const Numbers& c, BinRows& bin) {
-        each([&](int i) {
+      [marginal](auto L, const Numbers& c, BinRows& bin) {
+        each(L, [&](int i) {
           const float R = square(c.delta[i]) * bin.v[i] + marginal * c.sigma2[i], q = c.score_step[i];
           bin.w1[i] = R / (R + q);
           bin.w2[i] = q / (R + q);
           bin.v[i] = __builtin_sqrtf(q * bin.w1[i]);
         });
       },
-      [estimate](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&,
+      [estimate](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&,
                  const ComplexRow& z2) {
-        each_part([&](int k, int i) {
+        each_part(L, [&](int k, int i) {
           const float m = predicted(c, i, a.s[k][i], a.S[k][i], 0);
           const float y = c.delta[i] * bin.x[k][i] + c.sigma[i] * z2[k][i];
           const float s = bin.w1[i] * m + bin.w2[i] * y + bin.v[i] * z[k][i];
@@ -443,16 +477,16 @@ void noise_posterior_guidance(const Step& step, Range pairs) {
   const float marginal = step.paper_posterior ? 0.f : 1.f;
   sweep(
       step, pairs,
-      [=](const Numbers& c, BinRows& bin) {
-        each([&](int i) {
+      [=](auto L, const Numbers& c, BinRows& bin) {
+        each(L, [&](int i) {
           const float V = bin.v[i], q = marginal * c.a2[i] + w;
           bin.w1[i] = V / (V + q);
           bin.w2[i] = c.pull[i] / (c.a2[i] + w);
           bin.p[i] = samples * q * bin.w1[i];  // the posterior variance, the same for every sample
         });
       },
-      [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& n, const ComplexRow&) {
-        each_part([&](int k, int i) {
+      [](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& n, const ComplexRow&) {
+        each_part(L, [&](int k, int i) {
           const float x = bin.x[k][i], s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
           const float mu = bin.w1[i] * (x - (s + c.sigma2[i] * a.S[k][i]) * c.inverse_delta[i]);
           a.s[k][i] = s + bin.w2[i] * (x - s * c.inverse_delta[i] - mu);
@@ -464,8 +498,9 @@ void noise_posterior_guidance(const Step& step, Range pairs) {
 
 void predictor_residual(const Step& step, Range pairs) {
   sweep(step, pairs, nothing,
-        [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& n, const ComplexRow& z2) {
-          each_part([&](int k, int i) {
+        [](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& n,
+           const ComplexRow& z2) {
+          each_part(L, [&](int k, int i) {
             const float s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
             n.s[k][i] = bin.x[k][i] - (s - c.sigma[i] * z2[k][i]) * c.inverse_delta[i];
             a.s[k][i] = s;
@@ -475,8 +510,8 @@ void predictor_residual(const Step& step, Range pairs) {
 
 void score_noise_guidance(const Step& step, Range pairs) {
   sweep(step, pairs, nothing,
-        [](const Numbers& c, BinRows&, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
-          each_part([&](int k, int i) { a.s[k][i] -= c.pull[i] * a.S[k][i]; });
+        [](auto L, const Numbers& c, BinRows&, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
+          each_part(L, [&](int k, int i) { a.s[k][i] -= c.pull[i] * a.S[k][i]; });
         });
 }
 
@@ -484,9 +519,12 @@ void joint_guidance(const Step& step, Range pairs) {
   const float w = step.observation_variance, apply = step.apply ? 1.f : 0.f;
   sweep(
       step, pairs,
-      [=](const Numbers& c, BinRows& bin) { each([&](int i) { bin.w1[i] = apply * c.pull[i] / (c.a2[i] + w); }); },
-      [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& o, const ComplexRow& z2) {
-        each_part([&](int k, int i) {
+      [=](auto L, const Numbers& c, BinRows& bin) {
+        each(L, [&](int i) { bin.w1[i] = apply * c.pull[i] / (c.a2[i] + w); });
+      },
+      [](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows& o,
+         const ComplexRow& z2) {
+        each_part(L, [&](int k, int i) {
           const float x = bin.x[k][i], to_clean = c.inverse_delta[i];
           const float s = predicted(c, i, a.s[k][i], a.S[k][i], z[k][i]);
           const float n = predicted(c, i, o.s[k][i], o.S[k][i], z2[k][i]);
@@ -504,27 +542,29 @@ inline float tweedie_mean(const Numbers& c, int i, float s, float S) {
 void unexplained_power(const Step& step, Range pairs) {
   const float kappa = step.caution;
   sweep(step, pairs, nothing,
-        [=](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
-          each([&](int i) { bin.p[i] += kappa * a.C[i]; });
-          each_part([&](int k, int i) { bin.p[i] += square(bin.x[k][i] - tweedie_mean(c, i, a.s[k][i], a.S[k][i])); });
+        [=](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
+          each(L, [&](int i) { bin.p[i] += kappa * a.C[i]; });
+          each_part(L,
+                    [&](int k, int i) { bin.p[i] += square(bin.x[k][i] - tweedie_mean(c, i, a.s[k][i], a.S[k][i])); });
         });
 }
 
 void ddrm_step(const Step& step, Range pairs) {
   if (step.deviation)
-    return sweep(step, pairs, nothing,
-                 [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
-                   each([&](int i) { a.C[i] /= a.C[i] + bin.v[i]; });
-                   each_part([&](int k, int i) {
-                     const float s0 = tweedie_mean(c, i, a.s[k][i], a.S[k][i]);
-                     a.s[k][i] = s0 + a.C[i] * (bin.x[k][i] - s0);
-                   });
-                 });
+    return sweep(
+        step, pairs, nothing,
+        [](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
+          each(L, [&](int i) { a.C[i] /= a.C[i] + bin.v[i]; });
+          each_part(L, [&](int k, int i) {
+            const float s0 = tweedie_mean(c, i, a.s[k][i], a.S[k][i]);
+            a.s[k][i] = s0 + a.C[i] * (bin.x[k][i] - s0);
+          });
+        });
   const float eta = step.renewal, kept = __builtin_sqrtf(1 - eta * eta);
   sweep(
       step, pairs,
-      [=](const Numbers& c, BinRows& bin) {
-        each([&](int i) {
+      [=](auto L, const Numbers& c, BinRows& bin) {
+        each(L, [&](int i) {
           const float b = c.b[i], missing = b * b - bin.v[i];  // below 0 where the mixture's noise is the stronger
           const float root = __builtin_sqrtf(missing >= 0 ? missing : bin.v[i]), share = kept * b / root;
           bin.w1[i] = c.next_delta[i] * (missing >= 0 ? 1.f : share);
@@ -532,8 +572,8 @@ void ddrm_step(const Step& step, Range pairs) {
           bin.v[i] = c.next_delta[i] * (missing >= 0 ? root : eta * b);
         });
       },
-      [](const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
-        each_part([&](int k, int i) {
+      [](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow& z, SourceRows&, const ComplexRow&) {
+        each_part(L, [&](int k, int i) {
           const float s0 = tweedie_mean(c, i, a.s[k][i], a.S[k][i]);
           a.s[k][i] = bin.w1[i] * bin.x[k][i] + bin.w2[i] * s0 + bin.v[i] * z[k][i];
         });
@@ -548,11 +588,12 @@ constexpr float tiny = 1e-37f;  // modulus below which z counts as zero
 // out = scale z gain(|scale z|); |z| is formed without overflow or underflow of its square
 template <class Gain>
 inline void scale_by_modulus(const cfloat* z, float scale, cfloat* out, Range range, Gain gain) {
+  constexpr Width<block_frames> L;
   ComplexRow row;
   for (int64_t at = range.begin; at < range.end; at += L) {
-    const int n = block_length(range.end, at);
-    load(z + at, n, row);
-    each([&](int i) {
+    const int n = block_length(L, range.end, at);
+    load(L, z + at, n, row);
+    each(L, [&](int i) {
       const float re = row[0][i] * scale, im = row[1][i] * scale;
       const float x = __builtin_fabsf(re), y = __builtin_fabsf(im);
       const float large = x > y ? x : y, small = x > y ? y : x, ratio = small / (large > tiny ? large : tiny);
@@ -560,7 +601,7 @@ inline void scale_by_modulus(const cfloat* z, float scale, cfloat* out, Range ra
       row[0][i] = re * g;
       row[1][i] = im * g;
     });
-    store(row, n, out + at);
+    store(L, row, n, out + at);
   }
 }
 

@@ -5,8 +5,9 @@
 
 namespace udse {
 
-constexpr int block_frames =
-    64;  // frames that are worked on at once: a few vectors of any instruction set, all scratch in L1
+// Frames that are worked on at once: a few vectors of any instruction set, all scratch in L1; of signals of few frames,
+// such as the blocks of a stream, one vector of the widest.
+constexpr int block_frames = 64, short_block_frames = 16;
 
 struct Range {
   std::int64_t begin, end;

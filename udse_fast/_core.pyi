@@ -153,12 +153,12 @@ class CausalNetwork:
         """Numbers of the memory of one signal at one noise level."""
     def step(
         self,
-        noisy: _Floats,
+        noisy: _Complexes,
         noise_level: _Floats,
         label: NDArray[np.int64] | None,
         memory: _Floats,
-        clean: _Floats,
+        clean: _Complexes,
         variance: _Floats,
         threads: int,
     ) -> None:
-        """The next K frames, (B, 2, F, K), at one noise level per sample; memory (B, memory_size) is updated."""
+        """The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,4 +31,4 @@ class Coefficients:
 
     def values(self) -> tuple[float | torch.Tensor, ...]:
         """The numbers in the order of the fields."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        return self.gamma, self.delta, self.sigma, self.g, self.dt, self.corrector_snr

@@ -68,7 +68,8 @@ class CausalPrior:
 
     def with_deviation(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
         """S(s, t), and E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real."""
-        return self.network.with_deviation(state, _times(state, time), _label(source), self._next_past())
+        times = _times(state, time) if isinstance(time, Tensor) else time
+        return self.network.with_deviation(state, times, _label(source), self._next_past())
 
     def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
         """One batch of requests of streams that share this network."""
@@ -99,14 +100,13 @@ def _times(state: Tensor, time: Time) -> Tensor:
     return t.to(state.real).expand((batch,) if t.ndim == 0 else (batch, state.shape[-1]))
 
 
-def _batch(requests: list[ScoreRequest]) -> tuple[Tensor, Tensor, Tensor]:
-    """States, times and labels of all."""
+def _batch(requests: list[ScoreRequest]) -> tuple[Tensor, Time, Tensor]:
+    """States, times and labels of all; one time where it is the same."""
     labels = [torch.full((len(r.state),), _label(r.source), device=r.state.device) for r in requests]
-    return (
-        torch.cat([r.state for r in requests]),
-        torch.cat([_times(r.state, r.time) for r in requests]),
-        torch.cat(labels),
-    )
+    time: Time = requests[0].time
+    if isinstance(time, Tensor) or any(r.time != time for r in requests):
+        time = torch.cat([_times(r.state, r.time) for r in requests])
+    return torch.cat([r.state for r in requests]), time, torch.cat(labels)
 
 
 def _split(requests: list[ScoreRequest], score: Tensor, deviation: Tensor | None = None) -> list[ScoreAnswer]:

@@ -174,13 +174,15 @@ struct SmallNetwork {
 
 struct Block {
   int64_t B, K;
-  Floats u = random_floats(B * 2 * 16 * K), level = Floats(B, 0.4f), clean = Floats(u.size(), std::nanf("")),
+  Floats u = random_floats(B * 16 * K * 2), level = Floats(B, 0.4f), clean = Floats(u.size(), std::nanf("")),
          variance = Floats(u.size() / 2, std::nanf(""));
   Floats memory = {};
 
   void step(const udse::CausalNetwork& network, int threads = 1) {
     memory.resize(B * network.memory_size());
-    network.step({B, K, u.data(), level.data(), nullptr, memory.data(), clean.data(), variance.data()}, threads);
+    network.step({B, K, reinterpret_cast<udse::cfloat*>(u.data()), level.data(), nullptr, memory.data(),
+                  reinterpret_cast<udse::cfloat*>(clean.data()), variance.data()},
+                 threads);
   }
 };
 

@@ -19,8 +19,10 @@ def per_frame(number: float | torch.Tensor) -> NDArray[np.float32]:
 
 def rows(coefficients: Coefficients) -> NDArray[np.float32]:
     """The coefficients as (6, 1) or (6, T) float32."""
-    values = [per_frame(value) for value in coefficients.values()]
-    return np.stack(np.broadcast_arrays(*values)) if any(v.size > 1 for v in values) else np.stack(values)
+    values = coefficients.values()
+    if any([isinstance(value, torch.Tensor) for value in values]):
+        return np.stack(np.broadcast_arrays(*[per_frame(value) for value in values]))
+    return np.array(values, np.float32)[:, None]
 
 
 def corrector(

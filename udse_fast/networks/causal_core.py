@@ -76,32 +76,37 @@ class CausalCore:
             assert isinstance(block.conv1, Conv)
             dilations.append(block.conv1.time_dilation)
         self.network = _core.CausalNetwork(arrays, dilations)
+        self._memory_size = self.network.memory_size
         self.threads = threads
 
     def posterior(
-        self, noisy: Tensor, noise_level: Tensor, label: Tensor | None, memory: Memory
+        self, noisy: Tensor, noise_level: float | Tensor, label: Tensor | None, memory: Memory
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean of the clean spectrogram of one block, and how far from it that is expected to be.
 
         Args:
-            noisy: u, (B, 2, F, K) float32: the K frames of the block.
-            noise_level: a, one per item (B,).
+            noisy: u, (B, F, K) complex64: the K frames of the block.
+            noise_level: a, one for all or one per item (B,).
             label: (B,) int, 1 speech, 0 noise; joint networks only, None is speech.
             memory: of the frames before; updated.
 
         Returns:
-            E[s_0 | u] (B, 2, F, K) and E|s_0 - E[s_0 | u]|^2 (B, F, K), float32.
+            E[s_0 | u] (B, F, K) complex64 and E|s_0 - E[s_0 | u]|^2 (B, F, K) float32.
 
         Raises:
             UdseError: shapes that do not fit each other or the network, labels or noise levels that cannot be.
         """
-        B, _, F, K = noisy.shape
-        clean, variance = np.empty((B, 2, F, K), np.float32), np.empty((B, F, K), np.float32)
+        B = len(noisy)
+        clean, variance = np.empty(noisy.shape, np.complex64), np.empty(noisy.shape, np.float32)
+        if isinstance(noise_level, Tensor):
+            levels = noise_level.float().contiguous().numpy()
+        else:
+            levels = np.full(B, noise_level, np.float32)
         self.network.step(
-            noisy.detach().float().contiguous().numpy(),
-            noise_level.float().contiguous().numpy(),
+            noisy.to(torch.complex64).contiguous().numpy(),
+            levels,
             None if label is None else label.long().contiguous().numpy(),
-            memory.values(B, self.network.memory_size).numpy(),
+            memory.values(B, self._memory_size).numpy(),
             clean,
             variance,
             self.threads,

@@ -140,13 +140,11 @@ class CapturedGraph(nn.Module):
         """As `ScoreGraph.per_frame`."""
         return self._called(self.graph.per_frame, inputs)
 
-    def with_deviation(
-        self, state: Tensor, time: Tensor, label: Tensor | None, posterior: Any, past: Any
-    ) -> tuple[Tensor, Tensor]:
+    def with_deviation(self, state: Tensor, time: Tensor, label: Tensor | None, past: Any) -> tuple[Tensor, Tensor]:
         """As `ScoreGraph.with_deviation`; a network with a memory is called as it is."""
 
         def call(state: Tensor, time: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            result: tuple[Tensor, Tensor] = self.graph.with_deviation(state, time, label, posterior, past)
+            result: tuple[Tensor, Tensor] = self.graph.with_deviation(state, time, label, past)
             return result
 
         inputs = (state, time) if label is None else (state, time, label)

@@ -54,15 +54,12 @@ class ScoreGraph(nn.Module):
         return (delta * clean - state) / sigma**2
 
     def with_deviation(
-        self, state: Tensor, time: Tensor, label: Tensor | None, posterior: Any, past: Past | Memory | None
+        self, state: Tensor, time: Tensor, label: Tensor | None, past: Past | None
     ) -> tuple[Tensor, Tensor]:
-        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it; time (B,) or (B, T).
-
-        `posterior`: that of the module, or of its form in the C++ core.
-        """
+        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it; time (B,) or (B, T)."""
         time_per_bin = time[:, None, None, None] if time.ndim == 1 else time[:, None, None, :]
         sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
-        clean, deviation = posterior(state / delta, self.sde.noise_level(time), label, past)
+        clean, deviation = self.module.posterior(state / delta, self.sde.noise_level(time), label, past)
         return (delta * clean - state) / sigma**2, deviation
 
 
@@ -78,10 +75,10 @@ class ScoreNetwork:
         self.config = config
         self.joint: bool = bool(config["architecture"].get("joint", False))
         self.scripted = isinstance(module, torch.jit.ScriptModule)
-        sde = OUVE(**{name: config["sde"][name] for name in OUVE().config})
+        self.sde = OUVE(**{name: config["sde"][name] for name in OUVE().config})
         self.module = module
         self.frame_multiple: int = getattr(module, "frame_multiple", 1)
-        self.graph: Any = module if self.scripted else ScoreGraph(module, sde)
+        self.graph: Any = module if self.scripted else ScoreGraph(module, self.sde)
         self.tells_deviation: bool = hasattr(module, "posterior")
         self.causal_block: int = getattr(module, "causal_block", 0)
         self.graph.eval()
@@ -145,15 +142,28 @@ class ScoreNetwork:
 
         Only where `tells_deviation`. `past`: of a causal network, what it saw before (`new_past`); updated.
         """
+        if isinstance(past, Memory):
+            return self._of_causal_core(state, time, label, past)
         inputs = self._inputs(state, time, label)
         label = inputs[2] if self.joint else None
-        posterior: Any = self.module.posterior
-        if isinstance(past, Memory):
-            assert self._causal_core is not None
-            self._causal_core.threads = torch.get_num_threads()
-            posterior = self._causal_core.posterior
-        score, deviation = self.graph.with_deviation(inputs[0], inputs[1], label, posterior, past)
+        score, deviation = self.graph.with_deviation(inputs[0], inputs[1], label, past)
         return _as_complex(score, state), deviation.contiguous().to(state.device, state.real.dtype)
+
+    def _of_causal_core(
+        self, state: Tensor, time: Tensor | float, label: Tensor | int | None, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """`with_deviation` of a few frames, whose arithmetic is less than the calls that ask for it."""
+        core, sde = self._causal_core, self.sde
+        assert core is not None
+        core.threads = torch.get_num_threads()
+        if isinstance(time, Tensor) and time.ndim:
+            time = time[:, None, None]  # one per item
+        if isinstance(label, int):
+            label = torch.full((len(state),), label)
+        delta, sigma, level = sde.delta(time), sde.sigma(time), sde.noise_level(time)
+        level = level.flatten() if isinstance(level, Tensor) else level
+        clean, deviation = core.posterior(state / delta, level, label if self.joint else None, memory)
+        return ((delta * clean - state) / sigma**2).to(state.dtype), deviation.to(state.real.dtype)
 
     def new_past(self) -> Past | Memory:
         """For the first block of a stream: of the C++ core on CPUs, of torch elsewhere."""
