@@ -19,6 +19,7 @@ from udse_fast.diffusion import Pass
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.compact import Past
 from udse_fast.noise_models import OnlineNMF
+from udse_fast.samplers import Posterior
 
 HOP, N_FFT = 255, 510
 RATES = (8000, 16000, 44100, 48000)
@@ -28,9 +29,9 @@ ROUNDING = 2e-6  # of float32 overlap-add
 class Identity(Enhancer):
     """The plumbing alone: every block is taken for speech."""
 
-    def _spectrogram_pass(self, mixture: Tensor, level: Tensor, *_: Any) -> Pass[tuple[Tensor, Any]]:
+    def _spectrogram_pass(self, mixture: Tensor, *_: Any) -> Pass[Posterior]:
         yield from ()
-        return self.spectral.decompress(mixture * level), None
+        return Posterior(mixture[None], None, None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def identity(tiny_checkpoints: dict[str, Path]) -> Identity:
 
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoints: dict[str, Path]) -> Enhancer:
-    options = {"precision": "float32", "corrector_snr": 0.0, "readout": "wiener"}
+    options = {"precision": "float32", "corrector_snr": 0.0, "readout": "blend"}
     return Enhancer(tiny_checkpoints["causal"], "ddrm", steps=3, samples=1, **options)
 
 
@@ -225,15 +226,16 @@ def test_one_bad_chunk_takes_nothing_from_the_other_streams(tiny: Enhancer) -> N
     np.testing.assert_array_equal(streamed(good, x, [3_000]), streamed(tiny.open_stream(), x, []))
 
 
-def test_recovers_from_digital_silence_and_not_a_number(tiny: Enhancer) -> None:
+def test_recovers_from_digital_silence_and_not_a_number() -> None:
+    built_in = Enhancer(steps=4, samples=1)
     x = np.concatenate([noise(8_000), np.zeros(32_000, np.float32), noise(8_000, seed=1)])
     x[3_000:3_004] = [np.nan, np.inf, -np.inf, np.nan]
-    y = streamed(tiny.open_stream(), x, [])
+    y = streamed(built_in.open_stream(), x, [])
     assert np.isfinite(y).all()
-    assert np.abs(y[20_000:38_000]).max() < 1e-6
+    assert np.abs(y[20_000:38_000]).max() < 1e-5
     assert np.abs(y[-6_000:]).max() > 1e-3
     silence = np.zeros(10_000, np.float32)
-    np.testing.assert_array_equal(streamed(tiny.open_stream(), silence, []), silence)
+    np.testing.assert_array_equal(streamed(built_in.open_stream(), silence, []), silence)
 
 
 def test_attenuation_is_limited(tiny_checkpoints: dict[str, Path]) -> None:

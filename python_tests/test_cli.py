@@ -156,7 +156,10 @@ def test_a_file_is_a_whole_signal_whatever_the_prior_streams_like(tiny_checkpoin
     enhancer = Enhancer(causal, steps=2, samples=1, readout="wiener")
     written = soundfile.read("out.wav", dtype="float32")[0]
     np.testing.assert_array_equal(written, enhancer.enhance(x, RATE))
-    assert not np.array_equal(written, enhancer.enhance(x, RATE, causal=True))
+    causal_result = enhancer.enhance(x, RATE, causal=True)
+    assert not np.array_equal(written, causal_result)
+    assert enhance("in.wav", "-o", "causal.wav", "--causal", *options) == 0
+    np.testing.assert_array_equal(soundfile.read("causal.wav", dtype="float32")[0], causal_result)
 
 
 @pytest.mark.parametrize(

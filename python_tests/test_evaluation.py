@@ -65,11 +65,18 @@ def enhancer(monkeypatch):
         def __init__(self, **arguments):
             assert set(arguments) == set(command.ENHANCER_ARGUMENTS)
 
-        def enhance(self, audio, sample_rate, causal=False):
+        def enhance(self, audio, sample_rate):
+            return self.separate(audio, sample_rate)[0]
+
+        def separate(self, audio, sample_rate, causal=False, true_noise=None, oracle=None):
             assert sample_rate == RATE
             HalfTheNoise.calls += 1
             noise = tone(3000, len(audio) / RATE)
-            return audio - 0.5 * noise * (audio @ noise) / (noise @ noise)
+            taken = 0.5 * noise * (audio @ noise) / (noise @ noise)
+            if oracle is not None:
+                assert oracle == "pure oracle"
+                taken = true_noise
+            return audio - taken, taken
 
     module = ModuleType("udse_fast.enhancer")
     module.Enhancer = HalfTheNoise
@@ -103,6 +110,14 @@ def test_one_command_scores_a_folder_of_mixtures(mixtures, enhancer, tmp_path, c
     for name in ("violins_matched", "violins_mismatched", "differences_matched", "differences_mismatched"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob(".*"))
+
+
+def test_oracle_modes_are_given_the_true_noise(mixtures, enhancer, tmp_path, no_plots):
+    out = tmp_path / "out"
+    options = ("--mixtures", mixtures, "--out", out, "--metrics", "si", "--jobs", 1, "--no-noisy")
+    assert run(*options, "--oracle", "pure oracle") == 0
+    assert {row["system"] for row in rows_of(out)} == {"ddrm (pure oracle)"}
+    assert min(float(row["si_sdr"]) for row in rows_of(out)) > 60
 
 
 def test_a_second_run_scores_only_what_is_missing(mixtures, enhancer, tmp_path, no_plots):

@@ -26,6 +26,8 @@ DTYPES: Final = {
     "triton": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
 }
 """Backend -> dtypes it takes and gives; in order of preference. The reference takes all."""
+NUMBERS: Final = (int, float)
+DEVICES: Final = (torch.device, str)
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,32 @@ def _interpreted() -> bool:
 
 
 def _fits(backend: str, value: object) -> bool:
-    """Whether a compiled backend takes this argument as it is: it converts nothing and has no gradients."""
-    device = "cpu" if backend == "cpp" or (backend == "triton" and _interpreted()) else "cuda"
+    """Whether a compiled backend takes this argument as it is. This runs in every call of an operation."""
     if isinstance(value, torch.Tensor):
-        if value.requires_grad or value.is_conj() or value.is_neg():
-            return False
-        there = value.is_cpu if device == "cpu" else value.is_cuda
-        if value.ndim <= 1 and not value.is_complex():  # a number, or one per frame: the adapters convert these
-            return there or value.is_cpu
-        return there and value.dtype in DTYPES[backend] and value.is_contiguous()
+        return _tensor_fits(backend, value)
+    if value is None or isinstance(value, NUMBERS):
+        return True
     if isinstance(value, tuple):
-        return all([_fits(backend, part) for part in value])  # a list: this runs in every call of an operation
+        return all([_fits(backend, part) for part in value])
     if isinstance(value, torch.dtype):
         return value in DTYPES[backend]
-    if isinstance(value, torch.device | str):
-        return torch.device(value).type == device
+    if isinstance(value, DEVICES):
+        return torch.device(value).type == ("cpu" if _on_cpu(backend) else "cuda")
     return True
+
+
+def _tensor_fits(backend: str, tensor: torch.Tensor) -> bool:
+    """It converts nothing and has no gradients."""
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        return False
+    there = tensor.is_cpu if _on_cpu(backend) else tensor.is_cuda
+    if tensor.ndim <= 1 and not tensor.is_complex():  # a number, or one per frame: the adapters convert these
+        return there or tensor.is_cpu
+    return there and tensor.dtype in DTYPES[backend] and tensor.is_contiguous()
+
+
+def _on_cpu(backend: str) -> bool:
+    return backend == "cpp" or (backend == "triton" and _interpreted())
 
 
 def _choose(operation: str, arguments: tuple[object, ...]) -> str:

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from udse_fast.diffusion import Pass
 from udse_fast.noise_models import OnlineNMF
+from udse_fast.output import ReadOut
 from udse_fast.prior import CausalPrior
+from udse_fast.samplers import Posterior
 from udse_fast.spectral import Spectral
 
 LEAST_LEVEL = 1e-6
 """Largest compressed modulus below which a block counts as digital silence."""
 
-BlockPass = Callable[[Tensor, Tensor, int, CausalPrior, OnlineNMF], Pass[Tensor]]
-"""(x (F, K) complex, level, absolute number of the first frame, prior, noise model) -> speech spectrogram (F, K)."""
+Sample = Callable[[Tensor, int, CausalPrior, OnlineNMF], Pass[Posterior]]
+"""(x (F, K) complex, absolute number of the first frame, prior, noise model) -> samples of the speech."""
 
 
 class CausalBlocks:
@@ -33,7 +35,8 @@ class CausalBlocks:
         block_frames: K.
         level_seconds: time constant with which the level falls.
         prior, noise_model: with their memories.
-        enhance: the reverse pass of one block.
+        sample: the reverse pass of one block.
+        read_out: of its samples.
         attenuation: greatest attenuation of the noise, a factor; 0 for no limit.
         device: of the computation.
     """
@@ -47,12 +50,14 @@ class CausalBlocks:
         level_seconds: float,
         prior: CausalPrior,
         noise_model: OnlineNMF,
-        enhance: BlockPass,
+        sample: Sample,
+        read_out: ReadOut,
         attenuation: float,
         device: torch.device,
     ) -> None:
         self.spectral, self.block_frames = spectral, block_frames
-        self.prior, self.noise_model, self.enhance = prior, noise_model, enhance
+        self.prior, self.noise_model, self.read_out = prior, noise_model, read_out
+        self._sample = sample
         self.attenuation, self.device = attenuation, device
         hop, n_fft = spectral.hop_length, spectral.n_fft
         self._hops = block_frames * hop
@@ -101,7 +106,9 @@ class CausalBlocks:
         if self._level > LEAST_LEVEL:
             level = self._level.to(self.device)
             self.prior.next_block()
-            speech = yield from self.enhance(compressed / level, level, self._frame, self.prior, self.noise_model)
+            normalised = compressed / level
+            posterior = yield from self._sample(normalised, self._frame, self.prior, self.noise_model)
+            speech = self.read_out(posterior, normalised, level)
         added = spectral.overlap_add(speech).cpu()
         added[:, : n_fft - hop] += self._sum
         out, self._sum = added[:, : self._hops], added[:, self._hops :]
@@ -122,6 +129,7 @@ class CausalBlocks:
             **{name: getattr(self, name) for name in names},
             "prior": self.prior.state(),
             "noise_model": self.noise_model.state(),
+            "read_out": self.read_out.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -131,3 +139,4 @@ class CausalBlocks:
                 setattr(self, name, value)
         self.prior.restore(state["prior"])
         self.noise_model.restore(state["noise_model"])
+        self.read_out.restore(state["read_out"])

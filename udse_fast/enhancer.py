@@ -25,7 +25,7 @@ from udse_fast.lockstep import in_step, run
 from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, usable_device
 from udse_fast.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, start_nmf
-from udse_fast.output import read_out
+from udse_fast.output import ReadOut
 from udse_fast.prior import CausalPrior, Prior
 from udse_fast.resampling import Resampler
 from udse_fast.samplers import Posterior, find_sampler, posterior_pass, recommended_sampler
@@ -263,19 +263,20 @@ class Enhancer:
             if basis is not None:
                 W, H = basis, H * ((W @ H).mean() / (basis @ H).mean())
             model = NMF(W, H, iterations=settings.nmf_iterations)
-        speech, posterior = yield from self._spectrogram_pass(mixture, level, first_frame, self.score, model, settings)
+        read_out = self._read_out(settings)
+        posterior = yield from self._spectrogram_pass(mixture, first_frame, self.score, model, settings)
+        speech = read_out(posterior, mixture, level)
         return self._attenuated(self.spectral.istft(speech, len(signal)).to(signal), signal), posterior.noise_model
 
     def _spectrogram_pass(
         self,
         mixture: Tensor,
-        level: Tensor,
         first_frame: int,
         score: Score,
         model: NoiseModel,
         settings: InferenceSettings,
-    ) -> Pass[tuple[Tensor, Posterior]]:
-        """Speech (F, T) at the level of the signal, from the mixture (F, T) divided by `level`."""
+    ) -> Pass[Posterior]:
+        """Samples of the speech in the mixture (F, T), compressed and normalised."""
         times, dt = settings.time_grid()
         posterior = yield from posterior_pass(
             mixture,
@@ -295,7 +296,10 @@ class Enhancer:
             replayed=self._passes if score is self.score else None,  # a causal prior has a memory
             **self.options,
         )
-        return read_out(posterior, mixture, level, self.spectral, settings.readout, settings.wiener_exponent), posterior
+        return posterior
+
+    def _read_out(self, settings: InferenceSettings, forgetting: float = 0.0) -> ReadOut:
+        return ReadOut(self.spectral, settings.readout, settings.wiener_exponent, settings.blend_ratio, forgetting)
 
     def _attenuated(self, speech: Tensor, signal: Tensor) -> Tensor:
         return speech if self.strength is None else speech + self._leave * (signal - speech)
@@ -312,12 +316,9 @@ class Enhancer:
         seconds = frames * self.spectral.hop_length / self.spectral.sample_rate
         forgetting = math.exp(-seconds / settings.forgetting_seconds)
 
-        def enhance(
-            mixture: Tensor, level: Tensor, first_frame: int, prior: CausalPrior, model: OnlineNMF
-        ) -> Pass[Tensor]:
+        def sample(mixture: Tensor, first_frame: int, prior: CausalPrior, model: OnlineNMF) -> Pass[Posterior]:
             model.next_block(mixture)
-            speech, _ = yield from self._spectrogram_pass(mixture, level, first_frame, prior, model, settings)
-            return speech
+            return self._spectrogram_pass(mixture, first_frame, prior, model, settings)
 
         return CausalBlocks(
             self.spectral,
@@ -327,7 +328,8 @@ class Enhancer:
             OnlineNMF(
                 self.spectral.bins, settings.rank, forgetting, settings.start_share, self.seed, settings.nmf_iterations
             ),
-            enhance,
+            sample,
+            self._read_out(settings, forgetting),
             self._leave,
             self.device,
         )

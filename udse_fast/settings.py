@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from udse_fast.errors import UdseError
@@ -26,6 +27,9 @@ class InferenceSettings:
     """Power of the noise model's start relative to the mixture's."""
     readout: str = "auto"
     wiener_exponent: float = 1.0
+    blend_ratio: float = 1.0
+    """Of the read-out "blend": speech-to-noise ratio of a band (compressed domain) where filter and samples weigh
+    the same."""
     block_seconds: float = 8.0
     overlap_seconds: float = 0.5
     batch_blocks: int = 1
@@ -46,6 +50,8 @@ class InferenceSettings:
             raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {self.readout!r}")
         if not 0 < self.wiener_exponent <= 2:
             raise UdseError(f"wiener_exponent: expected a number in (0, 2], got {self.wiener_exponent!r}")
+        if not 0 < self.blend_ratio < math.inf:
+            raise UdseError(f"blend_ratio: expected a ratio of powers above 0, got {self.blend_ratio!r}")
         if not 0 < self.end_time < self.start_time <= 1:
             raise UdseError(f"expected 0 < end_time < start_time <= 1, got {self.end_time!r} and {self.start_time!r}")
         frames = self.block_frames

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="spectrograms before and after; a folder for several inputs",
     )
+    add("--causal", action="store_true", help="as a causal stream would, which looks ahead by its latency only")
     add("--progress", action=argparse.BooleanOptionalAction, help="progress bar (default: on a terminal)")
     add_enhancer_arguments(parser)
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         failed = False
         for job in jobs:
             try:
-                print(_enhance_file(enhancer, job, progress), flush=True)
+                print(_enhance_file(enhancer, job, progress, arguments.causal), flush=True)
             except UdseError as error:
                 report_error(error)
                 failed = True
@@ -148,7 +149,7 @@ def _sources(given: Path, results: list[Path]) -> list[tuple[Path, Path]]:
     return [(path, path.relative_to(given)) for path in files]
 
 
-def _enhance_file(enhancer: Enhancer, job: Job, progress: bool) -> str:
+def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) -> str:
     """Enhance one recording; returns a line about it."""
     from tqdm import tqdm
 
@@ -163,8 +164,8 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool) -> str:
         expected = layout.frames / layout.sample_rate
         try:
             # the result of `Enhancer.enhance`, in constant memory
-            as_whole = {name: getattr(enhancer.settings, name) for name in OVERLAPPING_STREAM}
-            stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=False, **as_whole)
+            as_whole = {} if causal else {name: getattr(enhancer.settings, name) for name in OVERLAPPING_STREAM}
+            stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=causal, **as_whole)
         except UdseError as error:
             raise UdseError(f"{job.source}: {error}") from None
         writers = [

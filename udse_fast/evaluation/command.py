@@ -71,6 +71,7 @@ class Task:
     estimate: Path | None
     metrics: tuple[str, ...]
     causal: bool = False
+    oracle: str | None = None
     skip: int = 0
 
 
@@ -119,6 +120,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", help="prior (default: the built-in one)")
     add("--sampler", help="(default: what suits the checkpoint)")
     add("--causal", action="store_true", help="as a causal stream, which looks ahead by its latency only")
+    add(
+        "--oracle",
+        metavar="MODE",
+        help="the noise model is given: 'oracle', NMF fitted to the true noise; 'pure oracle', its periodogram",
+    )
     add("--skip-seconds", type=float, default=0.0, metavar="S",
         help="leave the first seconds out of the scores: a stream has yet to learn the noise (default: 0)")  # fmt: skip
     add("--steps", type=int, help="reverse diffusion steps (default: what suits checkpoint and sampler)")
@@ -146,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = tuple(arguments.metrics)
     skip = round(arguments.skip_seconds * SAMPLE_RATE)
     tasks = [
-        Task(s.name, pair, s.files[pair.key] if s.files is not None else None, metrics, arguments.causal, skip)
+        Task(s.name, pair, s.files[pair.key] if s.files is not None else None, metrics, arguments.causal, arguments.oracle, skip)
         for s in systems
         for pair in pairs
         if (s.name, pair.key) not in {(row.system, row.key) for row in done}
@@ -197,6 +203,8 @@ def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Syste
     else:
         settings = {name: getattr(arguments, name) for name in ENHANCER_ARGUMENTS}
         settings |= {"weights": _weights_digest(arguments.checkpoint), "causal": arguments.causal}
+        if arguments.oracle:
+            settings["oracle"] = arguments.oracle
         systems = [System(arguments.name or _system_name(arguments), {**common, **settings})]
     if not arguments.no_noisy:
         systems.append(System(NOISY, {**common, "files": NOISY}, {pair.key: pair.noisy for pair in pairs}))
@@ -212,7 +220,8 @@ def _system_name(arguments: argparse.Namespace) -> str:
     from udse_fast.samplers import recommended_sampler
 
     sampler: str = arguments.sampler or recommended_sampler(load_network(arguments.checkpoint).config)
-    return f"{sampler} (causal)" if arguments.causal else sampler
+    form = "causal" if arguments.causal else arguments.oracle
+    return f"{sampler} ({form})" if form else sampler
 
 
 def _weights_digest(checkpoint: str | None) -> str:
@@ -338,7 +347,8 @@ def _score_task(task: Task) -> ScoreRow:
         values: dict[str, float] = {}
         if task.estimate is None:
             start = time.perf_counter()
-            estimate = enhancer.enhance(noisy, SAMPLE_RATE, causal=task.causal)
+            known = {"true_noise": noisy - clean, "oracle": task.oracle} if task.oracle else {}
+            estimate = enhancer.separate(noisy, SAMPLE_RATE, causal=task.causal, **known)[0]
             values["rtf"] = (time.perf_counter() - start) * SAMPLE_RATE / len(noisy)
         else:
             (clean, noisy, estimate), cut = cut_to_shortest([clean, noisy, read_audio(task.estimate)])

@@ -28,6 +28,9 @@ class DDRM(SpeechLikelihood):
     caution: float = 3.0
     """kappa: weight of the prior's own uncertainty in the power of the M-step."""
 
+    doubt: float = 1.0
+    """Weight of the prior's own uncertainty in the last step: more lets more of the mixture in."""
+
     needs_deviation: ClassVar[bool] = True
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
@@ -41,5 +44,7 @@ class DDRM(SpeechLikelihood):
         assert step.deviation is not None
         estimate = step.state, step.score, step.deviation, self.mixture
         self.noise_model.fit(unexplained_power(*estimate, step.coefficients, self.caution))
+        if step.last:
+            estimate = step.state, step.score, self.doubt * step.deviation, self.mixture
         V = self.noise_model.variance
         return {"speech": ddrm_step(*estimate, V, step.coefficients, step.following, step.noise, self.renewal)}
