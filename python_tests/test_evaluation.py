@@ -63,7 +63,7 @@ def enhancer(monkeypatch):
         calls = 0
 
         def __init__(self, **arguments):
-            assert set(arguments) == set(command.ENHANCER_ARGUMENTS)
+            assert {"checkpoint", "sampler", "steps", "seed", "device"} <= set(arguments)
 
         def enhance(self, audio, sample_rate):
             return self.separate(audio, sample_rate)[0]
@@ -118,6 +118,18 @@ def test_oracle_modes_are_given_the_true_noise(mixtures, enhancer, tmp_path, no_
     assert run(*options, "--oracle", "pure oracle") == 0
     assert {row["system"] for row in rows_of(out)} == {"ddrm (pure oracle)"}
     assert min(float(row["si_sdr"]) for row in rows_of(out)) > 60
+
+
+def test_only_the_files_of_a_table(mixtures, enhancer, tmp_path, no_plots):
+    table, out = tmp_path / "peers.csv", tmp_path / "out"
+    table.write_text("system,set,snr,utterance,si_sdr\npeer,matched,10,tone1,1\npeer,mismatched,-5,002_tone2,1\n")
+    options = ("--mixtures", mixtures, "--metrics", "si", "--jobs", 1, "--no-noisy")
+    assert run(*options, "--out", out, "--only", table) == 0
+    found = sorted((row["set"], row["snr"], row["utterance"]) for row in rows_of(out))
+    assert found == [("matched", "10", "001_tone1"), ("mismatched", "-5", "002_tone2")]
+    table.write_text("system,set,snr,utterance,si_sdr\npeer,matched,10,tone7,1\n")
+    with pytest.raises(UdseError, match=r"--only: expected names of the 12 noisy files in .*peers\.csv, found none"):
+        run(*options, "--out", tmp_path / "none", "--only", table)
 
 
 def test_a_second_run_scores_only_what_is_missing(mixtures, enhancer, tmp_path, no_plots):

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from udse_fast.commands.options import add_enhancer_arguments, enhancer_settings
 from udse_fast.errors import UdseError
 from udse_fast.evaluation.metrics import FAMILIES, METRICS, SAMPLE_RATE, score
 from udse_fast.evaluation.pairs import (
@@ -43,11 +44,11 @@ from udse_fast.evaluation.tables import (
     paired_differences,
     read_scores,
     unique,
+    without_number,
 )
 
 CSV_COLUMNS = ("system", "set", "snr", "utterance", *METRICS, "rtf", "note")
 NOISY = "noisy"
-ENHANCER_ARGUMENTS = ("checkpoint", "sampler", "steps", "samples", "seed", "device", "precision")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="columns noisy, clean, optionally enhanced, utterance, set, snr",
     )
+    add("--only", type=Path, metavar="CSV", help="only the files of this table (columns utterance, set, snr)")
     add("--enhanced", type=Path, metavar="DIR", help="score these files instead of enhancing")
     add(
         "--out",
@@ -117,8 +119,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files at a time (default: the number of cores; 1: for an honest RTF)",
     )
     add("--overwrite", action="store_true", help="score these systems again, whatever is in --out")
-    add("--checkpoint", help="prior (default: the built-in one)")
-    add("--sampler", help="(default: what suits the checkpoint)")
     add("--causal", action="store_true", help="as a causal stream, which looks ahead by its latency only")
     add(
         "--oracle",
@@ -127,11 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--skip-seconds", type=float, default=0.0, metavar="S",
         help="leave the first seconds out of the scores: a stream has yet to learn the noise (default: 0)")  # fmt: skip
-    add("--steps", type=int, help="reverse diffusion steps (default: what suits checkpoint and sampler)")
-    add("--samples", type=int, help="posterior samples (default: what suits checkpoint and sampler)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
-    add("--precision", default="auto", help="float32, bfloat16, float16, auto (default)")
+    add_enhancer_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -141,6 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.skip_seconds <= 3600:
         raise UdseError(f"expected --skip-seconds from 0 to 3600, got {arguments.skip_seconds}")
     pairs = _pairs(arguments)
+    if arguments.only:
+        pairs = _only(pairs, arguments.only)
     systems = _systems(arguments, pairs)
     others = [row for path in arguments.compare if not path.is_dir() for row in _other_scores(path)]
     out: Path = arguments.out
@@ -152,12 +150,20 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = tuple(arguments.metrics)
     skip = round(arguments.skip_seconds * SAMPLE_RATE)
     tasks = [
-        Task(s.name, pair, s.files[pair.key] if s.files is not None else None, metrics, arguments.causal, arguments.oracle, skip)
+        Task(
+            s.name,
+            pair,
+            s.files[pair.key] if s.files is not None else None,
+            metrics,
+            arguments.causal,
+            arguments.oracle,
+            skip,
+        )
         for s in systems
         for pair in pairs
         if (s.name, pair.key) not in {(row.system, row.key) for row in done}
     ]
-    enhancer = {name: getattr(arguments, name) for name in ENHANCER_ARGUMENTS}
+    enhancer = enhancer_settings(arguments)
     jobs = min(arguments.jobs or _cores(), max(len(tasks), 1))
     kept = len(systems) * len(pairs) - len(tasks)
     if kept:
@@ -185,6 +191,17 @@ def _pairs(arguments: argparse.Namespace) -> list[Pair]:
     return pairs_in_folders(arguments.noisy, arguments.clean)
 
 
+def _only(pairs: Sequence[Pair], table: Path) -> list[Pair]:
+    """Those that the table has, under their name or without its leading number."""
+    named = {row.key for row in read_scores(table)}
+    kept = [
+        pair for pair in pairs if pair.key in named or (pair.set, pair.snr, without_number(pair.utterance)) in named
+    ]
+    if not kept:
+        raise UdseError(f"--only: expected names of the {len(pairs)} noisy files in {table}, found none")
+    return kept
+
+
 def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[System]:
     """What to score here, the main system first."""
     source = arguments.mixtures or arguments.pairs or arguments.noisy
@@ -201,7 +218,7 @@ def _systems(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Syste
         files = {pair.key: pair.enhanced for pair in pairs if pair.enhanced}
         systems = [System(arguments.name or "enhanced", {**common, "files": str(source.resolve())}, files)]
     else:
-        settings = {name: getattr(arguments, name) for name in ENHANCER_ARGUMENTS}
+        settings = enhancer_settings(arguments)
         settings |= {"weights": _weights_digest(arguments.checkpoint), "causal": arguments.causal}
         if arguments.oracle:
             settings["oracle"] = arguments.oracle

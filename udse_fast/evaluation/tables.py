@@ -88,7 +88,7 @@ def paired_differences(ours: Sequence[ScoreRow], theirs: Sequence[ScoreRow]) -> 
 
     Utterances are matched by name; if none agrees, without a leading running number ("003_name" is "name").
     """
-    for name in (_same, _without_number):
+    for name in (_same, without_number):
         others = {(r.set, r.snr, name(r.utterance)): r for r in theirs}
         both = [(r, others[k]) for r in ours if (k := (r.set, r.snr, name(r.utterance))) in others]
         if both:
@@ -170,5 +170,6 @@ def _same(utterance: str) -> str:
     return utterance
 
 
-def _without_number(utterance: str) -> str:
+def without_number(utterance: str) -> str:
+    """ "003_name" is "name"."""
     return re.sub(r"^\d+_", "", utterance)
