@@ -1,16 +1,28 @@
 #!/usr/bin/env bash
-# Scores of every sampler, and of causal streams, on a folder of mixtures: benchmarks/quality.sh MIXTURES OUT [PEERS.csv ...]
-# MIXTURES holds SET/snrN/{clean,noisy}/NAME.wav. OUT gets scores.csv, table.md and plots; a run that was cut goes on.
+# Scores of every sampler and of causal streams, and the page of results:
+#
+#     benchmarks/quality.sh MIXTURES OUT [PEERS.csv PEER_MIXTURES]
+#
+# MIXTURES holds SET/snrN/{clean,noisy}/NAME.wav; PEERS.csv has the scores of other systems on files of PEER_MIXTURES.
+# A run that was cut goes on. Two hours on two cores; UDiffSE takes half of it.
 set -euo pipefail
-mixtures=$1 out=$2
-shift 2
+mixtures=$1 out=$2 peers=${3:-} peer_mixtures=${4:-}
 score() { udse-fast evaluate --mixtures "$mixtures" --out "$out" "$@"; }
-score # the default
-score --causal
+score --write "$out/enhanced/ddrm" # the default
+score --causal --write "$out/enhanced/ddrm (causal)"
+for mode in "oracle" "pure oracle"; do score --metrics si pesq estoi --oracle "$mode"; done
 for sampler in diffuseen udiffse_plus depse_il depse_tl paradiffuse_en paradiffuse_in udiffse; do
     score --metrics si pesq estoi --sampler "$sampler"
 done
-score ${1:+--compare "$@"} # the table of all of them
+score --metrics si pesq estoi --sampler paradiffuse_en --readout mean --name "paradiffuse_en (mean)"
 # a stream has to get to know the noise: without the first second
-udse-fast evaluate --mixtures "$mixtures" --out "$out/after_1s" --metrics si pesq estoi --skip-seconds 1
-udse-fast evaluate --mixtures "$mixtures" --out "$out/after_1s" --metrics si pesq estoi --skip-seconds 1 --causal
+for system in "ddrm" "ddrm (causal)"; do
+    udse-fast evaluate --mixtures "$mixtures" --out "$out/after_1s" --skip-seconds 1 --metrics si pesq estoi \
+        --enhanced "$out/enhanced/$system"
+done
+if [ -n "$peers" ]; then
+    for causal in "" --causal; do
+        udse-fast evaluate --mixtures "$peer_mixtures" --only "$peers" --out "$out/peers" $causal
+    done
+fi
+python "$(dirname "$0")/quality_page.py" "$out" ${peers:+"$peers"} >"$(dirname "$0")/results/quality.md"

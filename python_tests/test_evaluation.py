@@ -132,6 +132,17 @@ def test_only_the_files_of_a_table(mixtures, enhancer, tmp_path, no_plots):
         run(*options, "--out", tmp_path / "none", "--only", table)
 
 
+def test_kept_files_are_scored_alike(mixtures, enhancer, tmp_path, no_plots):
+    options = ("--mixtures", mixtures, "--metrics", "si", "--jobs", 1, "--no-noisy")
+    assert run(*options, "--out", tmp_path / "first", "--write", tmp_path / "kept") == 0
+    assert run(*options, "--out", tmp_path / "again", "--enhanced", tmp_path / "kept") == 0
+    first, again = (
+        {(row["set"], row["snr"], row["utterance"]): float(row["si_sdr"]) for row in rows_of(tmp_path / name)}
+        for name in ("first", "again")
+    )
+    assert first == pytest.approx(again, abs=1e-4)
+
+
 def test_a_second_run_scores_only_what_is_missing(mixtures, enhancer, tmp_path, no_plots):
     out = tmp_path / "out"
     options = ("--mixtures", mixtures, "--out", out, "--metrics", "si", "--jobs", 1, "--no-noisy")

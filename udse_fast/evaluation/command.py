@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
+from numpy.typing import NDArray
 
 from udse_fast.commands.options import add_enhancer_arguments, enhancer_settings
 from udse_fast.errors import UdseError
@@ -65,7 +67,8 @@ class System:
 
 @dataclass(frozen=True)
 class Task:
-    """One file of one system; `estimate` None: enhance it. The first `skip` samples are not scored."""
+    """One file of one system; `estimate` None: enhance it, and keep it in `write`. The first `skip` samples are not
+    scored."""
 
     system: str
     pair: Pair
@@ -74,6 +77,7 @@ class Task:
     causal: bool = False
     oracle: str | None = None
     skip: int = 0
+    write: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="NAME",
         help=f"of {', '.join(FAMILIES)} (default: all)",
     )  # fmt: skip
+    add("--write", type=Path, metavar="DIR", help="keep the enhanced files, for --enhanced DIR")
     add("--no-noisy", action="store_true", help="do not score the noisy input as well")
     add(
         "--jobs",
@@ -158,6 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.causal,
             arguments.oracle,
             skip,
+            arguments.write,
         )
         for s in systems
         for pair in pairs
@@ -367,6 +373,8 @@ def _score_task(task: Task) -> ScoreRow:
             known = {"true_noise": noisy - clean, "oracle": task.oracle} if task.oracle else {}
             estimate = enhancer.separate(noisy, SAMPLE_RATE, causal=task.causal, **known)[0]
             values["rtf"] = (time.perf_counter() - start) * SAMPLE_RATE / len(noisy)
+            if task.write is not None:
+                _keep(estimate, task.write, pair)
         else:
             (clean, noisy, estimate), cut = cut_to_shortest([clean, noisy, read_audio(task.estimate)])
             note = cut or note
@@ -381,6 +389,17 @@ def _score_task(task: Task) -> ScoreRow:
     if undefined:
         notes.append(f"undefined (silence, too little speech, or too long for PESQ): {' '.join(undefined)}")
     return ScoreRow(task.system, *pair.key, values, "; ".join(notes))
+
+
+def _keep(estimate: NDArray[np.float64], folder: Path, pair: Pair) -> None:
+    """In the layout that `enhanced_files` finds."""
+    snr = [f"snr{pair.snr}"] if pair.snr else []
+    target = folder.joinpath(pair.set, *snr, f"{pair.utterance}.wav")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, estimate, SAMPLE_RATE, subtype="FLOAT")
+    except (OSError, soundfile.SoundFileError) as error:
+        raise UdseError(f"--write: expected a folder to write to, got {folder}: {error}") from None
 
 
 def _report(

@@ -50,6 +50,8 @@ INFERENCE: dict[str, Any] = {
         "samples": 2,
         "corrector_snr": 0.0,
         "readout": "blend",
+        "wiener_exponent": 0.6,
+        "doubt": 8.0,
         "start_share": 2.5,
         "nmf_iterations": 4,
         "block_seconds": 2.0,  # noise that changes is followed: a noise model for each block
