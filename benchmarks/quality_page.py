@@ -52,15 +52,15 @@ CLAIMS = (
 
 HEAD = """\
 Made with `benchmarks/quality.sh`: udse-fast {}, torch {}, {}. {} mixtures of 15 utterances of unseen speakers at four
-SNRs, with noise of kinds that the training noise has ("matched", other recordings) or has not ("mismatched"); the speech
-prior has heard no noise. ParaDiffUSE with the joint prior. `ddrm` is the default, `ddrm (causal)` the default stream;
+SNRs, with noise of kinds that the training noise has ("matched", other recordings) or has not ("mismatched"); the
+speech prior has heard no noise. ParaDiffUSE with the joint prior. `ddrm` is the default, `ddrm (causal)` its stream;
 `(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers."""
 PEERS_NOTE = """\
-Gain over the noisy input. All of them but logmmse and noisereduce_st were trained on pairs of noisy and clean speech, most
-on hundreds of hours; their scores are those of the table that was given."""
+Gain over the noisy input. All of them but logmmse and noisereduce_st were trained on pairs of noisy and clean speech,
+most on hundreds of hours; their scores are those of the table that was given."""
 CLAIMS_NOTE = """\
-Differences file by file, mean and half width of the 95 % interval. The published samplers run with the built-in settings
-too: with the Wiener filter as read-out they differ less than in their samples."""
+Differences file by file, mean and half width of the 95 % interval. The published samplers run with the built-in
+settings too: with the Wiener filter as read-out they differ less than in their samples."""
 
 
 def of_system(rows: list[ScoreRow], system: str) -> list[ScoreRow]:
