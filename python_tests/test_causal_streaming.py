@@ -280,7 +280,7 @@ def test_forgetting_is_by_blocks_not_by_steps() -> None:
         model = OnlineNMF(20, 2, forgetting=0.5)
         model.next_block(power.sqrt() + 0j)
         model.fit(power)
-        before = model._latest.clone()
+        before = [a.clone() for a in model._latest]
         model.next_block(power.sqrt() + 0j)
         for _ in range(steps):
             model.fit(1e-3 * power)

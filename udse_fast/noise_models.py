@@ -60,7 +60,8 @@ class OnlineNMF:
         self.forgetting, self.share, self.iterations = forgetting, share, iterations
         self.W = self._random / self._random.sum(0)
         self.H = torch.zeros(rank, 1)
-        self._statistics = torch.zeros(2, bins, rank)  # numerator and denominator, of the blocks before
+        # numerator and denominator, of the blocks before
+        self._statistics = torch.zeros(bins, rank), torch.zeros(bins, rank)
         self._latest = self._statistics
         self._started = False
 
@@ -78,7 +79,7 @@ class OnlineNMF:
             self.W = self._random.to(power) * power.mean(1, keepdim=True)
             self.W = self.W / self.W.sum(0)
             self.H = self.share * even_start(power, self.W, POWER_FLOOR)[:, :1]
-            self._statistics = self._statistics.to(power)
+            self._statistics = self._statistics[0].to(power), self._statistics[1].to(power)
             self._started = True
         else:
             self._statistics = self._latest
@@ -89,7 +90,7 @@ class OnlineNMF:
         self.W, self.H, *latest = online_nmf_update(
             power, self.W, numerator, denominator, self.forgetting, self.iterations, self.H
         )
-        self._latest = torch.stack(latest)
+        self._latest = latest[0], latest[1]
 
     def state(self) -> dict[str, Any]:
         """What the next block depends on."""

@@ -162,8 +162,9 @@ class ScoreNetwork:
             label = torch.full((len(state),), label)
         delta, sigma, level = sde.delta(time), sde.sigma(time), sde.noise_level(time)
         level = level.flatten() if isinstance(level, Tensor) else level
-        clean, deviation = core.posterior(state / delta, level, label if self.joint else None, memory)
-        return ((delta * clean - state) / sigma**2).to(state.dtype), deviation.to(state.real.dtype)
+        clean, deviation = core.posterior(state * (1 / delta), level, label if self.joint else None, memory)
+        precision = 1 / sigma**2  # the division of complex numbers is slow
+        return clean * (delta * precision) - state * precision, deviation.to(state.real.dtype)
 
     def new_past(self) -> Past | Memory:
         """For the first block of a stream: of the C++ core on CPUs, of torch elsewhere."""
