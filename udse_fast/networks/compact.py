@@ -52,6 +52,8 @@ INFERENCE: dict[str, Any] = {
         "readout": "blend",
         "wiener_exponent": 0.6,
         "doubt": 8.0,
+        "caution": 2.5,
+        "rank": 8,
         "start_share": 2.5,
         "nmf_iterations": 4,
         "block_seconds": 2.0,  # noise that changes is followed: a noise model for each block
@@ -63,8 +65,8 @@ INFERENCE: dict[str, Any] = {
 }
 """Found by measurement: `udse_fast/priors/README.md`."""
 CAUSAL_INFERENCE: dict[str, Any] = {
-    # in real time on two cores
-    "ddrm": {**INFERENCE["ddrm"], "steps": 12, "samples": 1, "forgetting_seconds": 1.0},
+    # a noise model of many columns that follows quickly
+    "ddrm": {**INFERENCE["ddrm"], "rank": 16, "caution": 2.0, "forgetting_seconds": 0.1},
 }
 
 
