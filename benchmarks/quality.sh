@@ -4,12 +4,14 @@
 #     benchmarks/quality.sh MIXTURES OUT [PEERS.csv PEER_MIXTURES]
 #
 # MIXTURES holds SET/snrN/{clean,noisy}/NAME.wav; PEERS.csv has the scores of other systems on files of PEER_MIXTURES.
+# Folders OUT/ready/NAME with enhanced files of other systems, in the layout of MIXTURES, are scored too.
 # A run that was cut goes on. Two hours on two cores; UDiffSE takes half of it.
 set -euo pipefail
 mixtures=$1 out=$2 peers=${3:-} peer_mixtures=${4:-}
 score() { udse-fast evaluate --mixtures "$mixtures" --out "$out" "$@"; }
 score --write "$out/enhanced/ddrm" # the default
 score --causal --write "$out/enhanced/ddrm (causal)"
+for folder in "$out"/ready/*/; do [ ! -d "$folder" ] || score --enhanced "$folder"; done
 for mode in "oracle" "pure oracle"; do score --metrics si pesq estoi --oracle "$mode"; done
 for sampler in diffuseen udiffse_plus depse_il depse_tl paradiffuse_en paradiffuse_in udiffse; do
     score --metrics si pesq estoi --sampler "$sampler"

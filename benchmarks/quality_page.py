@@ -123,11 +123,12 @@ def page(out: Path, peers: Path | None) -> str:
     order = unique([NOISY, DEFAULT, STREAM, *(row.system for row in rows)])
     rows.sort(key=lambda row: order.index(row.system))
     files = len(of_system(rows, NOISY))
+    ready = [system for system in order if system.split()[0] not in (NOISY, *udse_fast.sampler_names())]
     lines = [
         "# Quality of the samplers with the built-in priors", "",
         HEAD.format(udse_fast.__version__, torch.__version__, processor(), files),
         "", INTERVAL_NOTE, "",
-        "## Gain over the noisy input", "", *gains(rows, [DEFAULT, STREAM]),
+        "## Gain over the noisy input", "", *gains(rows, [DEFAULT, STREAM, *ready]),
     ]  # fmt: skip
     later = out / "after_1s" / "scores.csv"
     if later.is_file():
