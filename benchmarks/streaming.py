@@ -63,8 +63,8 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for frames in (1, 2, 3, 4, 5):
         print(measured(enhancer, short, block_frames=frames), flush=True)
-    for steps, samples in ((8, 1), (12, 2), (16, 2)):
-        print(measured(enhancer, short, steps=steps, samples=samples), flush=True)
+    for frames, steps, samples in ((2, 12, 1), (3, 12, 2), (4, 8, 1), (4, 12, 1), (4, 12, 2)):
+        print(measured(enhancer, short, block_frames=frames, steps=steps, samples=samples), flush=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(measured(enhancer, long))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -66,7 +66,7 @@ INFERENCE: dict[str, Any] = {
 """Found by measurement: `udse_fast/priors/README.md`."""
 CAUSAL_INFERENCE: dict[str, Any] = {
     # a noise model of many columns that follows quickly
-    "ddrm": {**INFERENCE["ddrm"], "rank": 16, "caution": 2.0, "forgetting_seconds": 0.1},
+    "ddrm": {**INFERENCE["ddrm"], "steps": 12, "rank": 16, "caution": 2.0, "forgetting_seconds": 0.1},
 }
 
 
