@@ -46,7 +46,7 @@ INFERENCE: dict[str, Any] = {
         "wiener_exponent": 0.8,
     },
     "ddrm": {
-        "steps": 16,
+        "steps": 14,
         "samples": 2,
         "corrector_snr": 0.0,
         "readout": "blend",
