@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
@@ -446,16 +446,11 @@ def test_stream_ends_when_nobody_listens(fast: list[str]) -> None:
     assert (done.stdout.split(), done.stderr) == (["1000", "141"], "")
 
 
-@pytest.mark.skipif(not (shutil.which("sox") or shutil.which("ffmpeg")), reason="needs sox or ffmpeg")
 def test_stream_in_a_pipeline(fast: list[str]) -> None:
     sound("in.wav", noise(20_000))
     ours = " ".join([*COMMAND, "stream", "--quiet", *BLOCKS, *fast])
-    if shutil.which("sox"):
-        raw = "-t raw -e signed -b 16 -r 16000 -c 1"
-        pipeline = f"sox in.wav {raw} - | {ours} | sox {raw} - out.wav"
-    else:
-        raw = "-f s16le -ar 16000 -ac 1"
-        pipeline = f"ffmpeg -v error -i in.wav {raw} - | {ours} | ffmpeg -v error {raw} -i - out.wav"
+    ffmpeg, raw = imageio_ffmpeg.get_ffmpeg_exe(), "-f s16le -ar 16000 -ac 1"
+    pipeline = f"{ffmpeg} -v error -i in.wav {raw} - | {ours} | {ffmpeg} -v error {raw} -i - out.wav"
     subprocess.run(["bash", "-o", "pipefail", "-c", pipeline], check=True)
     assert soundfile.info("out.wav").frames == 20_000
 
