@@ -5,7 +5,7 @@
 #
 # MIXTURES holds SET/snrN/{clean,noisy}/NAME.wav; PEERS.csv has the scores of other systems on files of PEER_MIXTURES.
 # Folders OUT/ready/NAME with enhanced files of other systems, in the layout of MIXTURES, are scored too.
-# A run that was cut goes on. Two hours on two cores; UDiffSE takes half of it.
+# A run that was cut goes on.
 set -euo pipefail
 mixtures=$1 out=$2 peers=${3:-} peer_mixtures=${4:-}
 score() { udse-fast evaluate --mixtures "$mixtures" --out "$out" "$@"; }
@@ -27,4 +27,6 @@ if [ -n "$peers" ]; then
         udse-fast evaluate --mixtures "$peer_mixtures" --only "$peers" --out "$out/peers" $causal
     done
 fi
-python "$(dirname "$0")/quality_page.py" "$out" ${peers:+"$peers"} >"$(dirname "$0")/results/quality.md"
+here=$(dirname "$0")
+python "$here/quality_page.py" "$out" ${peers:+"$peers"} >"$out/quality.md"
+mv "$out/quality.md" "$here/results/quality.md" # whole, or not at all

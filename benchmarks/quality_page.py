@@ -54,7 +54,8 @@ HEAD = """\
 Made with `benchmarks/quality.sh`: udse-fast {}, torch {}, {}. {} mixtures of 15 utterances of unseen speakers at four
 SNRs, with noise of kinds that the training noise has ("matched", other recordings) or has not ("mismatched"); the
 speech prior has heard no noise. ParaDiffUSE with the joint prior. `ddrm` is the default, `ddrm (causal)` its stream;
-`(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers."""
+`(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers.
+Where n is smaller, fewer files were scored."""
 PEERS_NOTE = """\
 Gain over the noisy input. All of them but logmmse and noisereduce_st were trained on pairs of noisy and clean speech,
 most on hundreds of hours; their scores are those of the table that was given."""
@@ -67,9 +68,9 @@ def of_system(rows: list[ScoreRow], system: str) -> list[ScoreRow]:
     return [row for row in rows if row.system == system]
 
 
-def gain(rows: list[ScoreRow], system: str, set_name: str, snr: str, metric: str, noisy: str = NOISY) -> float:
+def gain(rows: list[ScoreRow], system: str, set_name: str, snr: str, metric: str) -> float:
     """Mean over the files that the system has of its score minus that of the noisy input."""
-    differences = paired_differences(of_system(rows, system), of_system(rows, noisy))
+    differences = paired_differences(of_system(rows, system), of_system(rows, NOISY))
     here = [row for row in differences if row.set == set_name and row.snr == snr]
     return interval(here, metric).mean
 
@@ -117,7 +118,7 @@ def claim(rows: list[ScoreRow], text: str, ours: str, theirs: str, metrics: tupl
 
 
 def page(out: Path, peers: Path | None) -> str:
-    rows = [row for row in read_scores(out / "scores.csv")]
+    rows = read_scores(out / "scores.csv")
     for row in rows:
         row.values.pop("rtf", None)  # the runs shared the machine
     order = unique([NOISY, DEFAULT, STREAM, *(row.system for row in rows)])
@@ -134,19 +135,21 @@ def page(out: Path, peers: Path | None) -> str:
     if later.is_file():
         lines += ["## The same without the first second", "", *gains(read_scores(later), [DEFAULT, STREAM])]
     if peers is not None and (out / "peers" / "scores.csv").is_file():
-        others = read_scores(peers)
-        ours = read_scores(out / "peers" / "scores.csv")
-        named = [ScoreRow(f"{r.system}", r.set, r.snr, r.utterance, r.values) for r in others]
-        both = ours + [r for r in named if r.system not in {o.system for o in ours}]
-        systems = [DEFAULT, STREAM, *unique(r.system for r in both if r.system not in (DEFAULT, STREAM, NOISY))]
+        ours, others = read_scores(out / "peers" / "scores.csv"), read_scores(peers)
+        tables = {system: table for table in (others, ours) for system in unique(r.system for r in table)}
+        del tables[NOISY]  # each table has its own, perhaps at another level, which DNSMOS hears
+        systems = unique([DEFAULT, STREAM, *tables])
         lines += ["## On the utterances of the ready-made enhancers", "",
             PEERS_NOTE, ""]  # fmt: skip
         for metric in SHOWN:
             lines += [f"| {LABELS[metric]} | " + " | ".join(systems) + " |", "|" + " --- |" * (len(systems) + 1)]
-            for name in unique(r.set for r in both):
-                snrs = [snr for snr in snr_groups(both) if snr != "all"]
+            for name in unique(r.set for r in others):
+                snrs = [snr for snr in snr_groups(others) if snr != "all"]
                 for label, chosen in (*((f"{name}, {snr} dB", [snr]) for snr in snrs), (f"{name}, mean", snrs)):
-                    means = [sum(gain(both, s, name, snr, metric) for snr in chosen) / len(chosen) for s in systems]
+                    means = [
+                        sum(gain(tables.get(s, ours), s, name, snr, metric) for snr in chosen) / len(chosen)
+                        for s in systems
+                    ]
                     lines.append(f"| {label} | {' | '.join(number(m, metric) for m in means)} |")
             lines.append("")
     lines += [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -211,3 +214,10 @@ def test_fitted_noise_model_is_returned() -> None:
     assert posterior.W.shape == (5, 2)
     assert posterior.H is not None
     assert posterior.H.shape == (2, 6)
+
+
+@pytest.mark.parametrize("option", [{"renewal": 1.5}, {"caution": -1.0}, {"doubt": math.nan}, {"doubt": "much"}])
+def test_ddrm_options_that_cannot_be(option: dict[str, Any]) -> None:
+    mixture = torch.ones(4, 3, dtype=torch.complex64)
+    with pytest.raises(UdseError, match=f"{next(iter(option))}: expected a number of at least 0"):
+        posterior_sample(mixture, lambda s, t, source: -s, "ddrm", steps=2, samples=1, **option)

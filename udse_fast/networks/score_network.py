@@ -158,11 +158,13 @@ class ScoreNetwork:
         core.threads = torch.get_num_threads()
         if isinstance(time, Tensor) and time.ndim:
             time = time[:, None, None]  # one per item
-        if isinstance(label, int):
+        if not self.joint:
+            label = None
+        elif isinstance(label, int):
             label = torch.full((len(state),), label)
         delta, sigma, level = sde.delta(time), sde.sigma(time), sde.noise_level(time)
         level = level.flatten() if isinstance(level, Tensor) else level
-        clean, deviation = core.posterior(state * (1 / delta), level, label if self.joint else None, memory)
+        clean, deviation = core.posterior(state * (1 / delta), level, label, memory)
         precision = 1 / sigma**2  # the division of complex numbers is slow
         return clean * (delta * precision) - state * precision, deviation.to(state.real.dtype)
 
