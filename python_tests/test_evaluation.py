@@ -127,6 +127,9 @@ def test_only_the_files_of_a_table(mixtures, enhancer, tmp_path, no_plots):
     assert run(*options, "--out", out, "--only", table) == 0
     found = sorted((row["set"], row["snr"], row["utterance"]) for row in rows_of(out))
     assert found == [("matched", "10", "001_tone1"), ("mismatched", "-5", "002_tone2")]
+    table.write_text("utterance\ntone1\n")
+    assert run(*options, "--out", tmp_path / "by_name", "--only", table) == 0
+    assert [row["utterance"] for row in rows_of(tmp_path / "by_name")] == ["001_tone1"] * 4
     table.write_text("system,set,snr,utterance,si_sdr\npeer,matched,10,tone7,1\n")
     with pytest.raises(UdseError, match=r"--only: expected names of the 12 noisy files in .*peers\.csv, found none"):
         run(*options, "--out", tmp_path / "none", "--only", table)

@@ -36,7 +36,9 @@ from udse_fast.evaluation.pairs import (
     pairs_in_folders,
     pairs_in_mixtures,
     pairs_in_table,
+    plain_number,
     read_audio,
+    read_table,
 )
 from udse_fast.evaluation.plots import draw_differences, draw_violins
 from udse_fast.evaluation.tables import (
@@ -97,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="columns noisy, clean, optionally enhanced, utterance, set, snr",
     )
-    add("--only", type=Path, metavar="CSV", help="only the files of this table (columns utterance, set, snr)")
+    add("--only", type=Path, metavar="CSV", help="only the files of this table (column utterance, optionally set and snr)")
     add("--enhanced", type=Path, metavar="DIR", help="score these files instead of enhancing")
     add(
         "--out",
@@ -198,10 +200,17 @@ def _pairs(arguments: argparse.Namespace) -> list[Pair]:
 
 
 def _only(pairs: Sequence[Pair], table: Path) -> list[Pair]:
-    """Those that the table has, under their name or without its leading number."""
-    named = {row.key for row in read_scores(table)}
+    """Those that the table has, under their name or without its leading number; what it does not say may be any."""
+    rows = read_table(table, ("utterance",))
+    columns = [name for name in ("set", "snr") if name in rows[0]]
+    named = {(row["utterance"], *(plain_number(row[name]) for name in columns)) for row in rows}
     kept = [
-        pair for pair in pairs if pair.key in named or (pair.set, pair.snr, without_number(pair.utterance)) in named
+        pair
+        for pair in pairs
+        if named & {
+            (name, *(getattr(pair, column) for column in columns))
+            for name in (pair.utterance, without_number(pair.utterance))
+        }
     ]
     if not kept:
         raise UdseError(f"--only: expected names of the {len(pairs)} noisy files in {table}, found none")
