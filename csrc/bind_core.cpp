@@ -255,8 +255,8 @@ void register_updates(py::module_& m) {
       "speech_out"_a.noconvert(), "noise_out"_a.noconvert(), "threads"_a);
   m.def(
       "unexplained_power",
-      [](const Complexes& s, const Complexes& S, const Floats& C, const Complexes& x, const Floats& c, float caution,
-         Floats P, int threads) {
+      [](const Complexes& s, const Complexes& S, const Floats& C, const Complexes& x, const VarianceArgument& V,
+         const Floats& c, float caution, Floats P, int threads) {
         udse::Step a;
         a.shape = shape_of(s, "state");
         a.coefficients = coefficients(c, a.shape.frames);
@@ -264,11 +264,12 @@ void register_updates(py::module_& m) {
         a.speech.score = in(S, "score", full(a.shape));
         a.deviation = in(C, "deviation", full(a.shape));
         a.mixture = in(x, "mixture", plane(a.shape));
+        a.variance = variance(V, a.shape);
         a.caution = caution;
         a.power = out(P, "power", plane(a.shape));
         run(udse::unexplained_power, a, threads);
       },
-      state, score, "deviation"_a.noconvert(), mixture, numbers, "caution"_a, power, "threads"_a);
+      state, score, "deviation"_a.noconvert(), mixture, noise_variance, numbers, "caution"_a, power, "threads"_a);
   m.def(
       "ddrm_step",
       [](const Complexes& s, const Complexes& S, const Floats& C, const Complexes& x, const VarianceArgument& V,

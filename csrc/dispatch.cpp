@@ -186,7 +186,7 @@ void joint_guidance(const Step& step, int threads) {
   run(&Kernels::joint_guidance, step, mixture | noise_next | noise_source, threads);
 }
 void unexplained_power(const Step& step, int threads) {
-  run(&Kernels::unexplained_power, step, mixture | power | deviation | no_next, threads);
+  run(&Kernels::unexplained_power, step, mixture | variance | power | deviation | no_next, threads);
 }
 void ddrm_step(const Step& step, int threads) {
   require(step.renewal >= 0 && step.renewal <= 1, "renewal must be in [0, 1]; got " + std::to_string(step.renewal));

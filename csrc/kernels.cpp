@@ -541,12 +541,27 @@ inline float tweedie_mean(const Numbers& c, int i, float s, float S) {
 
 void unexplained_power(const Step& step, Range pairs) {
   const float kappa = step.caution;
-  sweep(step, pairs, nothing,
-        [=](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
-          each(L, [&](int i) { bin.p[i] += kappa * a.C[i]; });
-          each_part(L,
-                    [&](int k, int i) { bin.p[i] += square(bin.x[k][i] - tweedie_mean(c, i, a.s[k][i], a.S[k][i])); });
+  sweep(
+      step, pairs,
+      [](auto L, const Numbers& c, BinRows& bin) {
+        each(L, [&](int i) {
+          const float V = bin.v[i];
+          const bool weaker = V < c.a2[i];
+          bin.w1[i] = weaker ? 1 / V : 0.f;
+          bin.w2[i] = weaker ? c.delta[i] : 0.f;
+          bin.v[i] = weaker ? 1 / V - 1 / c.a2[i] : 0.f;
         });
+      },
+      [=](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
+        each(L, [&](int i) {
+          a.C[i] /= 1 + bin.v[i] * a.C[i];
+          bin.p[i] += kappa * a.C[i];
+        });
+        each_part(L, [&](int k, int i) {
+          const float r = bin.x[k][i] - tweedie_mean(c, i, a.s[k][i], a.S[k][i]);
+          bin.p[i] += kappa * square(r - a.C[i] * (bin.w1[i] * r + bin.w2[i] * a.S[k][i]));
+        });
+      });
 }
 
 void ddrm_step(const Step& step, Range pairs) {

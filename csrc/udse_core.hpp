@@ -113,7 +113,7 @@ void predictor_residual(const Step& step, int threads = 1);
 void score_noise_guidance(const Step& step, int threads = 1);
 // ParaDiffUSE-EN. Reads noise, mixture, strength, observation_variance, apply.
 void joint_guidance(const Step& step, int threads = 1);
-// DDRM, for the M-step: writes no next state. Reads mixture, deviation, caution, power.
+// DDRM, for the M-step: writes no next state. Reads mixture, variance, deviation, caution, power.
 void unexplained_power(const Step& step, int threads = 1);
 // DDRM. Reads mixture, variance, next_delta, next_sigma, renewal, and where there is one, which makes it the last step,
 // deviation alone of these three.

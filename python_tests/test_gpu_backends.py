@@ -170,7 +170,7 @@ UPDATES: dict[str, Callable[..., Any]] = {
     "score_noise_guidance": lambda m, a, c, z, z2: m.score_noise_guidance(a.s, a.S, c, 0.7),
     "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma),
     "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False),
-    "unexplained_power": lambda m, a, c, z, z2: m.unexplained_power(a.s, a.S, a.C, a.x, c, 2.5),
+    "unexplained_power": lambda m, a, c, z, z2: m.unexplained_power(a.s, a.S, a.C, a.x, a.factors, c, 2.5),
     "ddrm": lambda m, a, c, z, z2: restored(m, a, c, z, a.factors),
     "ddrm_given_variance": lambda m, a, c, z, z2: restored(m, a, c, z, a.V, 0.3),
     "ddrm_last": lambda m, a, c, z, z2: m.ddrm_step(a.s, a.S, a.C, a.x, a.factors, c, None, z),

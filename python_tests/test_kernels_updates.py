@@ -98,7 +98,8 @@ UPDATES: dict[str, Update] = {
     "score_noise_guidance": lambda m, a, c, z, z2: (m.score_noise_guidance(a.s, a.S, c, 0.7),),
     "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma),
     "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False),
-    "unexplained_power": lambda m, a, c, z, z2: (m.unexplained_power(a.s, a.S, a.C, a.x, c, 2.5),),
+    "unexplained_power": lambda m, a, c, z, z2: (m.unexplained_power(a.s, a.S, a.C, a.x, a.factors, c, 2.5),),
+    "unexplained_power_given_variance": lambda m, a, c, z, z2: (m.unexplained_power(a.s, a.S, a.C, a.x, a.V, c),),
     "ddrm": lambda m, a, c, z, z2: (restored(m, a, c, z, a.factors),),
     "ddrm_given_variance": lambda m, a, c, z, z2: (restored(m, a, c, z, a.V, 0.3),),
     "ddrm_last": lambda m, a, c, z, z2: (m.ddrm_step(a.s, a.S, a.C, a.x, a.factors, c, None, z),),
@@ -327,14 +328,30 @@ def test_ddrm_step_is_the_papers_bin_by_bin(isa: str, eta: float, per_bin_times:
 
 
 def test_the_last_ddrm_step_is_the_posterior_mean(isa: str) -> None:
-    """N(s0, C) and N(x; s, V) have precisions 1/C and 1/V; the power of the M-step is |x - s0|^2 + kappa C."""
+    """N(s0, C) and N(x; s, V) have precisions 1/C and 1/V."""
     a, c = Inputs((2, 3, 5, 1), torch.complex64), ONE_TIME
     estimate = (a.s.to(torch.complex128) + 0.0625 * a.S) / 0.6
     precision = 1 / a.C.double() + 1 / a.V.double()
     expected = (estimate / a.C.double() + a.x / a.V.double()) / precision
     assert_close(lg.ddrm_step(a.s, a.S, a.C, a.x, a.V, c, None, None), expected)
-    power = [((a.x - estimate[b]).abs() ** 2 + 3 * a.C[b].double()) / 2 for b in range(2)]
-    assert_close(lg.unexplained_power(a.s, a.S, a.C, a.x, c), power[0] + power[1])
+
+
+def test_the_power_of_the_m_step_is_that_of_the_posterior(isa: str) -> None:
+    """N(s0, C) N(x; s, V) / N(u; s, a^2) where V < a^2, bin by bin: precisions and their products with means add up."""
+    a, sigma, delta, kappa = Inputs((2, 3, 50, 1), torch.complex64), 0.5, 0.6, 1.25
+    c, a2 = replace(ONE_TIME, sigma=sigma, delta=delta), (sigma / delta) ** 2
+    V = (2 * a2 * torch.rand(3, 50, generator=torch.Generator().manual_seed(1))).clamp_min(1e-3)
+    expected, branches = torch.zeros(3, 50, dtype=torch.float64), set()
+    for b, f, t in np.ndindex(2, 3, 50):
+        s, S, x = (complex(value) for value in (a.s[b, f, t], a.S[b, f, t], a.x[f, t]))
+        u, s0, C, v = s / delta, (s + sigma**2 * S) / delta, float(a.C[b, f, t]), float(V[f, t])
+        precision, weighted = 1 / C, s0 / C
+        branches.add(v < a2)
+        if v < a2:
+            precision, weighted = precision + 1 / v - 1 / a2, weighted + x / v - u / a2
+        expected[f, t] += kappa * (abs(x - weighted / precision) ** 2 + 1 / precision) / 2
+    assert branches == {False, True}
+    assert_close(lg.unexplained_power(a.s, a.S, a.C, a.x, V, c, kappa), expected)
 
 
 def test_the_deviation_is_read_on_the_last_step_only(isa: str) -> None:

@@ -123,6 +123,7 @@ def unexplained_power(
     score: _Complexes,
     deviation: _Floats,
     mixture: _Complexes,
+    noise_variance: _NoiseVariance,
     coefficients: _Floats,
     caution: float,
     power: _Floats,

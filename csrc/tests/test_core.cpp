@@ -156,8 +156,14 @@ void updates(const udse::Shape& shape, int threads) {
   step.caution = 3;
   udse::unexplained_power(step, threads);
   std::fill(power.begin(), power.end(), 0);
-  for (std::size_t i = 0; i < p.size; ++i)
-    power[i % p.plane] += (std::norm(cdouble(p.x[i % p.plane]) - tweedie_mean(i)) + 3. * p.C[i]) / shape.samples;
+  for (std::size_t i = 0; i < p.size; ++i) {
+    const std::size_t at = i % p.plane;
+    const double V = p.V(at / shape.frames, at % shape.frames), more = V < a2 ? 1 / V - 1 / a2 : 0;
+    const cdouble x = p.x[at], s0 = tweedie_mean(i), u = cdouble(p.s[i]) / delta;
+    const double precision = 1 / p.C[i] + more;
+    const cdouble m = (s0 / double(p.C[i]) + (more > 0 ? x / V - u / a2 : 0)) / precision;
+    power[at] += 3 * (std::norm(x - m) + 1 / precision) / shape.samples;
+  }
   for (std::size_t at = 0; at < p.plane; ++at) CHECK(close(p.power[at], power[at]));
 
   step = p.step();

@@ -206,8 +206,9 @@ def unexplained_power(
     score: torch.Tensor,
     deviation: torch.Tensor,
     mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
     coefficients: Coefficients,
-    caution: float = 3.0,
+    caution: float = 1.0,
 ) -> torch.Tensor:
     power = torch.empty(mixture.shape)
     _core.unexplained_power(
@@ -215,6 +216,7 @@ def unexplained_power(
         score.numpy(),
         deviation.numpy(),
         mixture.numpy(),
+        variance_argument(noise_variance),
         rows(coefficients),
         caution,
         power.numpy(),

@@ -181,12 +181,22 @@ def unexplained_power(
     score: torch.Tensor,
     deviation: torch.Tensor,
     mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
     coefficients: Coefficients,
-    caution: float = 3.0,
+    caution: float = 1.0,
 ) -> torch.Tensor:
     power = torch.empty_like(mixture, dtype=torch.float32)
     StepArguments(
-        state, score, coefficients, None, None, mixture=mixture, deviation=deviation, caution=caution, power=power
+        state,
+        score,
+        coefficients,
+        None,
+        None,
+        mixture=mixture,
+        noise_variance=noise_variance,
+        deviation=deviation,
+        caution=caution,
+        power=power,
     ).run("unexplained_power")
     return power
 

@@ -77,9 +77,17 @@ struct Joint {
 
 UDSE_HD inline Complex tweedie_mean(const Numbers& c, const Element& a) { return c.inverse_delta * (a.s + c.sigma2 * a.S); }
 
-struct Unexplained : Unprepared {
+struct Unexplained {
+  UDSE_HD static void prepare(const Step&, const Numbers& c, Bin& bin) {
+    const bool weaker = bin.v < c.a2;
+    bin.w1 = weaker ? 1 / bin.v : 0.f;
+    bin.w2 = weaker ? c.delta : 0.f;
+    bin.w3 = weaker ? 1 / bin.v - 1 / c.a2 : 0.f;
+  }
   UDSE_HD static void update(const Step& step, const Numbers& c, Bin& bin, Element& a, Element&) {
-    bin.p += power(bin.x - tweedie_mean(c, a)) + step.caution * a.C;
+    const Complex r = bin.x - tweedie_mean(c, a);
+    const float uncertain = a.C / (1 + bin.w3 * a.C);
+    bin.p += step.caution * (power(r - uncertain * (bin.w1 * r + bin.w2 * a.S)) + uncertain);
   }
 };
 

@@ -266,23 +266,37 @@ def unexplained_power(
     score: torch.Tensor,
     deviation: torch.Tensor,
     mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
     coefficients: Coefficients,
-    caution: float = 3.0,
+    caution: float = 1.0,
 ) -> torch.Tensor:
-    """DDRM's power for the M-step: what the estimate s0 = (s + sigma^2 S)/delta leaves of the mixture, and its doubt.
+    """DDRM's power for the M-step: kappa E(|x - s_0|^2 | x), the expected power of the noise.
+
+    The network knows the mixture only with its noise brought up to a = sigma/delta: u = s/delta, where the speech is
+    N(s0, C), s0 = (s + sigma^2 S)/delta. Where V < a^2 the mixture itself knows more. Its likelihood N(x; s_0, V) takes
+    the place of N(u; s_0, a^2), which gives N(m, 1/p) with p = 1/C + 1/V - 1/a^2 and
+    m = s0 + ((x - s0)/V - (u - s0)/a^2)/p; elsewhere m = s0 and p = 1/C. For Gaussian speech and noise of the variances
+    given the mean of P / kappa is V.
 
     Args:
         state: s, (B, F, T) complex.
         score: S(s, t), (B, F, T) complex.
         deviation: C = E|s_0 - s0|^2, what is uncertain about s0, (B, F, T) real.
         mixture: x, (F, T) complex.
+        noise_variance: V, of the step before.
         coefficients: of the step.
-        caution: kappa, the weight of C.
+        caution: kappa; above 1 errs towards more noise.
 
     Returns:
-        P = mean (|x - s0|^2 + kappa C), (F, T).
+        P = kappa mean (|x - m|^2 + 1/p), (F, T).
     """
-    return mean_power(mixture - tweedie_mean(state, score, coefficients)) + caution * deviation.mean(0)
+    V, a2 = variance(noise_variance), (coefficients.sigma / coefficients.delta) ** 2
+    weaker = a2 > V
+    uncertain = deviation / (1 + deviation * torch.where(weaker, 1 / V - 1 / a2, 0))
+    residual = mixture - tweedie_mean(state, score, coefficients)
+    # (u - s0)/a^2 = -delta S
+    pull = torch.where(weaker, residual / V + coefficients.delta * score, 0)
+    return caution * (mean_power(residual - uncertain * pull) + uncertain.mean(0))
 
 
 def ddrm_step(

@@ -161,21 +161,43 @@ def tweedie_mean(state, score, at, inside, delta, sigma):
 
 @triton.jit
 def unexplained_power_kernel(
-    state, score, deviation, mixture, power, c, caution, B, F, T, PER_FRAME: tl.constexpr, BLOCK: tl.constexpr
+    state,
+    score,
+    deviation,
+    mixture,
+    V,
+    W,
+    H,
+    power,
+    c,
+    caution,
+    B,
+    F,
+    T,
+    R,
+    PER_FRAME: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """state, score: (B, F, T, 2); deviation: (B, F, T); mixture: (F, T, 2); power: (F, T)."""
+    """state, score: (B, F, T, 2); deviation: (B, F, T); mixture: (F, T, 2); V, power: (F, T)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < F * T
-    t = i % T
+    f, t = i // T, i % T
     delta, sigma = number(c[1], t, inside, PER_FRAME), number(c[2], t, inside, PER_FRAME)
     x = load(mixture, i, inside)
+    v = variance(V, W, H, i, f, t, T, R, inside)
+    a2 = (sigma / delta) * (sigma / delta)
+    weaker = v < a2
+    extra = tl.where(weaker, 1 / v - 1 / a2, 0.0)
     p = i * 0.0
     at = i.to(tl.int64)
     for _ in range(B):
         residual = x - tweedie_mean(state, score, at, inside, delta, sigma)
-        p += tl.sum(residual * residual, 1) + caution * tl.load(deviation + at, mask=inside, other=0.0)
+        C = tl.load(deviation + at, mask=inside, other=0.0)[:, None]
+        uncertain = C / (1 + extra * C)
+        residual -= uncertain * tl.where(weaker, residual / v + delta * load(score, at, inside), 0.0)
+        p += tl.sum(residual * residual, 1) + tl.sum(uncertain, 1)
         at += F * T
-    tl.store(power + i, p / B, mask=inside)
+    tl.store(power + i, caution * p / B, mask=inside)
 
 
 @triton.jit
@@ -461,11 +483,13 @@ def unexplained_power(
     score: torch.Tensor,
     deviation: torch.Tensor,
     mixture: torch.Tensor,
+    noise_variance: NoiseVariance,
     coefficients: Coefficients,
-    caution: float = 3.0,
+    caution: float = 1.0,
 ) -> torch.Tensor:
     power = torch.empty_like(mixture, dtype=torch.float32)
     samples, bins, frames = state.shape
+    V, (W, H) = (None, noise_variance) if isinstance(noise_variance, tuple) else (noise_variance, (None, None))
     per_frame, c = numbers(coefficients, state)
     launch(
         unexplained_power_kernel,
@@ -475,12 +499,16 @@ def unexplained_power(
         real(score),
         deviation,
         real(mixture),
+        V,
+        W,
+        H,
         power,
         c,
         caution,
         samples,
         bins,
         frames,
+        0 if W is None else W.shape[1],
         PER_FRAME=per_frame,
         BLOCK=BLOCK,
     )
