@@ -129,7 +129,7 @@ def test_the_example(fast: list[str], capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_file_is_what_the_enhancer_says(tiny_checkpoint: Path, fast: list[str]) -> None:
     x = noise(70_000, 2).astype(np.float32)  # more than one block and one chunk
     sound("in.wav", x, 44100, subtype="FLOAT")
-    more = ["--set", "block_seconds=0.6", "--set", "overlap_seconds=0.2", "--seed", "3"]
+    more = ["--set", "block_seconds=0.6", "--set", "overlap_seconds=.2", "--seed", "3"]
     assert enhance("in.wav", "-o", "out.wav", "--noise-out", "noise.flac", *fast, *more) == 0
     enhancer = Enhancer(
         tiny_checkpoint,
@@ -299,6 +299,8 @@ def test_a_truncated_file_is_told(fast: list[str], capsys: pytest.CaptureFixture
         (["a.wav", "-o", "out.wav", "--set", "rank"], "NAME=VALUE"),
         (["a.wav", "-o", "out.wav", "--set", "steps=4"], "an option of its own"),
         (["a.wav", "-o", "out.wav", "--set", "colour=blue"], "unknown setting colour"),
+        (["a.wav", "-o", "out.wav", "--set", "forgetting_seconds=soon"], "forgetting_seconds: expected a number"),
+        (["a.wav", "-o", "out.wav", "--set", "start_share=nan"], "start_share: expected a number, got nan"),
         (["a.wav", "-o", "out.wav", "--checkpoint", "no.ckpt"], "expected a checkpoint file"),
         (["a.wav", "-o", "out.wav", "--checkpoint", "text.wav"], "a file of another kind"),
         (["a.wav", "-o", "out.wav", "--checkpoint", "empty.wav"], "an empty file"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from udse_fast.errors import UdseError
 from udse_fast.output import READOUTS
@@ -46,6 +46,12 @@ class InferenceSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UdseError(f"{name}: expected a whole number >= 1, got {value!r}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "float" and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)
+            ):
+                raise UdseError(f"{field.name}: expected a number, got {value!r}")
         if self.readout not in READOUTS:
             raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {self.readout!r}")
         if not 0 < self.wiener_exponent <= 2:

@@ -93,7 +93,9 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals):
         raise UdseError(f"--set: expected NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    for read in (json.loads, float):  # .2 is no JSON
+        try:
+            return name, read(value)
+        except ValueError:
+            pass
+    return name, value

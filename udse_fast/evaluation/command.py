@@ -99,7 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="columns noisy, clean, optionally enhanced, utterance, set, snr",
     )
-    add("--only", type=Path, metavar="CSV", help="only the files of this table (column utterance, optionally set and snr)")
+    add(
+        "--only",
+        type=Path,
+        metavar="CSV",
+        help="only the files of this table (column utterance, optionally set and snr)",
+    )
     add("--enhanced", type=Path, metavar="DIR", help="score these files instead of enhancing")
     add(
         "--out",
@@ -207,7 +212,8 @@ def _only(pairs: Sequence[Pair], table: Path) -> list[Pair]:
     kept = [
         pair
         for pair in pairs
-        if named & {
+        if named
+        & {
             (name, *(getattr(pair, column) for column in columns))
             for name in (pair.utterance, without_number(pair.utterance))
         }

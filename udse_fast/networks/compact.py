@@ -52,9 +52,9 @@ INFERENCE: dict[str, Any] = {
         "readout": "blend",
         "wiener_exponent": 0.6,
         "doubt": 8.0,
-        "caution": 2.5,
+        "caution": 1.3,
         "rank": 8,
-        "start_share": 2.5,
+        "start_share": 4.0,
         "nmf_iterations": 4,
         "block_seconds": 2.0,  # noise that changes is followed: a noise model for each block
         "overlap_seconds": 0.25,
@@ -66,7 +66,7 @@ INFERENCE: dict[str, Any] = {
 """Found by measurement: `udse_fast/priors/README.md`."""
 CAUSAL_INFERENCE: dict[str, Any] = {
     # a noise model of many columns that follows quickly
-    "ddrm": {**INFERENCE["ddrm"], "steps": 12, "rank": 16, "caution": 2.0, "forgetting_seconds": 0.1},
+    "ddrm": {**INFERENCE["ddrm"], "steps": 12, "rank": 16, "start_share": 2.5, "forgetting_seconds": 0.1},
 }
 
 
