@@ -17,8 +17,8 @@ from udse_fast.cli import main
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sde import OUVE
 from udse_fast.spectral import Spectral
-from udse_fast.training.batches import Batch, Batches
-from udse_fast.training.corpus import Corpus, audio_files, split_speakers
+from udse_fast.training.batches import Augmentation, Batch, Batches, normalised
+from udse_fast.training.corpus import Corpus, Crops, audio_files, split_speakers
 from udse_fast.training.trainer import Settings, Trainer, score_matching_loss
 
 RATE = 16000
@@ -115,6 +115,37 @@ def test_batches_are_functions_of_their_number(recordings: Path) -> None:
     assert torch.equal(first[3].spectrograms, second[3].spectrograms)
     assert not torch.equal(first[3].spectrograms, first[4].spectrograms)
     assert first[3].spectrograms.shape == (3, 256, 20)
+
+
+def test_crops_at_other_speeds_are_other_voices(tmp_path: Path) -> None:
+    """A tone of 1 kHz comes at 1 kHz times the speed, with the length, the peak and the level of the others."""
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 1000 * np.arange(4 * RATE) / RATE), RATE)
+    crops = Corpus([tmp_path / "a.wav"], RATE).crops(np.random.default_rng(0), 40, RATE, speed_range=0.1)
+    heard = np.abs(np.fft.rfft(crops.audio * np.hanning(RATE), axis=1)).argmax(1)  # Hz
+    assert heard.min() < 930
+    assert heard.max() > 1070
+    assert ((heard >= 899) & (heard <= 1101)).all()
+    np.testing.assert_allclose(crops.peak, 0.5, atol=1e-3)
+    np.testing.assert_allclose(np.abs(crops.audio).max(1), 0.5, atol=0.1)  # an onset rings in a resampler
+
+
+def test_random_responses_are_smooth_and_as_strong_as_asked() -> None:
+    decibels = 20 * np.log10(Augmentation(equalisation_db=3.0).response(np.random.default_rng(0), 2000, 256))
+    assert np.sqrt(np.mean(decibels**2)) == pytest.approx(3.0, rel=0.05)
+    assert np.abs(np.diff(decibels, axis=1)).max() < 1.0
+
+
+def test_a_response_multiplies_the_amplitudes_and_leaves_the_level() -> None:
+    spectral = Spectral()
+    rng = np.random.default_rng(0)
+    audio = rng.standard_normal((2, RATE // 2)).astype(np.float32)
+    crops, gain = Crops(audio, np.abs(audio).max(1)), torch.tensor([0.5, 0.9])
+    response = torch.from_numpy(Augmentation(equalisation_db=6.0).response(rng, 2, 256))
+    plain, coloured = normalised(crops, gain, spectral), normalised(crops, gain, spectral, response)
+    torch.testing.assert_close(coloured.abs().amax((1, 2)), gain)
+    ratio = (spectral.decompress(coloured) / spectral.decompress(plain)).abs() / response[:, :, None]
+    scale = ratio[:, :1, :1]  # one number per crop: the level
+    torch.testing.assert_close(ratio / scale, torch.ones_like(ratio), rtol=1e-3, atol=0)
 
 
 def test_joint_batches_hold_both_sources(recordings: Path) -> None:

@@ -6,10 +6,12 @@ batches can be made ahead in other threads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast.spectral import Spectral
@@ -30,14 +32,32 @@ class Batch:
         return Batch(self.spectrograms.to(device, non_blocking=True), label)
 
 
-def normalised(crops: Crops, gain: Tensor, spectral: Spectral) -> Tensor:
+@dataclass(frozen=True)
+class Augmentation:
+    """Recordings as other voices and other microphones would have made them."""
+
+    speed_range: float = 0.0
+    """Crops are played up to this share faster or slower."""
+    equalisation_db: float = 0.0
+    """Standard deviation, over the bins, of a smooth random frequency response."""
+
+    def response(self, rng: np.random.Generator, count: int, bins: int) -> NDArray[np.float32]:
+        """Amplitude responses (count, F): cosines of 1/2 to 2 periods over the band, in dB."""
+        phase = np.pi * np.arange(bins) / bins
+        weights = rng.normal(0, self.equalisation_db * math.sqrt(2 / 4), (count, 4))
+        decibels = weights @ np.cos(np.outer(np.arange(1, 5), phase))
+        return np.asarray(10 ** (decibels / 20), np.float32)
+
+
+def normalised(crops: Crops, gain: Tensor, spectral: Spectral, response: Tensor | None = None) -> Tensor:
     """Compressed spectrograms whose whole recording would have `gain` (N,) as its largest modulus, (N, F, T).
 
     The recording's largest modulus is taken from the crop's and the ratio of their peaks, so that a quiet crop of a
-    loud recording stays quiet.
+    loud recording stays quiet. `response` (N, F) multiplies the amplitudes.
     """
     audio = torch.from_numpy(crops.audio)
-    compressed = spectral.compress(spectral.stft(audio))
+    spectra = spectral.stft(audio)
+    compressed = spectral.compress(spectra if response is None else spectra * response[:, :, None])
     largest = compressed.abs().amax((1, 2)).clamp_min(1e-6)
     peak = torch.from_numpy(crops.peak)
     share = (audio.abs().amax(1) / peak.clamp_min(1e-6)).clamp(1e-4, 1) ** spectral.exponent
@@ -56,6 +76,7 @@ class Batches:
         size: int,
         frames: int,
         gain_range: tuple[float, float] = (0.25, 1.0),
+        augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         self.sources = [(label, corpus) for label, corpus in ((SPEECH, speech), (NOISE, noise)) if corpus is not None]
@@ -66,6 +87,7 @@ class Batches:
             gain_range,
             seed,
         )
+        self.augmentation = augmentation or Augmentation()
 
     @property
     def seconds(self) -> float:
@@ -78,9 +100,12 @@ class Batches:
         spectrograms, labels = [], []
         for i, (label, corpus) in enumerate(self.sources):
             count = self.size // len(self.sources) + (i < self.size % len(self.sources))
-            crops = corpus.crops(rng, count, length)
+            crops = corpus.crops(rng, count, length, self.augmentation.speed_range)
             gain = torch.from_numpy(rng.uniform(*self.gain_range, count).astype(np.float32))
-            spectrograms.append(normalised(crops, gain, self.spectral))
+            response = None
+            if self.augmentation.equalisation_db:
+                response = torch.from_numpy(self.augmentation.response(rng, count, self.spectral.bins))
+            spectrograms.append(normalised(crops, gain, self.spectral, response))
             labels += [label] * count
         joint = len(self.sources) > 1
         return Batch(torch.cat(spectrograms), torch.tensor(labels) if joint else None)

@@ -15,7 +15,7 @@ from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
 from udse_fast.networks.score_network import PRECISIONS, usable_device
 from udse_fast.spectral import Spectral
-from udse_fast.training.batches import Batches
+from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.corpus import Corpus, audio_files, split_speakers
 from udse_fast.training.curves import draw_curves
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
@@ -62,6 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the steps with falling rate (default: %(default)s)",
     )
     add("--ema", type=float, default=0.999, help="decay of the weight average (default: %(default)s)")
+    add(
+        "--speed-range",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="crops are played up to this share faster or slower: other voices (default: %(default)s)",
+    )
+    add(
+        "--equalisation",
+        type=float,
+        default=3.0,
+        metavar="DB",
+        help="standard deviation of a smooth random frequency response: other microphones (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
     add(
@@ -118,6 +132,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError(f"--out: expected a name that ends in .safetensors, got {arguments.out}")
     if not arguments.out.parent.is_dir():
         raise UdseError(f"--out: expected an existing folder, got {arguments.out.parent}; make it first")
+    if not (0 <= arguments.speed_range <= 0.5 and 0 <= arguments.equalisation <= 20):
+        raise UdseError("--speed-range and --equalisation: expected numbers in [0, 0.5] and [0, 20]")
     if not (0 <= arguments.ema < 1 and 0 <= arguments.decay_share <= 1):
         raise UdseError("--ema and --decay-share: expected numbers in [0, 1)")
 
@@ -139,7 +155,16 @@ def run(arguments: argparse.Namespace) -> int:
     frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
     if not compact:
         frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
-    training = Batches(speech, noise, spectral, size=arguments.batch_size, frames=frames, seed=arguments.seed)
+    augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
+    training = Batches(
+        speech,
+        noise,
+        spectral,
+        size=arguments.batch_size,
+        frames=frames,
+        augmentation=augmentation,
+        seed=arguments.seed,
+    )
     validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
     initial = load_network(arguments.init) if arguments.init else None
     if compact:
@@ -158,6 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         learning_rate=arguments.learning_rate,
         decay_share=arguments.decay_share,
         ema=arguments.ema,
+        augmentation=augmentation,
         seed=arguments.seed,
     )
     facts: dict[str, Any] = {

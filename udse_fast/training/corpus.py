@@ -99,23 +99,32 @@ class Corpus:
             self._cache[index] = samples
         return samples
 
-    def crops(self, rng: np.random.Generator, count: int, length: int) -> Crops:
+    def crops(self, rng: np.random.Generator, count: int, length: int, speed_range: float = 0.0) -> Crops:
         """`count` excerpts of `length` samples; recordings drawn in proportion to their length.
 
         A crop may reach a quarter of its length over either end of the recording (zeros there), so that onsets,
-        ends and silence are learnt too.
+        ends and silence are learnt too. It is played up to `speed_range` (a share) faster or slower: other voices.
         """
         audio = np.zeros((count, length), np.float32)
         peak = np.zeros(count, np.float32)
         for row in range(count):
-            for _ in range(20):  # a crop of digital silence teaches nothing: draw again
-                index = int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.files) - 1))
-                whole = self.recording(index)
-                start = int(rng.integers(-length // 4, max(1, len(whole) - 3 * length // 4)))
-                excerpt = whole[max(0, start) : start + length].astype(np.float32) / 32768
-                if excerpt.size and np.abs(excerpt).max() > SILENCE:
-                    break
-            offset = max(0, -start)
-            audio[row, offset : offset + len(excerpt)] = excerpt
-            peak[row] = np.abs(whole.astype(np.float32)).max() / 32768
+            speed = 1 + rng.uniform(-speed_range, speed_range) if speed_range else 1.0
+            audio[row], peak[row] = self._crop(rng, length, speed)
         return Crops(audio, peak)
+
+    def _crop(self, rng: np.random.Generator, played: int, speed: float) -> tuple[NDArray[np.float32], float]:
+        """(played,) samples, and the peak of the recording that they are from."""
+        length = round(played * speed)
+        for _ in range(20):  # a crop of digital silence teaches nothing: draw again
+            index = int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.files) - 1))
+            whole = self.recording(index)
+            start = int(rng.integers(-length // 4, max(1, len(whole) - 3 * length // 4)))
+            excerpt = whole[max(0, start) : start + length].astype(np.float32) / 32768
+            if excerpt.size and np.abs(excerpt).max() > SILENCE:
+                break
+        offset = max(0, -start)
+        excerpt = np.pad(excerpt, (offset, length - offset - len(excerpt)))
+        if speed != 1:
+            resampled = soxr.resample(excerpt, speed, 1, "MQ")[:played]
+            excerpt = np.pad(resampled, (0, played - len(resampled))).astype(np.float32)
+        return excerpt, float(np.abs(whole.astype(np.float32)).max() / 32768)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from udse_fast.networks.compact import CAUSAL_BLOCKS
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sde import OUVE
 from udse_fast.spectral import Spectral
-from udse_fast.training.batches import NOISE, SPEECH, Batch, Batches
+from udse_fast.training.batches import NOISE, SPEECH, Augmentation, Batch, Batches
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
@@ -47,6 +47,7 @@ class Settings:
     decay_share: float = 0.4
     """Share of the steps, at the end, over which the learning rate falls to zero."""
     ema: float = 0.999
+    augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
 
     def learning_rate_factor(self, step: int) -> float:
@@ -260,6 +261,7 @@ class Trainer:
                 "crop_seconds": self.settings.crop_seconds,
                 "learning_rate": self.settings.learning_rate,
                 "ema": self.settings.ema,
+                "augmentation": asdict(self.settings.augmentation),
                 "seed": self.settings.seed,
                 "precision": str(self.precision).removeprefix("torch."),
                 "device": self.device.type,
