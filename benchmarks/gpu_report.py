@@ -5,7 +5,8 @@
 
 The samplers are run through `Enhancer`, as users do, in one block. Times are medians over runs, after those that
 compile kernels and record CUDA graphs. Weights are random unless --checkpoint (speech) and --joint-checkpoint are
-given: speed does not depend on them, the differences to float32 do.
+given: speed does not depend on them, the differences to float32 do. What takes longest comes last: a report that was
+cut off is complete up to there.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import importlib.resources
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,13 +46,14 @@ from udse_fast.kernels.likelihood_gradient import noise_posterior_guidance
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, NCSNpp
 from udse_fast.networks.optimised import optimised_or_plain
-from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.networks.score_network import ScoreNetwork, first_line
 from udse_fast.samplers import SAMPLERS, posterior_sample, sampler_names
 from udse_fast.sde import OUVE
 
 TINY = {"nf": 8, "ch_mult": (1, 1, 1, 1)}
 RATE = 16000
 CALLS_BEFORE_REPLAYS = 2  # one as it is, one that is recorded
+LAUNCHES = 20  # of a kernel in one CUDA graph
 
 
 def main() -> None:
@@ -59,7 +63,9 @@ def main() -> None:
     add("-o", "--output", type=Path, required=True, help="Markdown file")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", help="default: bfloat16, float16 before sm_80, float32 on a CPU")
-    add("--samplers", nargs="+", default=[name for name in sampler_names() if name != "prior"])
+    named = [name for name in sampler_names() if name != "prior"]
+    # the default first, EM, which runs as many passes as it has rounds, last
+    add("--samplers", nargs="+", default=sorted(named, key=lambda name: (name == "udiffse") - (name == "diffuseen")))
     add("--checkpoint", type=Path, help="NCSN++ of speech")
     add("--joint-checkpoint", type=Path, help="NCSN++ of speech and noise, for ParaDiffUSE")
     add("--seconds", type=float, default=10.0, help="of audio (default: %(default)s)")
@@ -108,9 +114,9 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
             joint: given or random_checkpoint(Path(folder) / f"{joint}.safetensors", joint, arguments.tiny)
             for joint, given in ((False, arguments.checkpoint), (True, arguments.joint_checkpoint))
         }
-        yield from sampler_table(arguments, checkpoints, device, precision, peak)
-        yield from kernel_table(arguments, device, precision, copied)
         yield from network_table(arguments, checkpoints[False], device, precision, peak)
+        yield from kernel_table(arguments, device, precision, copied)
+        yield from sampler_table(arguments, checkpoints, device, precision, peak)
 
 
 def sampler_table(
@@ -127,9 +133,16 @@ def sampler_table(
     )
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for name in arguments.samplers:
-        yield sampler_row(name, arguments, checkpoints[SAMPLERS[name].noise == "score"], device, precision, peak)
+        try:
+            yield sampler_row(name, arguments, checkpoints[SAMPLERS[name].noise == "score"], device, precision, peak)
+        except Exception as error:  # the others can still be measured
+            yield f"| {name} | failed: {first_line(error)} | | | | | | |"
+            traceback.print_exc()
     yield ""
-    yield "`network` is the share of the time that the calls of the network take when made alone."
+    yield (
+        "`network` is the share of the time that the calls of the network take when made alone. "
+        "The last column is without TF32."
+    )
     if device.type == "cpu":
         yield "Memory is that of the whole process."
     yield ""
@@ -153,12 +166,15 @@ def kernel_table(arguments: argparse.Namespace, device: torch.device, precision:
                 rows |= layers(arguments.samples, frames, device, precision)
             with forced(backend.name):
                 for name, (operation, moved) in rows.items():
-                    seconds = median_seconds(operation, device, 20 if device.type == "cuda" else 1)
+                    seconds = launch_seconds(operation, device, arguments.runs)
                     rate = moved / seconds
                     yield (
                         f"| {name} | {backend.name} | {1e6 * seconds:.4g} | {rate / 1e9:.4g} | {rate / copied:.0%} |"
                     )
     yield ""
+    if device.type == "cuda":
+        yield "Calls follow each other in a CUDA graph. What fits into the L2 cache can be faster than a copy."
+        yield ""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET"):
         yield "Triton runs in its interpreter here: a check, not a speed."
         yield ""
@@ -183,6 +199,7 @@ def network_table(
     ):
         seconds = call_seconds(network, arguments.samples, frames, device, arguments.runs)
         yield f"| {form} | {1000 * seconds:.3g} | {flop / seconds / 1e12:.3g} | {flop / seconds / peak:.0%} |"
+    yield ""
 
 
 def sampler_row(
@@ -211,7 +228,8 @@ def sampler_row(
     steps = arguments.check_steps
     expected = enhancer(torch.device("cpu"), "float32", steps).enhance(audio, RATE)
     rounded = enhancer(device, precision, steps).enhance(audio, RATE)
-    exact = enhancer(device, "float32", steps).enhance(audio, RATE)
+    with without_tf32():
+        exact = enhancer(device, "float32", steps).enhance(audio, RATE)
     return (
         f"| {name} | {seconds / arguments.seconds:.3g} | {network_seconds / seconds:.0%} "
         f"| {flop / network_seconds / 1e12:.3g} | {flop / network_seconds / peak:.0%} | {memory:.2f} "
@@ -289,6 +307,17 @@ def layers(
 
 
 @contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions of float32 in float32: cuDNN's default keeps 10 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def forced(backend: str) -> Iterator[None]:
     """UDSE_BACKEND for a while."""
     before = os.environ.get("UDSE_BACKEND")
@@ -307,7 +336,8 @@ def machine(device: torch.device) -> Iterator[str]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         query = ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+        found = subprocess.run(query, capture_output=True, text=True, check=False) if shutil.which(query[0]) else None
+        driver = (found.stdout.strip() if found else "") or "unknown"
         yield (
             f"- {properties.name}, sm_{properties.major}{properties.minor}, "
             f"{properties.total_memory / 2**30:.0f} GiB; driver and power limit: {driver}"
@@ -376,6 +406,18 @@ def copy_rate(device: torch.device, size: int) -> float:
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / median_seconds(lambda: target.copy_(source), device, 10)
+
+
+def launch_seconds(operation: Callable[[], object], device: torch.device, runs: int) -> float:
+    """Of one call on the device alone: to launch a kernel from Python takes longer than most of them run."""
+    if device.type != "cuda":
+        return median_seconds(operation, device, 1)
+    operation()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        for _ in range(LAUNCHES):
+            operation()
+    return median_seconds(graph.replay, device, runs) / LAUNCHES
 
 
 def median_seconds(operation: Callable[[], object], device: torch.device, runs: int, before: int = 1) -> float:

@@ -3,24 +3,37 @@
 #     benchmarks/gpu_session.sh [install] [train] [test] [report]     (default: all four)
 # Every part ends by itself within LIMIT seconds; training that was cut off goes on where it was with the next call.
 #   SPEECH=folder of clean speech to train on (none: no training), NOISE=folder of noise as well: a joint prior
-#   PRIOR=checkpoint to write, NETWORK=ncsnpp-5m, TRAIN_STEPS=400000, DEVICE=cuda
+#   PRIOR=checkpoint to write, NETWORK=ncsnpp-5m, TRAIN_STEPS=400000, DEVICE=cuda,
+#   TRAIN_ARGUMENTS=more of udse-fast train, such as "--learning-rate 3e-4 --batch-size 16"
 #   REPORT=page to write, REPORT_ARGUMENTS=more arguments of gpu_report.py
-#   PYTHON=interpreter; without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=folder of wheels
+#   (folders and files: from the root of the checkout on)
+#   PYTHON=interpreter; without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=folder of wheels (beside torch, triton, numpy,
+#   safetensors, tqdm, pytest, scikit-build-core, pybind11, cmake and ninja: soundfile, soxr, cffi, pycparser)
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-570}
-PRIOR=${PRIOR:-$root/prior.safetensors}
-REPORT=${REPORT:-$root/benchmarks/results/gpu.md}
-NOISE=${NOISE:-}
+from_root() { case $1 in "" | /*) echo "$1" ;; *) echo "$root/$1" ;; esac; }
+PRIOR=$(from_root "${PRIOR:-prior.safetensors}")
+REPORT=$(from_root "${REPORT:-benchmarks/results/gpu.md}")
+SPEECH=$(from_root "${SPEECH:-}")
+NOISE=$(from_root "${NOISE:-}")
 export PYTHONUNBUFFERED=1
 
 install() {
   nvidia-smi
   "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "torch sees no CUDA device"; print(torch.__version__)'
+  PATH=$PATH:/usr/local/cuda/bin
+  cuda=ON
+  command -v nvcc || { cuda=AUTO; echo "no nvcc: the Triton kernels are used"; }
+  # what it builds with is used as it is here, if it is: nothing to fetch
+  isolation=
+  if "$PYTHON" -c 'import scikit_build_core, pybind11' && command -v cmake && command -v ninja; then
+    isolation=--no-build-isolation
+  fi
   # its own torch stays as it is
-  "$PYTHON" -m pip install -C cmake.define.UDSE_CUDA=ON --no-deps .
+  "$PYTHON" -m pip install -C "cmake.define.UDSE_CUDA=$cuda" --no-deps $isolation .
   for package in numpy soundfile soxr safetensors tqdm pytest; do
     "$PYTHON" -c "import $package" || "$PYTHON" -m pip install "$package"
   done
@@ -30,12 +43,13 @@ install() {
 
 # Cut off as by Ctrl-C, which saves, with a minute to do so: half of the time twice, so that going on is exercised, too.
 train() {
-  [ -n "${SPEECH:-}" ] || { echo "train: SPEECH is not set"; return 0; }
+  [ -n "$SPEECH" ] || { echo "train: SPEECH is not set"; return 0; }
   for part in 1 2; do
     status=0
+    # shellcheck disable=SC2086
     timeout --signal=INT --kill-after=60 $((LIMIT / 2 - 60)) "$PYTHON" -m udse_fast train --speech "$SPEECH" \
       ${NOISE:+--noise "$NOISE"} --network "${NETWORK:-ncsnpp-5m}" --steps "${TRAIN_STEPS:-400000}" \
-      --save-minutes 2 --device "${DEVICE:-cuda}" --out "$PRIOR" || status=$?
+      --save-minutes 2 --device "${DEVICE:-cuda}" --out "$PRIOR" ${TRAIN_ARGUMENTS:-} || status=$?
     case $status in
       0 | 124) ;;
       137) echo "train: killed while it was saving; the save before stays" ;;
@@ -51,10 +65,13 @@ tests() {
     "$root"/python_tests/test_gpu_device.py "$root"/python_tests/test_gpu_backends.py
 }
 
-# Lines are written as they are measured: what was cut off is on the page up to there.
+# Lines are written as they are measured: what was cut off is on the page up to there. A prior of `train` is used.
 report() {
+  case $([ ! -f "$PRIOR" ] || echo "${NETWORK:-ncsnpp-5m}") in
+    ncsnpp*) set -- "--${NOISE:+joint-}checkpoint" "$PRIOR" ;;
+  esac
   # shellcheck disable=SC2086
-  timeout "$LIMIT" "$PYTHON" "$root/benchmarks/gpu_report.py" -o "$REPORT" ${REPORT_ARGUMENTS:-}
+  timeout "$LIMIT" "$PYTHON" "$root/benchmarks/gpu_report.py" -o "$REPORT" "$@" ${REPORT_ARGUMENTS:-}
 }
 
 [ "$#" -gt 0 ] || set -- install train test report

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from udse_fast.cuda_graphs import MAX_RECORDINGS, Replayed, WholePass, addresses, run_alike
+from udse_fast.cuda_graphs import MAX_RECORDINGS, CudaGraphs, Replayed, WholePass, addresses, run_alike
 
 
 class Repeater:
@@ -116,6 +116,38 @@ def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning() -> None:
     assert len(warned) == 1
     for size in (2, 2, 3, 3):  # no more warnings, which would be errors
         assert replayed(doubled, torch.ones(size))[0].tolist() == [2] * size
+
+
+def test_a_pool_is_used_while_a_graph_of_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator forgets a pool with its last graph, and refuses to capture into it again."""
+    pools, captured = iter(range(10)), list[int]()
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    def capture(graph: Graph, pool: int, *_: Any, **__: Any) -> AbstractContextManager[None]:
+        captured.append(pool)
+        return nullcontext()
+
+    for name in ("Stream", "Event", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    graphs = CudaGraphs(torch.device("cuda", 0))
+    first, second = (graphs.record(lambda: (7,)) for _ in range(2))
+    assert first[1] == (7,)
+    del first
+    third = graphs.record(tuple)
+    del second, third
+    fourth = graphs.record(tuple)
+    with pytest.raises(ZeroDivisionError):
+        graphs.record(lambda: (1 / 0,))
+    graphs.record(tuple)
+    assert captured == [0, 0, 0, 1, 1, 2]
+    assert fourth[1] == ()
 
 
 def test_passes_that_are_alike_run_in_step_as_one_recording() -> None:

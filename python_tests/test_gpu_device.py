@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from udse_fast.cuda_graphs import MAX_RECORDINGS
 from udse_fast.enhancer import Enhancer
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import predictor
+from udse_fast.lockstep import run
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import optimise
 from udse_fast.networks.score_network import ScoreNetwork
@@ -24,6 +26,12 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
+
+
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 means float32: cuDNN's default for convolutions keeps 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -71,10 +79,23 @@ def test_replayed_calls_are_the_eager_ones(network: ScoreNetwork) -> None:
         for time in (0.9, 0.2):
             first = fast.score(state.cuda(), time, torch.tensor([0, 1]))
             kept = first.clone()
-            assert relative(first, network.score(state, time, torch.tensor([0, 1]))) < 2e-3  # TF32 convolutions
+            assert relative(first, network.score(state, time, torch.tensor([0, 1]))) < 5e-4  # sums in another order
             fast.score(state.cuda(), 0.5, 1)
             assert torch.equal(first, kept)  # a later replay does not write into an earlier result
     assert 0 < len(fast.graph._calls._recordings) <= MAX_RECORDINGS
+
+
+def test_recordings_go_on_when_all_earlier_ones_are_gone(network: ScoreNetwork) -> None:
+    """The allocator refuses a pool whose graphs are all gone, which would be a warning, and a slow Enhancer."""
+    state = torch.randn(1, 32, 64, dtype=torch.complex64)
+    expected = network.score(state, 0.5, 1)
+    for _ in range(3):
+        fast = optimise(network).to("cuda")
+        for _ in range(3):
+            assert relative(fast.score(state.cuda(), 0.5, 1), expected) < 5e-4
+        assert len(fast.graph._calls._recordings) == 1
+        del fast
+        gc.collect()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("float16", 0.01)])
@@ -111,5 +132,11 @@ def test_enhancer_replays_whole_passes(tiny_checkpoint: Path) -> None:
     )
     for block in range(4):
         signal = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(block))
-        result, expected = (enhancer.enhance_block(signal, 63 * block)[0] for enhancer in (fast, plain))
-        assert relative(result, expected) < 5e-3  # TF32 convolutions
+        with torch.inference_mode():
+            result, expected = (
+                run(enhancer.block_pass(signal, 63 * block, None, None, enhancer.settings))[0]
+                for enhancer in (fast, plain)
+            )
+        assert relative(result, expected) < 5e-3
+    assert fast._passes is not None
+    assert len(fast._passes._recordings) == 1

@@ -23,6 +23,12 @@ TOLERANCE = 1e-4  # relative, float32: constants are folded into weights, sums a
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, too, float32 means float32: cuDNN's default for convolutions keeps 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.cpu() - b.cpu()).norm() / b.cpu().norm())
 

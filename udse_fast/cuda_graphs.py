@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -42,17 +43,27 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         with torch.cuda.device(device):
-            self.pool = torch.cuda.graph_pool_handle()
             self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()
         self.lock = threading.RLock()
+        self._pool: Any = None
+        self._graphs = weakref.WeakSet[torch.cuda.CUDAGraph]()  # those of the pool
 
     def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+        living = list(self._graphs)  # until the end: the pool of theirs that is shared must not go in the meantime
+        if not living:  # the allocator refuses a pool whose graphs are all gone
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
-        ):
-            results = function()
+        try:
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.stream(torch.cuda.current_stream()),  # a capture that fails does not come back to it
+                torch.cuda.graph(graph, self._pool, self.stream, capture_error_mode="thread_local"),
+            ):
+                results = function()
+        except BaseException:
+            self._graphs.clear()  # the pool may count as still being captured into
+            raise
+        self._graphs.add(graph)
         return graph.replay, results
 
     @contextmanager

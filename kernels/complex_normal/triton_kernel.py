@@ -125,7 +125,8 @@ def launch(kernel: Any, programs: tuple[int, ...], like: torch.Tensor, *argument
     if 0 in programs:
         return
     with torch.cuda.device_of(like) if like.is_cuda else nullcontext():
-        kernel[programs](*arguments, **constants)
+        # said here, as Triton 3.9 warns of a default that is going to change
+        kernel[programs](*arguments, **constants, enable_fp_fusion=True)
 
 
 def complex_normal(

@@ -126,15 +126,28 @@ struct TileStatistics {
   }
 };
 
+// Where term j of a group (an item) is. Divisions of 32 bits: those of 64 take a GPU many times as long.
+struct Term {
+  std::uint32_t sample, tile, channel;
+  int64_t position;  // in sums() and squares()
+  UDSE_HD Term(const GroupNorm& norm, int64_t item, int64_t j) {
+    const auto i = static_cast<std::uint32_t>(item), term = static_cast<std::uint32_t>(j);
+    const auto groups = static_cast<std::uint32_t>(norm.groups), width = static_cast<std::uint32_t>(norm.width());
+    sample = i / groups;
+    tile = term / width;
+    channel = i % groups * width + term % width;
+    position = (sample * norm.tiles + tile) * norm.channels + channel;
+  }
+};
+
 // One item: sample b and group g; its terms: the channels of all tiles.
 template <class T>
 struct GroupMean {
   GroupNorm norm;
   UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
-    const int64_t b = item / norm.groups, tile = j / norm.width();
-    const int64_t c = item % norm.groups * norm.width() + j % norm.width();
-    sums[0] += norm.sums()[(b * norm.tiles + tile) * norm.channels + c] / static_cast<float>(norm.positions);
-    if (tile == 0) sums[0] += element<T>(norm.before, b * norm.before_stride + c);
+    const Term at(norm, item, j);
+    sums[0] += norm.sums()[at.position] / static_cast<float>(norm.positions);
+    if (at.tile == 0) sums[0] += element<T>(norm.before, at.sample * norm.before_stride + at.channel);
   }
   UDSE_HD void finish(int64_t item, const float* sums, int part, int) const {
     if (part == 0) norm.means()[item] = sums[0] / static_cast<float>(norm.width());
@@ -146,12 +159,12 @@ template <class T>
 struct GroupAffine {
   GroupNorm norm;
   UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
-    const int64_t b = item / norm.groups, tile = j / norm.width();
-    const int64_t c = item % norm.groups * norm.width() + j % norm.width(), at = (b * norm.tiles + tile) * norm.channels + c;
-    const int64_t left = norm.positions - tile * norm.length(), count = left < norm.length() ? left : norm.length();
+    const Term at(norm, item, j);
+    const int64_t left = norm.positions - at.tile * norm.length(), count = left < norm.length() ? left : norm.length();
     if (count <= 0) return;
-    const float n = static_cast<float>(count), before = element<T>(norm.before, b * norm.before_stride + c);
-    sums[0] += norm.squares()[at] + n * square(norm.sums()[at] / n + before - norm.means()[item]);
+    const float n = static_cast<float>(count);
+    const float before = element<T>(norm.before, at.sample * norm.before_stride + at.channel);
+    sums[0] += norm.squares()[at.position] + n * square(norm.sums()[at.position] / n + before - norm.means()[item]);
   }
   UDSE_HD void finish(int64_t item, const float* sums, int part, int parts) const {
     const int64_t b = item / norm.groups;

@@ -12,53 +12,56 @@ import triton.language as tl
 from udse_fast.kernels.complex_normal.triton_kernel import launch
 from udse_fast.kernels.fused_layers.reference import EPS
 
-TILE = 4096  # numbers
-MAX_TILES = 256  # per program of `fold_kernel` and step of its loop
+TILE = 4096  # numbers that a program has at once
+MAX_TILES = 512  # of a sample: enough programs for a GPU, and few enough for `fold_kernel` to read them all at once
 
 
 @triton.jit
-def statistics_kernel(x, sums, squares, N, C, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
-    """x: (B, N, C). Sum and centred sum of squares of every tile and channel: (B, tiles, C)."""
+def statistics_kernel(x, sums, squares, N, C, length, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+    """x: (B, N, C). Sum and centred sum of squares of every tile of `length` positions and channel: (B, tiles, C)."""
     tile, b = tl.program_id(0), tl.program_id(1)
-    n, c = tile * POSITIONS + tl.arange(0, POSITIONS), tl.arange(0, CHANNELS)
-    inside = (n < N)[:, None] & (c < C)[None, :]
-    at = (b.to(tl.int64) * N + n)[:, None] * C + c[None, :]
-    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    total = tl.sum(v, 0)
-    count = tl.minimum(POSITIONS, N - tile * POSITIONS)
-    centred = tl.where(inside, v - (total / count)[None, :], 0.0)
+    c = tl.arange(0, CHANNELS)
+    start = b.to(tl.int64) * N
+    first = tile * length
+    end = tl.minimum(first + length, N)
+    # differences to the first position, whose squares do not cancel
+    origin = tl.load(x + (start + first) * C + c, mask=c < C, other=0.0).to(tl.float32)
+    total = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
+    square = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
+    for step in range(0, length, POSITIONS):
+        n = first + step + tl.arange(0, POSITIONS)
+        inside = (n < end)[:, None] & (c < C)[None, :]
+        v = tl.load(x + (start + n)[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        distance = tl.where(inside, v - origin[None, :], 0.0)
+        total += distance
+        square += distance * distance
+    count = end - first
+    distance = tl.sum(total, 0)
     out = (b * tl.num_programs(0) + tile) * C + c
-    tl.store(sums + out, total, mask=c < C)
-    tl.store(squares + out, tl.sum(centred * centred, 0), mask=c < C)
+    tl.store(sums + out, count * origin + distance, mask=c < C)
+    tl.store(squares + out, tl.maximum(tl.sum(square, 0) - distance * distance / count, 0.0), mask=c < C)
 
 
 @triton.jit
 def fold_kernel(
-    sums, squares, weight, bias, before, before_stride, scale, shift, film_stride, factor, offset, N, C, tiles,
-    eps, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, TILES: tl.constexpr,
+    sums, squares, weight, bias, before, before_stride, scale, shift, film_stride, factor, offset, N, C, tiles, length,
+    eps, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Norm, bias and FiLM of a group as y = factor x + offset, (B, C) float32. WIDTH: channels of a group."""
     g, b = tl.program_id(0), tl.program_id(1)
-    k = tl.arange(0, CHANNELS)
+    k, i = tl.arange(0, CHANNELS), tl.arange(0, TILES)
     c, inside = g * WIDTH + k, k < WIDTH
     add = tl.where(inside, 0.0, 0.0)
     if before is not None:
         add = tl.load(before + b * before_stride + c, mask=inside, other=0.0).to(tl.float32)
-    total = tl.where(inside, 0.0, 0.0)
-    for first in range(0, tiles, TILES):
-        i = first + tl.arange(0, TILES)
-        valid = (i < tiles)[:, None] & inside[None, :]
-        total += tl.sum(tl.load(sums + (b * tiles + i)[:, None] * C + c[None, :], mask=valid, other=0.0), 0)
-    mean = tl.sum(tl.where(inside, total / N + add, 0.0), 0) / WIDTH
-    square = tl.where(inside, 0.0, 0.0)
-    for first in range(0, tiles, TILES):
-        i = first + tl.arange(0, TILES)
-        valid = (i < tiles)[:, None] & inside[None, :]
-        at = (b * tiles + i)[:, None] * C + c[None, :]
-        count = tl.maximum(tl.minimum(POSITIONS, N - i * POSITIONS), 1)[:, None].to(tl.float32)
-        distance = tl.load(sums + at, mask=valid, other=0.0) / count + add[None, :] - mean
-        within = tl.load(squares + at, mask=valid, other=0.0)
-        square += tl.sum(tl.where(valid, within + count * distance * distance, 0.0), 0)
+    valid = (i < tiles)[:, None] & inside[None, :]
+    at = (b * tiles + i)[:, None] * C + c[None, :]
+    total = tl.load(sums + at, mask=valid, other=0.0)
+    within = tl.load(squares + at, mask=valid, other=0.0)
+    mean = tl.sum(tl.where(inside, tl.sum(total, 0) / N + add, 0.0), 0) / WIDTH
+    count = tl.maximum(tl.minimum(length, N - i * length), 1)[:, None].to(tl.float32)
+    distance = total / count + add[None, :] - mean
+    square = tl.sum(tl.where(valid, within + count * distance * distance, 0.0), 0)
     inverse = 1 / tl.sqrt(tl.sum(square, 0) / (N * WIDTH) + eps)
     a = inverse * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
     d = (add - mean) * a + tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
@@ -146,10 +149,11 @@ def norm_film_silu(
     x = x.contiguous(memory_format=torch.channels_last)
     B, C, bins, frames = x.shape
     N, tile = bins * frames, _tile(C)
-    tiles = triton.cdiv(N, tile["POSITIONS"])
+    length = triton.cdiv(N, MAX_TILES * tile["POSITIONS"]) * tile["POSITIONS"]
+    tiles = triton.cdiv(N, length)
     sums, squares = x.new_empty((2, B, tiles, C), dtype=torch.float32)
     factor, offset = x.new_empty((2, B, C), dtype=torch.float32)
-    launch(statistics_kernel, (tiles, B), x, x, sums, squares, N, C, **tile)
+    launch(statistics_kernel, (tiles, B), x, x, sums, squares, N, C, length, **tile)
     add, add_stride = (None, 0) if before is None else _rows(before)
     (by, film_stride), (to, _) = (
         ((None, 0), (None, 0)) if scale is None or shift is None else map(_rows, (scale, shift))
@@ -172,14 +176,15 @@ def norm_film_silu(
         N,
         C,
         tiles,
+        length,
         EPS,
         WIDTH=C // groups,
         CHANNELS=triton.next_power_of_2(C // groups),
-        POSITIONS=tile["POSITIONS"],
-        TILES=min(triton.next_power_of_2(tiles), MAX_TILES),
+        TILES=triton.next_power_of_2(tiles),
     )
     out = torch.empty_like(x)
-    launch(affine_silu_kernel, (tiles, B), x, x, factor, offset, out, N, C, ACTIVATE=activate, **tile)
+    programs = triton.cdiv(N, tile["POSITIONS"]), B
+    launch(affine_silu_kernel, programs, x, x, factor, offset, out, N, C, ACTIVATE=activate, **tile)
     return out
 
 

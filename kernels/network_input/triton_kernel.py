@@ -26,9 +26,11 @@ def network_input(
 ) -> torch.Tensor:
     samples, bins, frames = state.shape
     out = torch.empty((samples, 2, bins, frames), dtype=dtype, device=state.device)
-    scale = torch.as_tensor(scale, dtype=torch.float32, device=state.device)
-    per_frame = scale.ndim > 0
-    value = scale.contiguous() if per_frame else scale.item()
+    value: float | torch.Tensor
+    if isinstance(scale, torch.Tensor) and scale.ndim:
+        value = scale.to(state.device, torch.float32).contiguous()
+    else:
+        value = float(scale)  # a number stays on the host: nothing to copy, nothing to wait for
     programs = triton.cdiv(bins * frames, BLOCK), samples
     launch(
         network_input_kernel,
@@ -39,7 +41,7 @@ def network_input(
         out,
         bins,
         frames,
-        PER_FRAME=per_frame,
+        PER_FRAME=isinstance(value, torch.Tensor),
         BLOCK=BLOCK,
     )
     return out
