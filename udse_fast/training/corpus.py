@@ -126,5 +126,5 @@ class Corpus:
         excerpt = np.pad(excerpt, (offset, length - offset - len(excerpt)))
         if speed != 1:
             resampled = soxr.resample(excerpt, speed, 1, "MQ")[:played]
-            excerpt = np.pad(resampled, (0, played - len(resampled))).astype(np.float32)
-        return excerpt, float(np.abs(whole.astype(np.float32)).max() / 32768)
+            excerpt = np.pad(resampled, (0, played - len(resampled)))
+        return np.asarray(excerpt, np.float32), float(np.abs(whole.astype(np.float32)).max() / 32768)
