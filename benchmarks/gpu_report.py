@@ -25,8 +25,9 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,10 @@ from udse_fast.backends import backends
 from udse_fast.checkpoint import load_network, save_checkpoint
 from udse_fast.coefficients import Coefficients
 from udse_fast.commands.info import processor
+from udse_fast.diffusion import ScoreAnswer, ScoreRequest
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.complex_normal import NoiseKey
-from udse_fast.kernels.fused_layers import norm_film_silu, resample, residual_sum
+from udse_fast.kernels.fused_layers import measured_sum, norm_film_silu, resample, residual_sum, tile_statistics
 from udse_fast.kernels.likelihood_gradient import noise_posterior_guidance
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, NCSNpp
@@ -221,8 +223,11 @@ def sampler_row(
     memory = peak_memory(device)
     frames = fast.spectral.stft(torch.zeros(len(audio), device=device)).shape[-1]
     calls = network_calls(name, arguments)
-    network_seconds = calls * call_seconds(fast.network, arguments.samples, frames, device, arguments.runs)
-    flop = calls * network_flop(load_network(checkpoint), arguments.samples, frames)
+    network_seconds = sum(
+        count * call_seconds(fast.network, batch, frames, device, arguments.runs) for batch, count in calls.items()
+    )
+    counted = load_network(checkpoint)
+    flop = sum(count * network_flop(counted, batch, frames) for batch, count in calls.items())
 
     audio = recording(arguments.check_seconds, RATE)
     steps = arguments.check_steps
@@ -237,23 +242,43 @@ def sampler_row(
     )
 
 
-def network_calls(name: str, arguments: argparse.Namespace) -> int:
-    """Calls of the network in a pass, counted on a spectrogram of one bin."""
-    posterior = posterior_sample(
+class CountedPrior:
+    """In the place of a network for both sources: how many samples each of its calls has."""
+
+    batch_key = 0
+
+    def __init__(self) -> None:
+        self.calls = Counter[int]()
+
+    def __call__(self, state: torch.Tensor, time: object, source: str) -> torch.Tensor:
+        self.calls[len(state)] += 1
+        return -state
+
+    def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
+        self.calls[sum(len(request.state) for request in requests)] += 1
+        return [(-request.state, None) for request in requests]
+
+
+def network_calls(name: str, arguments: argparse.Namespace) -> Counter[int]:
+    """Samples of a network call -> how many such calls a pass has, counted on a spectrogram of one bin."""
+    prior = CountedPrior()
+    posterior_sample(
         torch.ones(1, 1, dtype=torch.complex64),
-        lambda state, time, source: -state,
+        prior,
         name,
         steps=arguments.steps,
+        samples=arguments.samples,
         em_rounds=arguments.em_rounds,
     )
-    return posterior.score_evaluations
+    return prior.calls
 
 
 def forget(device: torch.device) -> None:
     """Give back what earlier measurements hold, and start anew with the peak of memory."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after a capture that failed, the allocator refuses
+            torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
@@ -297,10 +322,16 @@ def layers(
     x = torch.randn(shape, device=device).to(getattr(torch, precision), memory_format=torch.channels_last)
     weight, bias = x.new_ones(96), x.new_zeros(96)
     size = x.numel() * x.element_size()
+    known = tile_statistics(x), None
     return {
         # statistics and result read x once each
         "norm and SiLU": (lambda: norm_film_silu(x, weight, bias, 24), 3 * size),
+        "norm and SiLU, statistics known": (
+            lambda: norm_film_silu(x, weight, bias, 24, statistics=known),
+            2 * size,
+        ),
         "residual sum": (lambda: residual_sum(x, x, bias, 0.7), 3 * size),
+        "residual sum and statistics": (lambda: measured_sum(x, x, bias, 0.7), 3 * size),
         "FIR down": (lambda: resample(x, False), 1.25 * size),
         "FIR up": (lambda: resample(x, True), 5 * size),
     }

@@ -3,8 +3,11 @@
 #     benchmarks/gpu_session.sh [install] [train] [test] [report]     (default: all four)
 # Every part ends by itself within LIMIT seconds; training that was cut off goes on where it was with the next call.
 #   SPEECH=folder of clean speech to train on (none: no training), NOISE=folder of noise as well: a joint prior
-#   PRIOR=checkpoint to write, NETWORK=ncsnpp-5m, TRAIN_STEPS=400000, DEVICE=cuda,
-#   TRAIN_ARGUMENTS=more of udse-fast train, such as "--learning-rate 3e-4 --batch-size 16"
+#   PRIOR=checkpoint to write, NETWORK=ncsnpp-5m, DEVICE=cuda,
+#   TRAIN_STEPS=steps in all (default: as many as fit into LIMIT here; their number follows from the speed of the first
+#   half of the time, and the learning rate falls to zero over the second),
+#   TRAIN_ARGUMENTS=more of udse-fast train (default: "--batch-size 16 --learning-rate 3e-4 --threads 2": three times the
+#   published rate, as some ten thousand steps are few; the crops are made by many threads, each of which needs few)
 #   REPORT=page to write, REPORT_ARGUMENTS=more arguments of gpu_report.py
 #   (folders and files: from the root of the checkout on)
 #   PYTHON=interpreter; without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=folder of wheels (beside torch, triton, numpy,
@@ -41,15 +44,38 @@ install() {
   "$PYTHON" -m udse_fast info
 }
 
+# "steps seconds" of the training so far
+trained() {
+  "$PYTHON" - "$PRIOR.state" <<'END'
+import pathlib, sys, torch
+file = pathlib.Path(sys.argv[1])
+state = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {"step": 0, "train_seconds": 0}
+print(state["step"], round(state["train_seconds"]))
+END
+}
+
 # Cut off as by Ctrl-C, which saves, with a minute to do so: half of the time twice, so that going on is exercised, too.
 train() {
   [ -n "$SPEECH" ] || { echo "train: SPEECH is not set"; return 0; }
+  seconds=$((LIMIT / 2 - 60))
+  steps=${TRAIN_STEPS:-1000000} # more than there is time for: the rate stays as it is
+  decay=
+  before=$(trained)
   for part in 1 2; do
+    if [ "$part" = 2 ] && [ -z "${TRAIN_STEPS:-}" ]; then
+      now=$(trained)
+      # at the speed of the first part, with a quarter of the time for starting, validation and saving
+      more=$(echo "$before $now" | awk -v s="$seconds" '{ if ($4 > $2) print int(0.75 * s * ($3 - $1) / ($4 - $2)) }')
+      [ "${more:-0}" -gt 0 ] || { echo "train: no step in the first half of the time"; return 1; }
+      steps=$((${now% *} + more))
+      decay="--decay-share $(echo "$more $steps" | awk '{ printf "%.6f", $1 / $2 }')"
+    fi
     status=0
     # shellcheck disable=SC2086
-    timeout --signal=INT --kill-after=60 $((LIMIT / 2 - 60)) "$PYTHON" -m udse_fast train --speech "$SPEECH" \
-      ${NOISE:+--noise "$NOISE"} --network "${NETWORK:-ncsnpp-5m}" --steps "${TRAIN_STEPS:-400000}" \
-      --save-minutes 2 --device "${DEVICE:-cuda}" --out "$PRIOR" ${TRAIN_ARGUMENTS:-} || status=$?
+    timeout --signal=INT --kill-after=60 "$seconds" "$PYTHON" -m udse_fast train --speech "$SPEECH" \
+      ${NOISE:+--noise "$NOISE"} --network "${NETWORK:-ncsnpp-5m}" --steps "$steps" --save-minutes 2 \
+      --device "${DEVICE:-cuda}" --out "$PRIOR" $decay \
+      ${TRAIN_ARGUMENTS---batch-size 16 --learning-rate 3e-4 --threads 2} || status=$?
     case $status in
       0 | 124) ;;
       137) echo "train: killed while it was saving; the save before stays" ;;

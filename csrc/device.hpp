@@ -33,6 +33,8 @@ UDSE_HD inline float at_frame(const PerFrame& number, int64_t t) {
 
 #ifdef __CUDACC__
 
+#define UDSE_UNROLL _Pragma("unroll")  // before loops over arrays that are to be registers
+
 using Stream = cudaStream_t;
 
 // What went wrong, nullptr if nothing.
@@ -85,11 +87,13 @@ __global__ void reduce_kernel(int64_t length, Body body) {
   __shared__ float parts[N][reduce_threads / warp];
   float sums[N] = {};
   for (int64_t j = threadIdx.x; j < length; j += reduce_threads) body.term(blockIdx.x, j, sums);
+  UDSE_UNROLL
   for (int n = 0; n < N; ++n) {
     for (int step = warp / 2; step; step /= 2) sums[n] += __shfl_xor_sync(0xffffffff, sums[n], step);
     if (threadIdx.x % warp == 0) parts[n][threadIdx.x / warp] = sums[n];
   }
   __syncthreads();
+  UDSE_UNROLL
   for (int n = 0; n < N; ++n) {
     sums[n] = 0;
     for (int w = 0; w < reduce_threads / warp; ++w) sums[n] += parts[n][w];
@@ -106,6 +110,8 @@ const char* reduce(int64_t items, int64_t length, Stream stream, const Body& bod
 }
 
 #else
+
+#define UDSE_UNROLL
 
 using Stream = void*;
 

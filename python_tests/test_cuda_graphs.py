@@ -16,7 +16,7 @@ class Repeater:
     """Repeats the call on the recorded tensors."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.recorded, self.error = 0, error
+        self.recorded, self.error, self.failed = 0, error, False
 
     def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
         if self.error is not None:
@@ -109,13 +109,17 @@ def test_calls_inside_a_recording_are_a_part_of_it() -> None:
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning() -> None:
-    replayed = Replayed(recorder=lambda device: Repeater(RuntimeError("operation not permitted\nsecond line")))
+    broken = Repeater(RuntimeError("operation not permitted\nsecond line"))
+    replayed, another = (Replayed(recorder=lambda device: broken) for _ in range(2))
     replayed(doubled, torch.ones(2))
     with pytest.warns(RuntimeWarning, match="operation not permitted$") as warned:
         assert replayed(doubled, torch.ones(2))[0].tolist() == [2, 2]
     assert len(warned) == 1
-    for size in (2, 2, 3, 3):  # no more warnings, which would be errors
-        assert replayed(doubled, torch.ones(size))[0].tolist() == [2] * size
+    broken.error = None
+    for size in (2, 2, 3, 3):  # no more attempts, and no more warnings, which would be errors
+        for calls in (replayed, another):
+            assert calls(doubled, torch.ones(size))[0].tolist() == [2] * size
+    assert broken.recorded == 0
 
 
 def test_a_pool_is_used_while_a_graph_of_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:

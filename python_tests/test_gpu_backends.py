@@ -34,8 +34,12 @@ from udse_fast.cuda_graphs import Replayed, cuda_graphs
 from udse_fast.diffusion import reverse_diffusion
 from udse_fast.enhancer import Enhancer
 from udse_fast.errors import UdseError
+from udse_fast.kernels import fused_layers
 from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.fused_layers import reference
 from udse_fast.lockstep import in_step, run
+from udse_fast.networks.ncsnpp import NCSNpp
+from udse_fast.networks.optimised import fused_ncsnpp
 from udse_fast.noise_models import NMF
 from udse_fast.randomness import counter_based
 from udse_fast.samplers import SAMPLERS, sampler_names
@@ -247,6 +251,27 @@ LAYERS: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {
     ),
     "norm_far_from_zero": ("norm_film_silu", lambda a: (a.far, a.weight, a.bias, 3, a.before, a.scale, a.shift)),
     "norm_of_one_position": ("norm_film_silu", lambda a: (a.x[..., :1, :1], a.weight, a.bias, 2)),
+    "norm_of_two_maps": ("norm_film_silu", lambda a: (a.x, a.of(20), a.of(20), 5, *[None] * 3, True, a.far[:, :8])),
+    "norm_of_two_odd_maps": (
+        "norm_film_silu",  # a group of channels of both
+        lambda a: (a.odd, a.of(9), a.of(9), 3, a.of(9)[None, :, None, None], *[None] * 2, True, a.odd[:, :4].flip(3)),
+    ),
+    "norm_of_measured_maps": (
+        "norm_film_silu",
+        lambda a: (a.x, a.of(20), a.of(20), 5, *[None] * 3, True, a.far[:, :8], a.measured(a.x, a.far[:, :8])),
+    ),
+    "norm_of_a_measured_map": (
+        "norm_film_silu",
+        lambda a: (a.x, a.weight, a.bias, 2, *[None] * 3, False, None, (*a.measured(a.x), None)),
+    ),
+    "norm_of_a_measured_skip": (
+        "norm_film_silu",
+        lambda a: (a.x, a.of(20), a.of(20), 5, *[None] * 3, True, a.far[:, :8], (None, *a.measured(a.far[:, :8]))),
+    ),
+    "statistics": ("tile_statistics", lambda a: (a.far,)),
+    "statistics_odd": ("tile_statistics", lambda a: (a.odd,)),
+    "measured_sum": ("measured_sum", lambda a: (a.x, a.far, a.bias, 0.7)),
+    "measured_sum_odd": ("measured_sum", lambda a: (a.odd, a.odd.flip(0), a.bias[:5], 1.0)),
     "residual_sum": ("residual_sum", lambda a: (a.x, a.x.flip(0), a.bias, 0.7)),
     "residual_sum_odd": ("residual_sum", lambda a: (a.odd, a.odd.flip(0), a.bias[:5], 1.0)),
     "resample_up": ("resample", lambda a: (a.odd, True)),
@@ -277,6 +302,14 @@ class LayerInputs:
         self.weight, self.bias = normal(12), normal(12)
         self.odd = normal(2, 5, 6, 10)
         self.unaligned = normal(1 + 2 * 47 * 33 * 4)[1:].view(2, 47, 33, 4).permute(0, 3, 1, 2)
+        self.weights = normal(20)
+
+    def of(self, channels: int) -> torch.Tensor:
+        return self.weights[:channels]
+
+    @staticmethod
+    def measured(*maps: torch.Tensor) -> list[torch.Tensor]:
+        return [reference.tile_statistics(x) for x in maps]
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
@@ -285,18 +318,47 @@ class LayerInputs:
 def test_layer_is_the_float64_reference(backend: Backend, name: str, dtype: torch.dtype) -> None:
     function, arguments = LAYERS[name]
     result = getattr(backend, function)(*arguments(LayerInputs(dtype, False)))
-    assert result.dtype == dtype
-    assert_close(result, getattr(REFERENCE, function)(*arguments(LayerInputs(dtype, True))))
+    expected = getattr(REFERENCE, function)(*arguments(LayerInputs(dtype, True)))
+    if function == "measured_sum":  # statistics are those of the rounded sum
+        expected = expected[0], reference.tile_statistics(result[0].double().cpu())
+    assert (result if function.startswith(("norm", "res")) else result[0]).dtype == (
+        torch.float32 if function == "tile_statistics" else dtype
+    )
+    assert_close(result, expected)
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
-@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("norm")])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith(("norm", "statistics", "measured"))])
 def test_norm_of_long_tiles(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps of more positions than the tests can have: few tiles, each read in several steps."""
-    monkeypatch.setattr(backend.modules["fused_layers"], "MAX_TILES", 2)
+    monkeypatch.setattr(reference, "MAX_TILES", 2)
     function, arguments = LAYERS[name]
     result = getattr(backend, function)(*arguments(LayerInputs(torch.float32, False)))
     assert_close(result, getattr(REFERENCE, function)(*arguments(LayerInputs(torch.float32, True))))
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("joint", [False, True])
+def test_fused_network_is_the_plain_one(backend: Backend, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the kernels."""
+    monkeypatch.setattr(fused_layers, "_module", lambda x: backend.modules["fused_layers"])
+    torch.manual_seed(0)
+    plain = NCSNpp(nf=20, ch_mult=(1, 2), joint=joint).to(DEVICE, memory_format=torch.channels_last)
+    for parameter in plain.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x, time = torch.randn(2, 2, 8, 12, device=DEVICE), torch.tensor([0.8, 0.3], device=DEVICE)
+    with torch.no_grad():
+        expected, result = plain(x, time), fused_ncsnpp(plain)(x, time)
+    assert float((result - expected).norm() / expected.norm()) < 1e-4
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("rank", [7, 8, 12, 16, 20])
+@pytest.mark.parametrize("name", [name for name in OTHERS if "nmf" in name])
+def test_nmf_of_many_components(backend: Backend, name: str, rank: int) -> None:
+    """The kernels are compiled for a few of the ranks; the others take the next."""
+    shape = (1, 6, 33, rank)
+    assert_close(OTHERS[name](backend, Inputs(shape, False)), OTHERS[name](REFERENCE, Inputs(shape, True)))
 
 
 @pytest.mark.parametrize("backend", ["cuda"], indirect=True)
@@ -320,6 +382,7 @@ class Tape(TorchDispatchMode):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.recordings, self.calls = 0, list[Callable[[], None]]()
+        self.failed = False
         self._active = False
         self._watch(monkeypatch, cuda_library.CudaLibrary, "call")
         for module in modules("triton_kernel").values() if HAS_TRITON else ():
@@ -581,6 +644,9 @@ def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None
     if dump is not None:
         listed = subprocess.run([dump, "--list-elf", str(device_library)], capture_output=True, text=True, check=True)
         assert {"75", "80", "86", "90"} <= set(re.findall(r"sm_(\d+)", listed.stdout))
+        command = [dump, "--dump-resource-usage", str(device_library)]
+        used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert set(re.findall(r"STACK:(\d+)", used)) == {"0"}  # what kernels add up stays in registers
 
 
 def _of_triton(tool: str) -> list[str]:
@@ -588,6 +654,28 @@ def _of_triton(tool: str) -> list[str]:
     spec = importlib.util.find_spec("triton")
     folders = spec.submodule_search_locations if spec is not None else None
     return [str(path) for folder in folders or () for path in Path(folder).glob(f"backends/nvidia/bin/{tool}")]
+
+
+def test_each_device_has_its_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 beside an H100: that of the tensors counts, not the current one."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("UDSE_BACKEND", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0) if index == 1 else (7, 5))
+    monkeypatch.setattr(cuda_library, "cuda_library", lambda: cuda_library)
+    monkeypatch.setattr(cuda_library, "path", "a library", raising=False)
+    backends._state.cache_clear()
+    try:
+        assert [fused_layers.backend_of(torch.device("cuda", index)) for index in (0, 1)] == ["cuda", "triton"]
+        assert fused_layers.backend_of(torch.device("cpu")) == "reference"
+        monkeypatch.setenv("UDSE_BACKEND", "triton")
+        assert fused_layers.backend_of(torch.device("cuda", 0)) == "reference"
+    finally:
+        backends._state.cache_clear()
+    assert backends._index((3, torch.zeros(1), torch.device("cuda", 1))) == 1
+    assert backends._index((None, "cuda:1")) == 1
+    assert backends._index((None, torch.zeros(1), "cuda")) is None
 
 
 def test_the_structures_are_checked(host_library: cuda_library.CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:

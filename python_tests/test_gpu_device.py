@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from udse_fast.backends import backends
@@ -20,6 +22,10 @@ from udse_fast.networks.optimised import optimise
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.samplers import posterior_sample, sampler_names
 from udse_fast.sde import OUVE
+from udse_fast.spectral import Spectral
+from udse_fast.training.batches import Batches
+from udse_fast.training.corpus import Corpus, audio_files
+from udse_fast.training.trainer import Settings, Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,6 +128,44 @@ def test_sampler_gives_what_it_gives_on_the_cpu(name: str) -> None:
     expected = posterior_sample(mixture, score, name, steps=6, samples=3, em_rounds=2, seed=5)
     result = posterior_sample(mixture.cuda(), score, name, steps=6, samples=3, em_rounds=2, seed=5)
     assert relative(result.speech, expected.speech) < 1e-4
+
+
+def test_training_draws_the_same_when_it_goes_on(tmp_path: Path) -> None:
+    """On the device, as functions of seed and step; the weights are those of the uninterrupted run up to rounding."""
+    n = np.arange(32000) / 16000
+    for speaker in range(3):
+        tone = 0.5 * np.sin(2 * np.pi * (150 + 40 * speaker) * n) * np.sin(2 * np.pi * 3 * n) ** 2
+        soundfile.write(tmp_path / f"s{speaker}.wav", tone, 16000)
+    spectral = Spectral(hop_length=255, window="sqrt_hann")
+    architecture = {
+        "name": "compact", "channels": [8, 8], "blocks": [1, 1], "frame_channels": 16, "dilations": [1],
+        "sigma_data": 0.1,
+    }  # fmt: skip
+
+    def trainer(name: str) -> Trainer:
+        batches = Batches(Corpus(audio_files(tmp_path), 16000), None, spectral, size=2, frames=32)
+        settings = Settings(architecture, spectral, steps=60, batch_size=2, crop_seconds=0.5)
+        device, precision = torch.device("cuda"), torch.float32
+        return Trainer(
+            settings, batches, batches, tmp_path / name, device=device, precision=precision, facts={}, licence="none"
+        )
+
+    whole, first = trainer("whole.safetensors"), trainer("parts.safetensors")
+    whole.run(save_minutes=60, validate_minutes=60, progress=False)
+    for number in range(30):
+        first.train_step(first._batch(number))
+    first.save()
+    second = trainer("parts.safetensors")
+    second.resume()
+    shape = torch.Size((2, 256, 32))
+    for one, other in zip(whole._noise(shape, 30, 0), second._noise(shape, 30, 0), strict=True):
+        assert one.is_cuda
+        assert torch.equal(one, other)
+    assert not torch.equal(whole._noise(shape, 31, 0)[1], second._noise(shape, 30, 0)[1])
+    second.run(save_minutes=60, validate_minutes=60, progress=False)
+    for name, average in whole.ema.items():
+        if average.is_floating_point():
+            torch.testing.assert_close(second.ema[name], average, rtol=0.05, atol=0.01)
 
 
 def test_enhancer_replays_whole_passes(tiny_checkpoint: Path) -> None:

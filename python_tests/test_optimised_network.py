@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from udse_fast import backends
 from udse_fast.checkpoint import load_network
 from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import reference
@@ -111,8 +112,8 @@ def _no_compiler(*arguments: object, **keywords: object) -> torch.Tensor:
     raise RuntimeError("Failed to find C compiler\n(more lines)")
 
 
-def _wrong(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:
-    return h
+def _wrong(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> tuple[torch.Tensor, None]:
+    return h, None
 
 
 @pytest.mark.parametrize(
@@ -121,12 +122,34 @@ def _wrong(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) 
 def test_what_does_not_work_here_falls_back_with_one_warning(
     broken: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimised, "residual_sum", broken)
+    monkeypatch.setattr(optimised, "measured_sum", broken)
     network = network_of(False)
     with pytest.warns(RuntimeWarning, match=reason) as warned:
         plain = optimised_or_plain(network, "float32")
     assert plain is network
     assert len(warned) == 1
+
+
+def test_cuda_kernels_are_used_where_triton_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a warning, and by the updates of the samplers, too."""
+    tried = list[str]()
+    monkeypatch.setattr(backends, "_given_up", {})
+    monkeypatch.delenv("UDSE_BACKEND", raising=False)
+    monkeypatch.setattr(optimised, "backend_of", lambda device: "cuda" if backends._given_up else "triton")
+
+    def measured_sum(*arguments: Any) -> tuple[torch.Tensor, None]:
+        tried.append("cuda" if backends._given_up else "triton")
+        return (_no_compiler() if tried[-1] == "triton" else reference.residual_sum(*arguments)), None
+
+    monkeypatch.setattr(optimised, "measured_sum", measured_sum)
+    try:
+        fast = optimised_or_plain(network_of(False), "float32")
+        assert any(isinstance(module, FusedResidualBlock) for module in fast.graph.modules())
+        assert tried[:2] == ["triton", "cuda"]
+        assert set(tried[1:]) == {"cuda"}
+        assert backends._state("triton", 0) == (False, "its kernels do not work here: Failed to find C compiler")
+    finally:
+        backends._state.cache_clear()
 
 
 def test_a_torchscript_file_stays_as_it_is() -> None:

@@ -41,7 +41,37 @@ class Backend:
 
 def backends() -> list[Backend]:
     """Every backend and its state on this machine, for `udse-fast info`."""
-    return [Backend(name, *_state(name)) for name in MODULES]
+    return [_backend(name) for name in MODULES]
+
+
+def _backend(name: str) -> Backend:
+    try:
+        return Backend(name, *_state(name))
+    except UdseError as error:  # UDSE_FORCE_ISA is wrong: for those who only ask, no reason to stop
+        return Backend(name, False, str(error))
+
+
+def forced_backend() -> str | None:
+    """The backend that UDSE_BACKEND asks for, None where it is not set.
+
+    Raises:
+        UdseError: there is no such backend.
+    """
+    forced = os.environ.get("UDSE_BACKEND", "")
+    if forced and forced not in MODULES:
+        raise UdseError(f"UDSE_BACKEND must be one of {', '.join(MODULES)}; got {forced!r}")
+    return forced or None
+
+
+def available(name: str, device: torch.device) -> bool:
+    """Whether a backend is there for tensors on a device."""
+    return _state(name, device.index)[0]
+
+
+def give_up(name: str, reason: str) -> None:
+    """From now on a backend counts as not there: it does not work on this machine."""
+    _given_up[name] = reason
+    _state.cache_clear()
 
 
 def isa() -> str:
@@ -53,8 +83,15 @@ def _core() -> Any:
     return importlib.import_module("udse_fast._core")
 
 
+_given_up: dict[str, str] = {}
+"""Backend -> why."""
+
+
 @functools.cache
-def _state(name: str) -> tuple[bool, str]:
+def _state(name: str, index: int | None = None) -> tuple[bool, str]:
+    """Whether a backend is there for a CUDA device, None: the current one; and what it is or what to do about it."""
+    if name in _given_up:
+        return False, _given_up[name]
     if name == "reference":
         return True, "plain torch"
     if name == "cpp":
@@ -75,7 +112,7 @@ def _state(name: str) -> tuple[bool, str]:
     if not torch.cuda.is_available():
         return False, "torch sees no CUDA device; install a CUDA build of torch and the driver"
     if name == "triton":
-        enough = torch.cuda.get_device_capability() >= (8, 0)
+        enough = torch.cuda.get_device_capability(index) >= (8, 0)
         return (
             enough,
             "triton kernels" if enough else "triton needs an sm_80 GPU or newer; use cuda or reference",
@@ -117,22 +154,30 @@ def _tensor_fits(backend: str, tensor: torch.Tensor) -> bool:
     return there and tensor.dtype in DTYPES[backend] and tensor.is_contiguous()
 
 
+def _index(arguments: tuple[object, ...]) -> int | None:
+    """Of the CUDA device that the arguments are on, or name; None: none, or the current one."""
+    for value in arguments:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            return value.get_device()
+        if isinstance(value, DEVICES):
+            return torch.device(value).index
+    return None
+
+
 def _on_cpu(backend: str) -> bool:
     return backend == "cpp" or (backend == "triton" and _interpreted())
 
 
 def _choose(operation: str, arguments: tuple[object, ...]) -> str:
     """UDSE_BACKEND where set, else the first compiled one that takes the arguments, else the reference."""
-    forced = os.environ.get("UDSE_BACKEND", "")
-    if not forced:
+    forced = forced_backend()
+    if forced is None:
         for backend in DTYPES:
-            if _fits(backend, arguments) and _state(backend)[0]:
+            if _fits(backend, arguments) and _state(backend, None if backend == "cpp" else _index(arguments))[0]:
                 return backend
         return "reference"
-    if forced not in MODULES:
-        raise UdseError(f"UDSE_BACKEND must be one of {', '.join(MODULES)}; got {forced!r}")
-    available, detail = _state(forced)
-    if not available:
+    there, detail = _state(forced, _index(arguments))
+    if not there:
         raise UdseError(f"UDSE_BACKEND={forced} is not available: {detail}")
     if forced != "reference" and not _fits(forced, arguments):
         descriptions = ", ".join(_description(a) for a in arguments if isinstance(a, torch.Tensor))

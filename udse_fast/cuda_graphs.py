@@ -30,6 +30,9 @@ _thread = threading.local()
 class Recorder(Protocol):
     """What records launches: CUDA graphs, or something that takes their place in a test."""
 
+    failed: bool
+    """A recording failed; there are no more attempts."""
+
     def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
         """Call `function`; return how to repeat what it launched, and its results, which repetitions overwrite."""
 
@@ -45,6 +48,7 @@ class CudaGraphs:
         with torch.cuda.device(device):
             self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()
         self.lock = threading.RLock()
+        self.failed = False
         self._pool: Any = None
         self._graphs = weakref.WeakSet[torch.cuda.CUDAGraph]()  # those of the pool
 
@@ -91,7 +95,8 @@ class Replayed:
     """Calls of functions of tensors that are recorded once for each form of the arguments and replayed from then on.
 
     The first call of a form runs as it is: libraries choose their algorithms in it, and kernels are compiled. The
-    second is recorded. If that fails, there is one warning, and calls run as they are for good.
+    second is recorded. If that fails, there is one warning, and calls that are not recorded yet run as they are for
+    good, whoever makes them: a failed capture leaves the allocator in a state in which the next one fails, too.
 
     Args:
         depends: evaluated at every call; a recording holds for one value of it, e.g. `addresses` of the weights.
@@ -104,7 +109,6 @@ class Replayed:
         self._depends, self._recorder = depends, recorder
         self._called: dict[Hashable, None] = {}
         self._recordings: dict[Hashable, _Recording] = {}
-        self._failed = False
 
     def __call__(self, function: Function, *inputs: Tensor, key: Hashable = ()) -> tuple[Any, ...]:
         """`function(*inputs)`; the first input says on which device.
@@ -123,7 +127,7 @@ class Replayed:
         warm = form, threading.get_ident()  # libraries remember their algorithms by thread
         recorder = self._recorder(device)
         with recorder.in_order():
-            if form not in self._recordings and warm in self._called and not self._failed:
+            if form not in self._recordings and warm in self._called and not recorder.failed:
                 self._add(form, function, inputs, recorder)
             recording = self._recordings.pop(form, None)
             if recording is not None:
@@ -135,7 +139,7 @@ class Replayed:
         if len(self._called) == MAX_FORMS:
             self._called.clear()
         self._called[warm] = None
-        with _fastest_convolutions(device):
+        with fastest_convolutions(device):
             return function(*inputs)
 
     def _add(self, form: Hashable, function: Function, inputs: tuple[Tensor, ...], recorder: Recorder) -> None:
@@ -145,15 +149,15 @@ class Replayed:
         _thread.records = True
         try:
             # made outside inference mode, so that later calls in any mode may write to them
-            with torch.inference_mode(False), torch.no_grad(), _fastest_convolutions(inputs[0].device):
+            with torch.inference_mode(False), torch.no_grad(), fastest_convolutions(inputs[0].device):
                 static = tuple(torch.empty_like(x).copy_(x) for x in inputs)
                 repeat, results = recorder.record(lambda: function(*static))
             self._recordings[form] = _Recording(repeat, static, results)
         except Exception as error:  # whatever the reason, the work can be done without a graph
-            self._failed = True
+            recorder.failed = True
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(
-                f"CUDA graphs are off for this Enhancer, which makes it slower but changes nothing else: {reason}",
+                f"CUDA graphs are off from now on, which is slower but changes nothing else: {reason}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -209,6 +213,6 @@ def _measured_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _fastest_convolutions(device: torch.device) -> AbstractContextManager[None]:
+def fastest_convolutions(device: torch.device) -> AbstractContextManager[None]:
     """cuDNN measures its algorithms and takes the fastest, as shapes come again and again."""
     return _measured_convolutions() if device.type == "cuda" else nullcontext()

@@ -102,14 +102,27 @@ class NMF(Structure):
     )
 
 
+class Map(Structure):
+    """(B, N, C) numbers and the statistics of their tiles; from here on: see kernels/fused_layers/fused_layers.cu."""
+
+    _fields_ = (("values", c_void_p), ("statistics", c_void_p), ("channels", c_int64), ("measured", c_bool))
+
+
+class Tiling(Structure):
+    """Of the positions of a map."""
+
+    _fields_ = tuple((name, c_int64) for name in ("samples", "positions", "tiles", "length"))
+
+
 class GroupNorm(Structure):
-    """The arguments of norm, FiLM and SiLU, see kernels/fused_layers/fused_layers.cu."""
+    """The arguments of norm, FiLM and SiLU."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "bias", "before", "scale", "shift", "out", "scratch")),
-        *((name, c_int64) for name in ("samples", "positions", "channels", "groups", "tiles")),
-        ("before_stride", c_int64),
-        ("film_stride", c_int64),
+        ("x", Map),
+        ("skip", Map),
+        ("tiling", Tiling),
+        *((name, c_void_p) for name in ("weight", "bias", "before", "scale", "shift", "out", "scratch")),
+        *((name, c_int64) for name in ("groups", "before_stride", "film_stride")),
         ("eps", c_float),
         ("dtype", c_int32),
         ("activate", c_bool),
@@ -122,7 +135,8 @@ ARGUMENTS: dict[str, list[type]] = {
     "decompress": [c_void_p, c_int64, c_float, c_float, c_void_p],
     "network_input": [c_void_p, POINTER(Shape), POINTER(PerFrame), c_void_p],
     "norm_film_silu": [POINTER(GroupNorm)],
-    "residual_sum": [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_int32, c_void_p],
+    "tile_statistics": [POINTER(Map), POINTER(Tiling), c_int32],
+    "residual_sum": [c_void_p, c_void_p, c_void_p, c_float, POINTER(Map), POINTER(Tiling), c_int32],
     "resample": [c_void_p, POINTER(Shape), c_int64, c_int, c_int32, c_void_p],
     "nmf_update": [POINTER(NMF), c_int, c_int],
     "online_nmf_update": [POINTER(NMF), c_void_p, c_void_p, c_float, c_int],

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
-from udse_fast.backends import MODULES, backends
+from udse_fast.backends import MODULES, available
 from udse_fast.kernels.fused_layers import reference
 
-__all__ = ["norm_film_silu", "resample", "residual_sum"]
+__all__ = ["backend_of", "measured_sum", "norm_film_silu", "resample", "residual_sum", "tile_statistics"]
 
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 
 
-def _module(x: torch.Tensor) -> ModuleType:
+def backend_of(device: torch.device) -> str:
     """Triton or CUDA on GPUs, or what UDSE_BACKEND says; else the reference, which CPUs always take."""
-    if not x.is_cuda or x.dtype not in DTYPES:
-        return reference
-    there = [backend.name for backend in backends() if backend.available]
-    order = [os.environ["UDSE_BACKEND"]] if os.environ.get("UDSE_BACKEND") else ["triton", "cuda"]
-    name = next((name for name in order if name in there and name in ("triton", "cuda")), "reference")
+    if device.type != "cuda":
+        return "reference"
+    forced = os.environ.get("UDSE_BACKEND")
+    order = [forced] if forced else ["triton", "cuda"]  # sm_75 has no Triton
+    return next((name for name in order if name in ("triton", "cuda") and available(name, device)), "reference")
+
+
+def _module(x: torch.Tensor) -> ModuleType:
+    """The one for a map."""
+    name = backend_of(x.device) if x.is_cuda and x.dtype in DTYPES else "reference"
     return importlib.import_module(f"{__name__}.{MODULES[name]}")
+
+
+def tile_statistics(x: torch.Tensor) -> torch.Tensor | None:
+    """See `reference.tile_statistics`; None where norms have no use for them."""
+    module = _module(x)
+    result: torch.Tensor | None = None if module is reference else module.tile_statistics(x)
+    return result
 
 
 def norm_film_silu(
@@ -35,17 +48,31 @@ def norm_film_silu(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     activate: bool = True,
+    skip: torch.Tensor | None = None,
+    statistics: Sequence[torch.Tensor | None] = (None, None),
 ) -> torch.Tensor:
     """See `reference.norm_film_silu`."""
     per_frame = any(c is not None and c.shape[-1] > 1 for c in (before, scale, shift))
     module = reference if per_frame else _module(x)
-    result: torch.Tensor = module.norm_film_silu(x, weight, bias, groups, before, scale, shift, activate)
+    arguments = x, weight, bias, groups, before, scale, shift, activate, skip, statistics
+    result: torch.Tensor = module.norm_film_silu(*arguments)
     return result
 
 
 def residual_sum(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:
     """See `reference.residual_sum`."""
     result: torch.Tensor = _module(h).residual_sum(h, x, bias, factor)
+    return result
+
+
+def measured_sum(
+    h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`residual_sum` and its `tile_statistics`."""
+    module = _module(h)
+    if module is reference:
+        return reference.residual_sum(h, x, bias, factor), None
+    result: tuple[torch.Tensor, torch.Tensor] = module.measured_sum(h, x, bias, factor)
     return result
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import byref
 
 import torch
 
-from udse_fast.cuda_library import GroupNorm, cuda_library, shape_argument
-from udse_fast.kernels.fused_layers.reference import EPS
+from udse_fast.cuda_library import GroupNorm, Map, Tiling, cuda_library, shape_argument
+from udse_fast.kernels.fused_layers.reference import EPS, tile_length
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-LEAST_TILE, MAX_TILES = 32, 1024  # positions; tiles of a sample
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
@@ -31,6 +31,24 @@ def _pointer(rows: torch.Tensor | None) -> int | None:
     return None if rows is None else rows.data_ptr()
 
 
+def _tiling(x: torch.Tensor) -> Tiling:
+    positions = x.shape[2] * x.shape[3]
+    length = tile_length(positions)
+    return Tiling(x.shape[0], positions, -(-positions // length), length)
+
+
+def _empty_statistics(x: torch.Tensor, tiling: Tiling) -> torch.Tensor:
+    return x.new_empty((2, x.shape[0], tiling.tiles, x.shape[1]), dtype=torch.float32)
+
+
+def tile_statistics(x: torch.Tensor) -> torch.Tensor:
+    x, tiling = _dense(x), _tiling(x)
+    statistics = _empty_statistics(x, tiling)
+    argument = Map(x.data_ptr(), statistics.data_ptr(), x.shape[1], False)
+    cuda_library().call("tile_statistics", x, byref(argument), byref(tiling), DTYPES[x.dtype])
+    return statistics
+
+
 def norm_film_silu(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -40,30 +58,51 @@ def norm_film_silu(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     activate: bool = True,
+    skip: torch.Tensor | None = None,
+    statistics: Sequence[torch.Tensor | None] = (None, None),
 ) -> torch.Tensor:
     x, weight, bias = _dense(x), weight.to(x.dtype), bias.to(x.dtype)
-    B, C, bins, frames = x.shape
-    N = bins * frames
-    tiles = min(-(-N // LEAST_TILE), MAX_TILES)
-    out = torch.empty_like(x)
-    scratch = x.new_empty(B * (2 * tiles * C + groups + 2 * C), dtype=torch.float32)
+    skip = None if skip is None else _dense(skip)
+    B, _, bins, frames = x.shape
+    C, tiling = weight.numel(), _tiling(x)
+    maps, kept = [], []
+    for y, known in zip((x, skip), statistics, strict=True):
+        if y is None:
+            maps.append(Map(None, None, 0, True))
+            continue
+        kept.append(_empty_statistics(y, tiling) if known is None else known)
+        maps.append(Map(y.data_ptr(), kept[-1].data_ptr(), y.shape[1], known is not None))
+    out = torch.empty((B, C, bins, frames), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    scratch = x.new_empty(B * (groups + 2 * C), dtype=torch.float32)
     before, scale, shift = _rows(before, x), _rows(scale, x), _rows(shift, x)
     arguments = GroupNorm(
-        x.data_ptr(), weight.data_ptr(), bias.data_ptr(), _pointer(before), _pointer(scale), _pointer(shift),
-        out.data_ptr(), scratch.data_ptr(), B, N, C, groups, tiles, _stride(before), _stride(scale), EPS,
-        DTYPES[x.dtype], activate,
+        *maps, tiling, weight.data_ptr(), bias.data_ptr(), _pointer(before), _pointer(scale), _pointer(shift),
+        out.data_ptr(), scratch.data_ptr(), groups, _stride(before), _stride(scale), EPS, DTYPES[x.dtype], activate,
     )  # fmt: skip
     cuda_library().call("norm_film_silu", x, byref(arguments))
     return out
 
 
-def residual_sum(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:
+def _sum(
+    h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float, measure: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     h, x, bias = _dense(h), _dense(x), bias.to(h.dtype)
-    B, C, bins, frames = h.shape
-    out = torch.empty_like(h)
-    arguments = factor, B * bins * frames, C, DTYPES[h.dtype], out.data_ptr()
+    out, tiling = torch.empty_like(h), _tiling(h)
+    statistics = _empty_statistics(h, tiling) if measure else None
+    target = Map(out.data_ptr(), _pointer(statistics), h.shape[1], False)
+    arguments = factor, byref(target), byref(tiling), DTYPES[h.dtype]
     cuda_library().call("residual_sum", h, h.data_ptr(), x.data_ptr(), bias.data_ptr(), *arguments)
-    return out
+    return out, statistics
+
+
+def residual_sum(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:
+    return _sum(h, x, bias, factor, False)[0]
+
+
+def measured_sum(
+    h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return _sum(h, x, bias, factor, True)
 
 
 def resample(x: torch.Tensor, up: bool) -> torch.Tensor:

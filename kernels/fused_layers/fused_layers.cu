@@ -55,6 +55,13 @@ UDSE_HD inline void narrow(float x, Half& y) {
 #endif
 }
 
+template <class T>
+UDSE_HD inline float rounded(float x) {
+  T y;
+  narrow(x, y);
+  return widened(y);
+}
+
 // V neighbouring channels, read and written at once
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -82,61 +89,110 @@ UDSE_HD inline float element(const void* from, int64_t at) {
   return from ? widened(static_cast<const T*>(from)[at]) : 0.f;
 }
 
-// SiLU(GroupNorm(x + before) * scale + shift); x, out: (B, N, C); before, scale, shift: rows of C or nullptr.
+// (B, N, C) numbers, and the sums and centred sums of squares of their tiles, (2, B, tiles, C).
+struct Map {
+  void* values;
+  float* statistics;
+  int64_t channels;
+  bool measured;  // the statistics are known
+};
+
+struct Tiling {
+  int64_t samples, positions, tiles, length;  // positions of a tile, the last may have fewer
+  UDSE_HD int64_t count(int64_t tile) const {
+    const int64_t left = positions - tile * length;
+    return left < length ? left : length;
+  }
+};
+
+// SiLU(GroupNorm([x, skip] + before) * scale + shift); out: (B, N, C); before, scale, shift: rows of C or nullptr.
 struct GroupNorm {
-  const void *x, *weight, *bias, *before, *scale, *shift;
+  Map x, skip;  // the channels of skip follow those of x; it may have none
+  Tiling tiling;
+  const void *weight, *bias, *before, *scale, *shift;
   void* out;
-  float* scratch;  // 2 B tiles C + B groups + 2 B C numbers
-  int64_t samples, positions, channels, groups, tiles, before_stride, film_stride;
+  float* scratch;  // B groups + 2 B C numbers
+  int64_t groups, before_stride, film_stride;
   float eps;
   Dtype dtype;
   bool activate;
 
-  UDSE_HD int64_t length() const { return (positions + tiles - 1) / tiles; }  // positions of a tile, the last has fewer
-  UDSE_HD int64_t width() const { return channels / groups; }
-  UDSE_HD float* sums() const { return scratch; }                               // (B, tiles, C)
-  UDSE_HD float* squares() const { return sums() + samples * tiles * channels; }  // (B, tiles, C), centred
-  UDSE_HD float* means() const { return squares() + samples * tiles * channels; }  // (B, groups)
-  UDSE_HD float* factor() const { return means() + samples * groups; }            // (B, C)
-  UDSE_HD float* offset() const { return factor() + samples * channels; }         // (B, C)
+  UDSE_HD int64_t channels() const { return x.channels + skip.channels; }
+  UDSE_HD int64_t width() const { return channels() / groups; }
+  UDSE_HD float* means() const { return scratch; }                                 // (B, groups)
+  UDSE_HD float* factor() const { return means() + tiling.samples * groups; }      // (B, C)
+  UDSE_HD float* offset() const { return factor() + tiling.samples * channels(); }  // (B, C)
+};
+
+// x of a map
+template <class T, int V>
+struct Given {
+  const void* x;
+  UDSE_HD Values<T, V> operator()(int64_t at, int64_t) const { return Values<T, V>(x, at); }
+};
+
+// h + bias + factor x; h, x, out: (N, C)
+template <class T, int V>
+struct ResidualSum {
+  const void *h, *x, *bias;
+  void* out;
+  float factor;
+  int64_t packs;
+  UDSE_HD Values<T, V> operator()(int64_t at, int64_t pack) const {
+    Values<T, V> y(h, at);
+    const Values<T, V> other(x, at);
+    for (int k = 0; k < V; ++k) y.v[k] += element<T>(bias, pack * V + k) + factor * other.v[k];
+    y.to(out, at);
+    for (int k = 0; k < V; ++k) y.v[k] = rounded<T>(y.v[k]);  // as those who read it will see it
+    return y;
+  }
+  UDSE_HD void operator()(int64_t, int64_t n, int64_t pack) const { (*this)(n * packs + pack, pack); }
 };
 
 // Sum and centred sum of squares of the channels in a tile, by differences to the first position.
-template <class T, int V>
+template <class T, int V, class Source>
 struct TileStatistics {
-  GroupNorm norm;
+  Source source;  // (where, pack of channels) -> values
+  Tiling tiling;
+  float* statistics;
+  int64_t channels;
   UDSE_HD void operator()(int64_t b, int64_t tile, int64_t pack) const {
-    const int64_t packs = norm.channels / V, first = tile * norm.length();
-    const int64_t left = norm.positions - first, count = left < norm.length() ? left : norm.length();
-    Values<T, V> origin, sum, square_sum;
-    if (count > 0) origin = Values<T, V>(norm.x, (b * norm.positions + first) * packs + pack);
+    const int64_t packs = channels / V, count = tiling.count(tile);
+    const int64_t start = (b * tiling.positions + tile * tiling.length) * packs + pack;
+    const Values<T, V> origin = source(start, pack);
+    Values<T, V> sum, square_sum;
     for (int64_t n = 1; n < count; ++n) {
-      const Values<T, V> x(norm.x, (b * norm.positions + first + n) * packs + pack);
+      const Values<T, V> x = source(start + n * packs, pack);
       for (int k = 0; k < V; ++k) {
         sum.v[k] += x.v[k] - origin.v[k];
         square_sum.v[k] += square(x.v[k] - origin.v[k]);
       }
     }
-    const float n = count > 0 ? static_cast<float>(count) : 0.f;
+    const float n = static_cast<float>(count);
     for (int k = 0; k < V; ++k) {
-      const int64_t at = (b * norm.tiles + tile) * norm.channels + pack * V + k;
-      norm.sums()[at] = n * origin.v[k] + sum.v[k];
-      norm.squares()[at] = n > 0 ? above(square_sum.v[k] - square(sum.v[k]) / n, 0) : 0.f;
+      const int64_t at = (b * tiling.tiles + tile) * channels + pack * V + k;
+      statistics[at] = n * origin.v[k] + sum.v[k];
+      statistics[tiling.samples * tiling.tiles * channels + at] = above(square_sum.v[k] - square(sum.v[k]) / n, 0);
     }
   }
 };
 
-// Where term j of a group (an item) is. Divisions of 32 bits: those of 64 take a GPU many times as long.
+// Term j of a group (an item): a channel in a tile. Divisions of 32 bits: those of 64 take a GPU many times as long.
 struct Term {
   std::uint32_t sample, tile, channel;
-  int64_t position;  // in sums() and squares()
+  float sum, square_sum;
   UDSE_HD Term(const GroupNorm& norm, int64_t item, int64_t j) {
     const auto i = static_cast<std::uint32_t>(item), term = static_cast<std::uint32_t>(j);
     const auto groups = static_cast<std::uint32_t>(norm.groups), width = static_cast<std::uint32_t>(norm.width());
     sample = i / groups;
     tile = term / width;
     channel = i % groups * width + term % width;
-    position = (sample * norm.tiles + tile) * norm.channels + channel;
+    const bool second = channel >= norm.x.channels;
+    const float* statistics = second ? norm.skip.statistics : norm.x.statistics;
+    const int64_t channels = second ? norm.skip.channels : norm.x.channels;
+    const int64_t at = (sample * norm.tiling.tiles + tile) * channels + channel - (second ? norm.x.channels : 0);
+    sum = statistics[at];
+    square_sum = statistics[norm.tiling.samples * norm.tiling.tiles * channels + at];
   }
 };
 
@@ -146,7 +202,7 @@ struct GroupMean {
   GroupNorm norm;
   UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
     const Term at(norm, item, j);
-    sums[0] += norm.sums()[at.position] / static_cast<float>(norm.positions);
+    sums[0] += at.sum / static_cast<float>(norm.tiling.positions);
     if (at.tile == 0) sums[0] += element<T>(norm.before, at.sample * norm.before_stride + at.channel);
   }
   UDSE_HD void finish(int64_t item, const float* sums, int part, int) const {
@@ -160,15 +216,13 @@ struct GroupAffine {
   GroupNorm norm;
   UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
     const Term at(norm, item, j);
-    const int64_t left = norm.positions - at.tile * norm.length(), count = left < norm.length() ? left : norm.length();
-    if (count <= 0) return;
-    const float n = static_cast<float>(count);
+    const float n = static_cast<float>(norm.tiling.count(at.tile));
     const float before = element<T>(norm.before, at.sample * norm.before_stride + at.channel);
-    sums[0] += norm.squares()[at.position] + n * square(norm.sums()[at.position] / n + before - norm.means()[item]);
+    sums[0] += at.square_sum + n * square(at.sum / n + before - norm.means()[item]);
   }
   UDSE_HD void finish(int64_t item, const float* sums, int part, int parts) const {
     const int64_t b = item / norm.groups;
-    const float inverse = 1 / sqrtf(sums[0] / static_cast<float>(norm.positions * norm.width()) + norm.eps);
+    const float inverse = 1 / sqrtf(sums[0] / static_cast<float>(norm.tiling.positions * norm.width()) + norm.eps);
     for (int64_t k = part; k < norm.width(); k += parts) {
       const int64_t c = item % norm.groups * norm.width() + k, film = b * norm.film_stride + c;
       float a = inverse * element<T>(norm.weight, c);
@@ -177,38 +231,27 @@ struct GroupAffine {
         a *= element<T>(norm.scale, film);
         d = d * element<T>(norm.scale, film) + element<T>(norm.shift, film);
       }
-      norm.factor()[b * norm.channels + c] = a;
-      norm.offset()[b * norm.channels + c] = d;
+      norm.factor()[b * norm.channels() + c] = a;
+      norm.offset()[b * norm.channels() + c] = d;
     }
   }
 };
 
+// The channels of one map, from `first` on in out.
 template <class T, int V>
 struct AffineSiLU {
   GroupNorm norm;
+  const void* x;
+  int64_t width, first;
   UDSE_HD void operator()(int64_t b, int64_t n, int64_t pack) const {
-    const int64_t at = (b * norm.positions + n) * (norm.channels / V) + pack, c = b * norm.channels + pack * V;
-    Values<T, V> y(norm.x, at);
+    const int64_t position = b * norm.tiling.positions + n, c = first + pack * V;
+    Values<T, V> y(x, position * (width / V) + pack);
     for (int k = 0; k < V; ++k) {
-      y.v[k] = norm.factor()[c + k] * y.v[k] + norm.offset()[c + k];
+      const int64_t at = b * norm.channels() + c + k;
+      y.v[k] = norm.factor()[at] * y.v[k] + norm.offset()[at];
       if (norm.activate) y.v[k] /= 1 + expf(-y.v[k]);
     }
-    y.to(norm.out, at);
-  }
-};
-
-// h + bias + factor x; h, x, out: (N, C)
-template <class T, int V>
-struct ResidualSum {
-  const void *h, *x, *bias;
-  void* out;
-  int64_t packs;
-  float factor;
-  UDSE_HD void operator()(int64_t, int64_t n, int64_t pack) const {
-    Values<T, V> y(h, n * packs + pack);
-    const Values<T, V> other(x, n * packs + pack);
-    for (int k = 0; k < V; ++k) y.v[k] += element<T>(bias, pack * V + k) + factor * other.v[k];
-    y.to(out, n * packs + pack);
+    y.to(norm.out, (position * norm.channels() + c) / V);
   }
 };
 
@@ -250,13 +293,28 @@ inline bool packed(int64_t channels, Dtype dtype, const void* a, const void* b, 
   return channels % 4 == 0 && together % (dtype == float32 ? 16 : 8) == 0;
 }
 
+template <class T, int V, class Source>
+static const char* tile_statistics(const Source& source, const Map& map, const Tiling& tiling, Stream stream) {
+  const TileStatistics<T, V, Source> body{source, tiling, map.statistics, map.channels};
+  return for_rows(tiling.samples, tiling.tiles, map.channels / V, stream, body);
+}
+
 template <class T, int V>
 static const char* group_norm(const GroupNorm& n, Stream stream) {
-  const char* error = for_rows(n.samples, n.tiles, n.channels / V, stream, TileStatistics<T, V>{n});
-  const int64_t items = n.samples * n.groups, terms = n.tiles * n.width();
+  const Tiling& tiling = n.tiling;
+  const char* error = nullptr;
+  for (const Map* map : {&n.x, &n.skip})
+    if (!error && !map->measured) error = tile_statistics<T, V>(Given<T, V>{map->values}, *map, tiling, stream);
+  const int64_t items = tiling.samples * n.groups, terms = tiling.tiles * n.width();
   if (!error) error = reduce<1>(items, terms, stream, GroupMean<T>{n});
   if (!error) error = reduce<1>(items, terms, stream, GroupAffine<T>{n});
-  return error ? error : for_rows(n.samples, n.positions, n.channels / V, stream, AffineSiLU<T, V>{n});
+  int64_t first = 0;
+  for (const Map* map : {&n.x, &n.skip}) {
+    const AffineSiLU<T, V> body{n, map->values, map->channels, first};
+    if (!error) error = for_rows(tiling.samples, tiling.positions, map->channels / V, stream, body);
+    first += map->channels;
+  }
+  return error;
 }
 
 template <class T, int V>
@@ -277,20 +335,32 @@ static const char* typed(Dtype dtype, bool four, const Call& call) {
   return four ? call(BFloat16{}, Pack<BFloat16, 4>{}) : call(BFloat16{}, Pack<BFloat16, 1>{});
 }
 
+UDSE_EXPORT const char* udse_cuda_tile_statistics(const Map* x, const Tiling* tiling, Dtype dtype, Stream stream) {
+  return typed(dtype, packed(x->channels, dtype, x->values, nullptr), [&](auto type, auto pack) {
+    using T = decltype(type);
+    constexpr int V = sizeof(pack) / sizeof(T);
+    return tile_statistics<T, V>(Given<T, V>{x->values}, *x, *tiling, stream);
+  });
+}
+
 UDSE_EXPORT const char* udse_cuda_norm_film_silu(const GroupNorm* norm, Stream stream) {
-  return typed(norm->dtype, packed(norm->channels, norm->dtype, norm->x, norm->out), [&](auto type, auto pack) {
+  const bool four = norm->skip.channels % 4 == 0 &&
+                    packed(norm->x.channels, norm->dtype, norm->x.values, norm->skip.values, norm->out);
+  return typed(norm->dtype, four, [&](auto type, auto pack) {
     using T = decltype(type);
     return group_norm<T, sizeof(pack) / sizeof(T)>(*norm, stream);
   });
 }
 
-// h, x, out: (N, C); bias: (C)
-UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, const void* bias, float factor, int64_t positions,
-                                               int64_t channels, Dtype dtype, void* out, Stream stream) {
-  return typed(dtype, packed(channels, dtype, h, x, out), [&](auto type, auto pack) {
+// h, x, out: (B, N, C); bias: (C); with the statistics of out, where they are wanted
+UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, const void* bias, float factor, const Map* out,
+                                               const Tiling* tiling, Dtype dtype, Stream stream) {
+  return typed(dtype, packed(out->channels, dtype, h, x, out->values), [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = sizeof(pack) / sizeof(T);
-    return for_rows(1, positions, channels / V, stream, ResidualSum<T, V>{h, x, bias, out, channels / V, factor});
+    const ResidualSum<T, V> sum{h, x, bias, out->values, factor, out->channels / V};
+    if (out->statistics) return tile_statistics<T, V>(sum, *out, *tiling, stream);
+    return for_rows(1, tiling->samples * tiling->positions, out->channels / V, stream, sum);
   });
 }
 

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 EPS = 1e-6
+LEAST_TILE = 32  # positions
+MAX_TILES = 512  # of a sample: enough programs for a GPU, and few enough for one of them to read all sums at once
+
+
+def tile_length(positions: int) -> int:
+    """Positions of a tile; the last may have fewer."""
+    return LEAST_TILE * -(-positions // (LEAST_TILE * MAX_TILES))
+
+
+def tile_statistics(x: torch.Tensor) -> torch.Tensor:
+    """Sum and centred sum of squares of every tile and channel: (B, C, F, T) -> (2, B, tiles, C) float32 or more."""
+    tiles = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32)).split(tile_length(x[0, 0].numel()), 2)
+    sums = [tile.sum(2) for tile in tiles]
+    squares = [(tile - tile.mean(2, keepdim=True)).square().sum(2) for tile in tiles]
+    return torch.stack([torch.stack(sums, 1), torch.stack(squares, 1)])
 
 
 def norm_film_silu(
@@ -17,20 +34,25 @@ def norm_film_silu(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     activate: bool = True,
+    skip: torch.Tensor | None = None,
+    statistics: Sequence[torch.Tensor | None] = (None, None),
 ) -> torch.Tensor:
-    """SiLU(GroupNorm(x + before) * scale + shift).
+    """SiLU(GroupNorm([x, skip] + before) * scale + shift).
 
     Args:
-        x: (B, C, F, T) real.
+        x: (B, C', F, T) real.
         weight, bias: (C,), of the norm.
         groups: of channels that share mean and variance over F and T.
         before: (B or 1, C, 1, 1 or T), None: 0.
         scale, shift: (B, C, 1, 1 or T), both or neither.
         activate: False leaves SiLU out.
+        skip: (B, C - C', F, T), the channels that follow those of x, None: C' = C.
+        statistics: `tile_statistics` of x and of skip, None: not known.
 
     Returns:
         (B, C, F, T), dtype of x.
     """
+    x = x if skip is None else torch.cat([x, skip], dim=1)
     h = F.group_norm(x if before is None else x + before, groups, weight, bias, EPS)
     if scale is not None and shift is not None:
         h = h * scale + shift
@@ -40,6 +62,14 @@ def norm_film_silu(
 def residual_sum(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:
     """h + bias + factor x; h, x: (B, C, F, T), bias: (C,)."""
     return torch.add(h + bias[:, None, None], x, alpha=factor)
+
+
+def measured_sum(
+    h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`residual_sum` and its `tile_statistics`."""
+    summed = residual_sum(h, x, bias, factor)
+    return summed, tile_statistics(summed)
 
 
 def resample(x: torch.Tensor, up: bool) -> torch.Tensor:

@@ -5,49 +5,84 @@ Statistics of a norm are combined from those of tiles (Chan, Golub, LeVeque 1983
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 
 from udse_fast.kernels.complex_normal.triton_kernel import launch
+from udse_fast.kernels.fused_layers import reference
 from udse_fast.kernels.fused_layers.reference import EPS
 
 TILE = 4096  # numbers that a program has at once
-MAX_TILES = 512  # of a sample: enough programs for a GPU, and few enough for `fold_kernel` to read them all at once
 
 
 @triton.jit
-def statistics_kernel(x, sums, squares, N, C, length, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
-    """x: (B, N, C). Sum and centred sum of squares of every tile of `length` positions and channel: (B, tiles, C)."""
+def summed(x, h, factor, add, at, inside):
+    """x, or h + add + factor x, at some places."""
+    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if h is not None:
+        y = tl.load(h + at, mask=inside, other=0.0).to(tl.float32) + add + factor * y
+        y = y.to(x.dtype.element_ty).to(tl.float32)  # as those who read it will see it
+    return y
+
+
+@triton.jit(do_not_specialize=["factor"])
+def statistics_kernel(
+    x, h, bias, factor, out, statistics, N, C, length, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """`length` positions a tile, of x or of out = h + bias + factor x, (B, N, C); statistics: (2, B, tiles, C)."""
     tile, b = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, CHANNELS)
+    channel = c < C
     start = b.to(tl.int64) * N
     first = tile * length
     end = tl.minimum(first + length, N)
+    add = tl.where(channel, 0.0, 0.0)
+    if bias is not None:
+        add = tl.load(bias + c, mask=channel, other=0.0).to(tl.float32)
     # differences to the first position, whose squares do not cancel
-    origin = tl.load(x + (start + first) * C + c, mask=c < C, other=0.0).to(tl.float32)
+    origin = summed(x, h, factor, add, (start + first) * C + c, channel)
     total = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
     square = tl.full((POSITIONS, CHANNELS), 0.0, tl.float32)
     for step in range(0, length, POSITIONS):
         n = first + step + tl.arange(0, POSITIONS)
-        inside = (n < end)[:, None] & (c < C)[None, :]
-        v = tl.load(x + (start + n)[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        distance = tl.where(inside, v - origin[None, :], 0.0)
+        inside = (n < end)[:, None] & channel[None, :]
+        at = (start + n)[:, None] * C + c[None, :]
+        y = summed(x, h, factor, add[None, :], at, inside)
+        if out is not None:
+            tl.store(out + at, y, mask=inside)
+        distance = tl.where(inside, y - origin[None, :], 0.0)
         total += distance
         square += distance * distance
     count = end - first
     distance = tl.sum(total, 0)
-    out = (b * tl.num_programs(0) + tile) * C + c
-    tl.store(sums + out, count * origin + distance, mask=c < C)
-    tl.store(squares + out, tl.maximum(tl.sum(square, 0) - distance * distance / count, 0.0), mask=c < C)
+    rows = tl.num_programs(1) * tl.num_programs(0)
+    at = (b * tl.num_programs(0) + tile) * C + c
+    tl.store(statistics + at, count * origin + distance, mask=channel)
+    within = tl.maximum(tl.sum(square, 0) - distance * distance / count, 0.0)
+    tl.store(statistics + rows * C + at, within, mask=channel)
+
+
+@triton.jit
+def sums_of(statistics, row, c, C, rows, valid):
+    """Sums and centred sums of squares of the channels c (of C) in the tiles `row` (of `rows`)."""
+    at = row[:, None] * C + c[None, :]
+    valid = valid & (c >= 0)[None, :] & (c < C)[None, :]
+    total = tl.load(statistics + at, mask=valid, other=0.0)
+    return total, tl.load(statistics + rows * C + at, mask=valid, other=0.0)
 
 
 @triton.jit
 def fold_kernel(
-    sums, squares, weight, bias, before, before_stride, scale, shift, film_stride, factor, offset, N, C, tiles, length,
-    eps, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
+    statistics, skip_statistics, weight, bias, before, before_stride, scale, shift, film_stride, factor, offset,
+    N, C, C_skip, tiles, length, eps, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Norm, bias and FiLM of a group as y = factor x + offset, (B, C) float32. WIDTH: channels of a group."""
+    """Norm, bias and FiLM of a group as y = factor x + offset, (B, C) float32. WIDTH: channels of a group.
+
+    The last C_skip channels are those of a second map.
+    """
     g, b = tl.program_id(0), tl.program_id(1)
     k, i = tl.arange(0, CHANNELS), tl.arange(0, TILES)
     c, inside = g * WIDTH + k, k < WIDTH
@@ -55,9 +90,11 @@ def fold_kernel(
     if before is not None:
         add = tl.load(before + b * before_stride + c, mask=inside, other=0.0).to(tl.float32)
     valid = (i < tiles)[:, None] & inside[None, :]
-    at = (b * tiles + i)[:, None] * C + c[None, :]
-    total = tl.load(sums + at, mask=valid, other=0.0)
-    within = tl.load(squares + at, mask=valid, other=0.0)
+    row, rows = b * tiles + i, tl.num_programs(1) * tiles
+    total, within = sums_of(statistics, row, c, C - C_skip, rows, valid)
+    if skip_statistics is not None:  # a channel is in one of the maps, and 0 in the other
+        skip_total, skip_within = sums_of(skip_statistics, row, c - (C - C_skip), C_skip, rows, valid)
+        total, within = total + skip_total, within + skip_within
     mean = tl.sum(tl.where(inside, tl.sum(total, 0) / N + add, 0.0), 0) / WIDTH
     count = tl.maximum(tl.minimum(length, N - i * length), 1)[:, None].to(tl.float32)
     distance = total / count + add[None, :] - mean
@@ -74,19 +111,23 @@ def fold_kernel(
 
 @triton.jit
 def affine_silu_kernel(
-    x, factor, offset, out, N, C, ACTIVATE: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """out = SiLU(factor x + offset); x, out: (B, N, C); factor, offset: (B, C)."""
+    x, factor, offset, out, N, C, first, C_out,
+    ACTIVATE: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """out = SiLU(factor x + offset); x: (B, N, C), the channels from `first` on of out: (B, N, C_out).
+
+    factor, offset: (B, C_out).
+    """
     b = tl.program_id(1)
     n, c = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS), tl.arange(0, CHANNELS)
     inside = (n < N)[:, None] & (c < C)[None, :]
-    at = (b.to(tl.int64) * N + n)[:, None] * C + c[None, :]
-    a = tl.load(factor + b * C + c, mask=c < C, other=0.0)[None, :]
-    d = tl.load(offset + b * C + c, mask=c < C, other=0.0)[None, :]
-    y = a * tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + d
+    position = (b.to(tl.int64) * N + n)[:, None]
+    a = tl.load(factor + b * C_out + first + c, mask=c < C, other=0.0)[None, :]
+    d = tl.load(offset + b * C_out + first + c, mask=c < C, other=0.0)[None, :]
+    y = a * tl.load(x + position * C + c[None, :], mask=inside, other=0.0).to(tl.float32) + d
     if ACTIVATE:
         y = y / (1 + tl.exp(-y))
-    tl.store(out + at, y, mask=inside)
+    tl.store(out + position * C_out + first + c[None, :], y, mask=inside)
 
 
 @triton.jit(do_not_specialize=["factor"])
@@ -136,6 +177,27 @@ def _rows(condition: torch.Tensor) -> tuple[torch.Tensor, int]:
     return rows, rows.stride(0) if rows.shape[0] > 1 else 0
 
 
+def _statistics(
+    x: torch.Tensor,
+    h: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    factor: float = 0.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Those of x, or of out <- h + bias + factor x; maps are channels_last."""
+    B, C, bins, frames = x.shape
+    N = bins * frames
+    length = reference.tile_length(N)
+    tiles = triton.cdiv(N, length)
+    statistics = x.new_empty((2, B, tiles, C), dtype=torch.float32)
+    launch(statistics_kernel, (tiles, B), x, x, h, bias, factor, out, statistics, N, C, length, **_tile(C))
+    return statistics
+
+
+def tile_statistics(x: torch.Tensor) -> torch.Tensor:
+    return _statistics(x.contiguous(memory_format=torch.channels_last))
+
+
 def norm_film_silu(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -145,15 +207,15 @@ def norm_film_silu(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     activate: bool = True,
+    skip: torch.Tensor | None = None,
+    statistics: Sequence[torch.Tensor | None] = (None, None),
 ) -> torch.Tensor:
-    x = x.contiguous(memory_format=torch.channels_last)
-    B, C, bins, frames = x.shape
-    N, tile = bins * frames, _tile(C)
-    length = triton.cdiv(N, MAX_TILES * tile["POSITIONS"]) * tile["POSITIONS"]
-    tiles = triton.cdiv(N, length)
-    sums, squares = x.new_empty((2, B, tiles, C), dtype=torch.float32)
+    maps = [y.contiguous(memory_format=torch.channels_last) for y in (x, skip) if y is not None]
+    known = [_statistics(y) if s is None else s for y, s in zip(maps, statistics, strict=False)]
+    B, _, bins, frames = x.shape
+    C, N = weight.numel(), bins * frames
+    tiles = known[0].shape[2]
     factor, offset = x.new_empty((2, B, C), dtype=torch.float32)
-    launch(statistics_kernel, (tiles, B), x, x, sums, squares, N, C, length, **tile)
     add, add_stride = (None, 0) if before is None else _rows(before)
     (by, film_stride), (to, _) = (
         ((None, 0), (None, 0)) if scale is None or shift is None else map(_rows, (scale, shift))
@@ -162,8 +224,8 @@ def norm_film_silu(
         fold_kernel,
         (groups, B),
         x,
-        sums,
-        squares,
+        known[0],
+        known[1] if skip is not None else None,
         weight,
         bias,
         add,
@@ -175,16 +237,22 @@ def norm_film_silu(
         offset,
         N,
         C,
+        0 if skip is None else skip.shape[1],
         tiles,
-        length,
+        reference.tile_length(N),
         EPS,
         WIDTH=C // groups,
         CHANNELS=triton.next_power_of_2(C // groups),
         TILES=triton.next_power_of_2(tiles),
     )
-    out = torch.empty_like(x)
-    programs = triton.cdiv(N, tile["POSITIONS"]), B
-    launch(affine_silu_kernel, programs, x, x, factor, offset, out, N, C, ACTIVATE=activate, **tile)
+    out = torch.empty((B, C, bins, frames), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    first = 0
+    for y in maps:
+        width = y.shape[1]
+        tile = _tile(width)
+        programs = triton.cdiv(N, tile["POSITIONS"]), B
+        launch(affine_silu_kernel, programs, x, y, factor, offset, out, N, width, first, C, ACTIVATE=activate, **tile)
+        first += width
     return out
 
 
@@ -194,6 +262,14 @@ def residual_sum(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: f
     out, N, tile = torch.empty_like(h), B * bins * frames, _tile(C)
     launch(residual_kernel, (triton.cdiv(N, tile["POSITIONS"]),), h, h, x, bias, out, N, C, factor, **tile)
     return out
+
+
+def measured_sum(
+    h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    h, x = (y.contiguous(memory_format=torch.channels_last) for y in (h, x))
+    out = torch.empty_like(h)
+    return out, _statistics(x, h, bias, factor, out)
 
 
 def resample(x: torch.Tensor, up: bool) -> torch.Tensor:

@@ -1,4 +1,6 @@
 // Itakura-Saito NMF; the equations are those of reference.py. A block of threads owns a row of W or a column of H.
+#include <type_traits>
+
 #include "device.hpp"
 
 namespace udse {
@@ -18,13 +20,16 @@ struct Weights {
   }
 };
 
-// (P V^-2) H^T and V^-1 H^T of bin f; K is the rank or more.
+// (P V^-2) H^T and V^-1 H^T of bin f; K is the rank or more. Every index of `sums` is known to the compiler: they stay in
+// registers.
 template <int K>
 struct Statistics {
   NMF nmf;
   UDSE_HD void term(int64_t f, int64_t t, float* sums) const {
     const Weights y(nmf, f, t);
-    for (int k = 0; k < K && k < nmf.rank; ++k) {
+    UDSE_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (k >= nmf.rank) continue;
       const float h = nmf.H[k * nmf.frames + t];
       sums[k] += h * y.weighted;
       sums[K + k] += h * y.inverse;
@@ -37,7 +42,9 @@ template <int K>
 struct UpdateW : Statistics<K> {
   UDSE_HD void finish(int64_t f, const float* sums, int part, int parts) const {
     const NMF& nmf = this->nmf;
-    for (int64_t k = part; k < nmf.rank; k += parts) {
+    UDSE_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (k >= nmf.rank || k % parts != part) continue;
       float& w = nmf.W[f * nmf.rank + k];
       w = above(w * sums[k] / above(sums[K + k], tiny), nmf.floor);
     }
@@ -50,7 +57,9 @@ struct UpdateOnlineW : Statistics<K> {
   float *A, *B, forgetting;
   UDSE_HD void finish(int64_t f, const float* sums, int part, int parts) const {
     const NMF& nmf = this->nmf;
-    for (int64_t k = part; k < nmf.rank; k += parts) {
+    UDSE_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (k >= nmf.rank || k % parts != part) continue;
       const int64_t at = f * nmf.rank + k;
       A[at] = forgetting * A[at] + square(nmf.W[at]) * sums[k];
       B[at] = forgetting * B[at] + sums[K + k];
@@ -65,14 +74,18 @@ struct UpdateH {
   NMF nmf;
   UDSE_HD void term(int64_t t, int64_t f, float* sums) const {
     const Weights y(nmf, f, t);
-    for (int k = 0; k < K && k < nmf.rank; ++k) {
+    UDSE_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (k >= nmf.rank) continue;
       const float w = nmf.W[f * nmf.rank + k];
       sums[k] += w * y.weighted;
       sums[K + k] += w * y.inverse;
     }
   }
   UDSE_HD void finish(int64_t t, const float* sums, int part, int parts) const {
-    for (int64_t k = part; k < nmf.rank; k += parts) {
+    UDSE_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (k >= nmf.rank || k % parts != part) continue;
       float& h = nmf.H[k * nmf.frames + t];
       h = above(h * sums[k] / above(sums[K + k], tiny), nmf.floor);
     }
@@ -113,17 +126,24 @@ static const char* online(const NMF& nmf, float* A, float* B, float forgetting, 
   return error ? error : reduce<1>(nmf.rank, nmf.bins, stream, Normalise{nmf, A, B});
 }
 
+// call(the least K for the rank)
+template <class Call>
+static const char* of_rank(int64_t rank, const Call& call) {
+  if (rank <= 4) return call(std::integral_constant<int, 4>{});
+  if (rank <= 8) return call(std::integral_constant<int, 8>{});
+  if (rank <= 16) return call(std::integral_constant<int, 16>{});
+  if (rank <= max_rank) return call(std::integral_constant<int, max_rank>{});
+  return "the rank must be in 1..32";
+}
+
 // W, H, A and B are updated in place.
 UDSE_EXPORT const char* udse_cuda_nmf_update(const NMF* nmf, int iterations, int fixed_w, Stream stream) {
-  if (nmf->rank > max_rank) return "the rank must be in 1..32";
-  return nmf->rank <= 4 ? batch<4>(*nmf, iterations, fixed_w, stream) : batch<max_rank>(*nmf, iterations, fixed_w, stream);
+  return of_rank(nmf->rank, [&](auto K) { return batch<K.value>(*nmf, iterations, fixed_w, stream); });
 }
 
 UDSE_EXPORT const char* udse_cuda_online_nmf_update(const NMF* nmf, float* A, float* B, float forgetting, int iterations,
                                                     Stream stream) {
-  if (nmf->rank > max_rank) return "the rank must be in 1..32";
-  return nmf->rank <= 4 ? online<4>(*nmf, A, B, forgetting, iterations, stream)
-                        : online<max_rank>(*nmf, A, B, forgetting, iterations, stream);
+  return of_rank(nmf->rank, [&](auto K) { return online<K.value>(*nmf, A, B, forgetting, iterations, stream); });
 }
 
 }  // namespace gpu

@@ -103,8 +103,13 @@ class ResidualBlock(nn.Module):
         if channels != out_channels or resample is not None:
             self.Conv_2 = _conv(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C, F, T) and the activated embedding (B, 1 or frames of the output, E) -> (B, C', F', T')."""
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, C, F, T) and the activated embedding (B, 1 or frames of the output, E) -> (B, C', F', T').
+
+        `skip`: a map whose channels follow those of x, which then has fewer than C.
+        """
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)
         h = F.silu(self.GroupNorm_0(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -131,6 +136,13 @@ class PyramidInput(nn.Module):
     def forward(self, pyramid: Tensor, h: Tensor) -> Tensor:
         summed: Tensor = self.Conv_0(pyramid) + h
         return summed
+
+
+class ActivatedNorm(nn.GroupNorm):
+    """Of the progressive output: SiLU(norm(h))."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.silu(super().forward(h))
 
 
 class NCSNpp(nn.Module):
@@ -204,7 +216,7 @@ class NCSNpp(nn.Module):
                 channels = nf * multiple
             if level in self.attention_levels:
                 modules.append(Attention(channels))
-            modules += [_group_norm(channels), _conv(channels, 2, 3, scale=0.0)]
+            modules += [_group_norm(channels, ActivatedNorm), _conv(channels, 2, 3, scale=0.0)]
             if level > 0:
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="up"))
         self.all_modules = nn.ModuleList(modules)
@@ -234,6 +246,7 @@ class NCSNpp(nn.Module):
         # Level l sees every 2^l-th frame; a time common to all frames keeps its one entry.
         conditions = [F.silu(embedding)[:, :: 2**level] for level in range(self.levels)]
 
+        # `h` goes from module to module as it is: the fused ones hand on more than a tensor
         pyramid = x
         h = next(module)(x)
         skips = [h]
@@ -255,10 +268,10 @@ class NCSNpp(nn.Module):
 
         for level in reversed(range(self.levels)):
             for _ in range(self.num_res_blocks + 1):
-                h = next(module)(torch.cat([h, skips.pop()], dim=1), conditions[level])
+                h = next(module)(h, conditions[level], skips.pop())
             if level in self.attention_levels:
                 h = next(module)(h)
-            output = F.silu(next(module)(h))
+            output = next(module)(h)
             output = next(module)(output)
             pyramid = output if level == self.levels - 1 else upsample(pyramid) + output
             if level > 0:
@@ -278,8 +291,8 @@ def upsample(x: Tensor) -> Tensor:
     return doubled[:, :, 2:-2, 2:-2]
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+def _group_norm(channels: int, norm: type[nn.GroupNorm] = nn.GroupNorm) -> nn.GroupNorm:
+    return norm(min(channels // 4, 32), channels, eps=1e-6)
 
 
 def _conv(channels: int, out_channels: int, size: int, scale: float = 1.0) -> nn.Conv2d:

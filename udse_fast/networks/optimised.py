@@ -4,54 +4,106 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udse_fast.backends import give_up
 from udse_fast.cuda_graphs import Replayed, addresses
 from udse_fast.errors import UdseError
-from udse_fast.kernels.fused_layers import norm_film_silu, resample, residual_sum
-from udse_fast.networks.ncsnpp import Attention, Downsample, NCSNpp, ResidualBlock
+from udse_fast.kernels.fused_layers import (
+    backend_of,
+    measured_sum,
+    norm_film_silu,
+    resample,
+    residual_sum,
+    tile_statistics,
+)
+from udse_fast.networks.ncsnpp import ActivatedNorm, Attention, Downsample, NCSNpp, PyramidInput, ResidualBlock
 from udse_fast.networks.score_network import ScoreNetwork, first_line
 
 HALF_POWER = 1 / math.sqrt(2)
+INPUT_MODULE = 3  # of NCSNpp.all_modules, after those of the embedding
 TRIAL_FRAMES, TRIAL_TIME = 16, 0.5
 TRIAL_TOLERANCE = 0.3  # 16 bits differ by a few hundredths; what is broken is further off, or not finite
+
+
+class Measured(NamedTuple):
+    """A map on its way through the network, and what its norms need of it, which who wrote the map knew already."""
+
+    values: Tensor
+    """(B, C, F, T)."""
+    statistics: Tensor | None = None
+    """See `udse_fast.kernels.fused_layers`; None: not known."""
 
 
 class FusedNorm(nn.Module):
     """A group norm with what stands around it in one pass: SiLU(norm(x + before) * scale + shift)."""
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(self, norm: nn.GroupNorm, activate: bool = True) -> None:
         super().__init__()
-        self.weight, self.bias, self.groups = norm.weight, norm.bias, norm.num_groups
+        self.weight, self.bias, self.groups, self.activate = norm.weight, norm.bias, norm.num_groups, activate
 
     def forward(
         self,
-        x: Tensor,
+        x: Measured,
         before: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
-        activate: bool = False,
+        skip: Measured | None = None,
     ) -> Tensor:
-        """(B, C, F, T) and conditions (B, C, 1, 1 or T) -> (B, C, F, T)."""
-        return norm_film_silu(x, self.weight, self.bias, self.groups, before, scale, shift, activate)
+        """(B, C, F, T), or C channels of two maps, and conditions (B, C, 1, 1 or T) -> (B, C, F, T)."""
+        other, of_other = (None, None) if skip is None else skip
+        statistics = x.statistics, of_other
+        arguments = before, scale, shift, self.activate, other, statistics
+        return norm_film_silu(x.values, self.weight, self.bias, self.groups, *arguments)
+
+
+class FusedInput(nn.Module):
+    """The first convolution; two norms read what it gives."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Measured:
+        """(B, 2, F, T) -> (B, C, F, T)."""
+        h = self.convolution(x)
+        return Measured(h, tile_statistics(h))
+
+
+class FusedPyramidInput(nn.Module):
+    """A `PyramidInput` whose bias is added with the map."""
+
+    def __init__(self, module: PyramidInput) -> None:
+        super().__init__()
+        self.convolution = module.Conv_0
+        self.bias = nn.Parameter(_without_bias(self.convolution), requires_grad=False)
+
+    def forward(self, pyramid: Tensor, h: Measured) -> Measured:
+        """(B, 2, F, T), (B, C, F, T) -> (B, C, F, T)."""
+        return Measured(*measured_sum(self.convolution(pyramid), h.values, self.bias, 1.0))
 
 
 class FusedResidualBlock(nn.Module):
-    """A `ResidualBlock` with biases folded into norms and sum, 1 + scale and 1/sqrt(2) into weights."""
+    """A `ResidualBlock` with biases folded into norms and sum, 1 + scale and 1/sqrt(2) into weights.
 
-    def __init__(self, block: ResidualBlock) -> None:
+    Args:
+        measures: the sum is read by a norm.
+    """
+
+    def __init__(self, block: ResidualBlock, measures: bool = True) -> None:
         super().__init__()
-        self.film, self.resamples = block.film, block.resample is not None
+        self.film, self.resamples, self.measures = block.film, block.resample is not None, measures
         self.up = self.resamples and not isinstance(block.resample, Downsample)
         self.norm_0, self.norm_1 = FusedNorm(block.GroupNorm_0), FusedNorm(block.GroupNorm_1)
         self.conv_0, self.conv_1, self.dense = block.Conv_0, block.Conv_1, block.Dense_0
-        self.conv_2: nn.Conv2d | None = getattr(block, "Conv_2", None)
+        shortcut: nn.Conv2d | None = getattr(block, "Conv_2", None)
         bias_0, bias_1 = _without_bias(self.conv_0), _without_bias(self.conv_1)
         if self.film:
             self.dense.bias.data[: bias_0.numel()] += 1
@@ -59,27 +111,35 @@ class FusedResidualBlock(nn.Module):
         else:
             self.dense.bias.data += bias_0
         self.conv_1.weight.data *= HALF_POWER
-        if self.conv_2 is not None:
-            bias_1 = bias_1 + _without_bias(self.conv_2)
-            self.conv_2.weight.data *= HALF_POWER
+        self.shortcut: nn.Parameter | None = None
+        if shortcut is not None:
+            bias_1 = bias_1 + _without_bias(shortcut)
+            self.shortcut = nn.Parameter(shortcut.weight[:, :, 0, 0] * HALF_POWER, requires_grad=False)
         self.bias = nn.Parameter(bias_1 * HALF_POWER, requires_grad=False)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """As `ResidualBlock.forward`."""
-        h = self.norm_0(x, activate=True)
+    def forward(self, x: Measured, embedding: Tensor, skip: Measured | None = None) -> Measured:
+        """As `ResidualBlock.forward`; the channels of x and of `skip` are never written side by side."""
+        h = self.norm_0(x, skip=skip)
+        x0 = x.values
         if self.resamples:
-            h, x = resample(h, self.up), resample(x, self.up)
+            h, x0 = resample(h, self.up), resample(x0, self.up)
         condition = self.dense(embedding).transpose(1, 2).unsqueeze(2)  # (B, C' or 2 C', 1, 1 or T')
-        h = self.conv_0(h)
+        h = Measured(self.conv_0(h))
         if self.film:
             scale, shift = condition.chunk(2, dim=1)
-            h = self.norm_1(h, self.before, scale, shift, activate=True)
+            h = self.norm_1(h, self.before, scale, shift)
         else:
-            h = self.norm_1(h, condition, activate=True)
+            h = self.norm_1(h, condition)
         h = self.conv_1(h)
-        if self.conv_2 is not None:
-            return residual_sum(h, self.conv_2(x), self.bias, 1.0)
-        return residual_sum(h, x, self.bias, HALF_POWER)
+        factor = HALF_POWER
+        if self.shortcut is not None:
+            width, factor = x0.shape[1], 1.0
+            x0 = _product(x0, self.shortcut[:, :width])
+            if skip is not None:
+                x0 = _product(skip.values, self.shortcut[:, width:], x0)
+        if self.measures:
+            return Measured(*measured_sum(h, x0, self.bias, factor))
+        return Measured(residual_sum(h, x0, self.bias, factor))
 
 
 class FusedAttention(nn.Module):
@@ -87,20 +147,31 @@ class FusedAttention(nn.Module):
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.norm = FusedNorm(attention.GroupNorm_0)
+        self.norm = FusedNorm(attention.GroupNorm_0, activate=False)
         inputs = attention.NIN_0, attention.NIN_1, attention.NIN_2
         self.weight = nn.Parameter(torch.cat([layer.W.T for layer in inputs]), requires_grad=False)
         self.weight_bias = nn.Parameter(torch.cat([layer.b for layer in inputs]), requires_grad=False)
         self.output = nn.Parameter(attention.NIN_3.W.T * HALF_POWER, requires_grad=False)
         self.bias = nn.Parameter(attention.NIN_3.b * HALF_POWER, requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Measured) -> Measured:
         """(B, C, F, T) -> (B, C, F, T)."""
         positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, F T, C)
         query, key, value = F.linear(positions, self.weight, self.weight_bias)[:, None].chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(query, key, value)[:, 0]
-        h = F.linear(attended, self.output).transpose(1, 2).reshape(x.shape)
-        return residual_sum(h, x, self.bias, HALF_POWER)
+        h = F.linear(attended, self.output).transpose(1, 2).reshape(x.values.shape)
+        return Measured(*measured_sum(h, x.values, self.bias, HALF_POWER))
+
+
+def _product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
+    """The 1x1 convolution of a channels_last map, (B, C, F, T) and (C', C) -> (B, C', F, T), added to `onto`."""
+    rows = x.movedim(1, -1)
+    flat = rows.reshape(-1, rows.shape[-1])
+    if onto is None:
+        product = flat @ weight.T
+    else:
+        product = torch.addmm(onto.movedim(1, -1).reshape(-1, len(weight)), flat, weight.T)
+    return product.view(*rows.shape[:-1], len(weight)).movedim(-1, 1)
 
 
 def _without_bias(convolution: nn.Conv2d) -> Tensor:
@@ -114,13 +185,18 @@ def _without_bias(convolution: nn.Conv2d) -> Tensor:
 def fused_ncsnpp(network: NCSNpp) -> NCSNpp:
     """A frozen copy with fused layers; the same function within rounding, another `state_dict`."""
     fused = copy.deepcopy(network).requires_grad_(False)
-    for index, module in enumerate(fused.all_modules):
+    modules = list(fused.all_modules)
+    modules[INPUT_MODULE] = FusedInput(modules[INPUT_MODULE])  # type: ignore[arg-type]
+    for index, module in enumerate(modules):
         if isinstance(module, ResidualBlock):
-            fused.all_modules[index] = FusedResidualBlock(module)
+            modules[index] = FusedResidualBlock(module, measures=not isinstance(modules[index + 1], PyramidInput))
         elif isinstance(module, Attention):
-            fused.all_modules[index] = FusedAttention(module)
-        elif isinstance(module, nn.GroupNorm):
-            fused.all_modules[index] = FusedNorm(module)
+            modules[index] = FusedAttention(module)
+        elif isinstance(module, PyramidInput):
+            modules[index] = FusedPyramidInput(module)
+        elif isinstance(module, ActivatedNorm):
+            modules[index] = FusedNorm(module)
+    fused.all_modules = nn.ModuleList(modules)
     return fused.eval()
 
 
@@ -187,28 +263,46 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
     """`optimise` for this machine, in `precision`; where that does not work, the plain network and one warning.
 
     Both are tried on a small spectrogram: kernels that do not compile or launch here (no Triton, no C compiler, an
-    old driver) are found now. A TorchScript file is given back as it is.
+    old driver) are found now. Triton kernels that fail are given up for all operations, and the CUDA ones tried. A
+    TorchScript file is given back as it is.
 
     Args:
         network: in float32, on the device it is for.
     """
     if network.scripted:
         return network.to(precision=precision)
-    bins = network.config["stft"]["n_fft"] // 2 + 1
-    generator = torch.Generator().manual_seed(0)
-    state = torch.randn(1, bins, TRIAL_FRAMES, dtype=torch.complex64, generator=generator).to(network.device)
-    try:
-        fast = optimise(network).to(precision=precision)
-        with torch.inference_mode():
-            expected = network.to(precision=precision).score(state, TRIAL_TIME)
-            difference = float((fast.score(state, TRIAL_TIME) - expected).norm() / expected.norm())
-        if not difference < TRIAL_TOLERANCE:
-            raise UdseError(f"the fused layers differ from the plain ones by {difference:.1e} of the score")
-    except Exception as error:  # whatever the reason, the plain network does the same
+    fast: ScoreNetwork | None = None
+    while True:
+        backend = backend_of(network.device)
+        try:
+            fast = fast or optimise(network).to(precision=precision)  # before the plain one is rounded
+            _try_out(fast, network.to(precision=precision))
+            return fast
+        except Exception as error:  # whatever the reason, the plain network does the same
+            reason = first_line(error)
+        if backend == "triton" and not os.environ.get("UDSE_BACKEND"):
+            give_up("triton", f"its kernels do not work here: {reason}")
+            if backend_of(network.device) == "cuda":
+                continue
         warnings.warn(
-            f"the network runs without fused layers and CUDA graphs, which is slower: {first_line(error)}",
+            f"the network runs without fused layers and CUDA graphs, which is slower: {reason}",
             RuntimeWarning,
             stacklevel=2,
         )
         return network.to(precision=precision)
-    return fast
+
+
+def _try_out(fast: ScoreNetwork, plain: ScoreNetwork) -> None:
+    """Both on a small spectrogram.
+
+    Raises:
+        UdseError: they differ; or whatever does not work.
+    """
+    bins = plain.config["stft"]["n_fft"] // 2 + 1
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(1, bins, TRIAL_FRAMES, dtype=torch.complex64, generator=generator).to(plain.device)
+    with torch.inference_mode():
+        expected = plain.score(state, TRIAL_TIME)
+        difference = float((fast.score(state, TRIAL_TIME) - expected).norm() / expected.norm())
+    if not difference < TRIAL_TOLERANCE:
+        raise UdseError(f"the fused layers differ from the plain ones by {difference:.1e} of the score")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from udse_fast.checkpoint import save_checkpoint
+from udse_fast.cuda_graphs import fastest_convolutions
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.compact import CAUSAL_BLOCKS
@@ -31,6 +32,9 @@ MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
 VARIANCE_WEIGHT = 0.05
 """Of the posterior variance's likelihood beside the denoising loss, which stays what the network is for."""
+
+GPU_READ_STEPS = 50
+"""Steps after which the losses on a GPU are read and checked, which waits for it. On CPUs that is every step."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Optimizers:
     """Muon for the matrices (kernels as matrices, one row per output channel), AdamW for everything else.
 
     Muon (Jordan et al. 2024): lower error than AdamW in fewer steps here; it came with torch 2.9, older fall back.
+    A network that names no matrices is trained with Adam as published.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float) -> None:
@@ -69,8 +74,10 @@ class Optimizers:
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
         self.matrices = [(p, nn.Parameter(self._as_matrix(p.data))) for p in hidden]
+        betas = (0.9, 0.98) if hasattr(module, "hidden_matrices") else (0.9, 0.999)
+        fused = True if rest and rest[0].is_cuda else None  # one launch instead of one per weight
         self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+            torch.optim.AdamW(rest, lr=learning_rate, betas=betas, weight_decay=0.0, fused=fused)
         ]
         if self.matrices:
             self.all.append(
@@ -151,6 +158,7 @@ class Trainer:
         self.settings, self.training, self.validation, self.out = settings, training, validation, out
         self.device, self.precision, self.facts, self.licence = device, precision, facts, licence
         self.workers = workers
+        self.read_steps = GPU_READ_STEPS if device.type == "cuda" else 1
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -184,14 +192,25 @@ class Trainer:
     # -- one step ------------------------------------------------------------------------------------------------
 
     def _noise(self, shape: torch.Size, number: int, seed: int) -> tuple[Tensor, Tensor]:
-        """t (N,), stratified over [0.03, 1], and z (N, F, T): functions of (seed, step)."""
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**62)
-        strata = torch.randperm(shape[0], generator=generator) + torch.rand(shape[0], generator=generator)
+        """t (N,), stratified over [0.03, 1], and z (N, F, T): functions of (seed, step), by the kind of device."""
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        generator = torch.Generator(device).manual_seed((seed * 1_000_003 + number) % 2**62)
+        strata = torch.randperm(shape[0], generator=generator, device=device)
+        strata = strata + torch.rand(shape[0], generator=generator, device=device)
         t = MIN_TIME + (MAX_TIME - MIN_TIME) * strata / shape[0]
-        return t.to(self.device), torch.randn(shape, dtype=torch.complex64, generator=generator).to(self.device)
+        z = torch.randn(shape, dtype=torch.complex64, generator=generator, device=device)
+        return t.to(self.device), z.to(self.device)
 
-    def train_step(self, batch: Batch) -> float:
-        """One optimizer step and EMA update; returns the loss."""
+    def _batch(self, number: int) -> Batch:
+        """A training batch, where a GPU can fetch it by itself."""
+        batch = self.training[number]
+        if self.device.type != "cuda":
+            return batch
+        label = None if batch.label is None else batch.label.pin_memory()
+        return replace(batch, spectrograms=batch.spectrograms.pin_memory(), label=label)
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimizer step and EMA update; returns the loss, (), on the device: reading it waits for the step."""
         batch = batch.to(self.device)
         t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
         if getattr(self.module, "causal_block", 0):
@@ -199,22 +218,25 @@ class Trainer:
         autocast = hasattr(self.module, "training_dtype") or self.precision == torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=not autocast):
             loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
-        if not torch.isfinite(loss):
-            raise UdseError(
-                f"training: the loss became {loss.item()} at step {self.step}; lower --learning-rate and resume"
-            )
         self.module.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizers.step(self.settings.learning_rate_factor(self.step))
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        averages = [name for name, average in self.ema.items() if average.is_floating_point()]
         with torch.no_grad():
-            for name, average in self.ema.items():
-                if average.is_floating_point():
-                    average.lerp_(self.weights[name], 1 - decay)
+            torch._foreach_lerp_([self.ema[n] for n in averages], [self.weights[n] for n in averages], 1 - decay)
         self.step += 1
         self.seconds_seen += self.training.seconds
-        return loss.item()
+        return loss.detach()
+
+    def _read(self, losses: list[Tensor]) -> list[float]:
+        """The losses of the last steps, as numbers."""
+        values: list[float] = torch.stack(losses).tolist() if losses else []
+        for number, value in enumerate(values, self.step - len(values)):
+            if not math.isfinite(value):
+                raise UdseError(f"training: the loss became {value} at step {number}; lower --learning-rate and resume")
+        return values
 
     @torch.no_grad()
     def validate(self, batches: int = 2) -> dict[str, float]:
@@ -273,7 +295,16 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the checkpoint and the state, each to a temporary name and renamed."""
+        """Write the checkpoint and the state, each to a temporary name and renamed.
+
+        Raises:
+            UdseError: weights that are not finite; what was saved before stays.
+        """
+        finite = [w.isfinite().all() for weights in (self.weights, self.ema) for w in weights.values()]
+        if not torch.stack(finite).all():
+            raise UdseError(
+                f"training: weights are not finite after step {self.step}; lower --learning-rate and resume"
+            )
         save_checkpoint(self.out, self.ema, self.config(), dtype=torch.float16)
         temporary = self.state_file.with_name(self.state_file.name + ".tmp")
         torch.save(
@@ -318,8 +349,9 @@ class Trainer:
         settings = self.settings
         started = last_save = last_validation = time.monotonic()
         before = self.train_seconds
-        losses: list[float] = []
+        losses, unread = list[float](), list[Tensor]()
         with (
+            fastest_convolutions(self.device),
             _stop_on_signal() as stop,
             ThreadPoolExecutor(self.workers) as pool,
             tqdm(total=settings.steps, initial=self.step, unit="step", disable=not progress) as bar,
@@ -329,15 +361,21 @@ class Trainer:
             while self.step < settings.steps and not stop:
                 for number in range(self.step, min(self.step + 1 + self.workers, settings.steps)):
                     if number not in ahead:
-                        ahead[number] = pool.submit(self.training.__getitem__, number)
-                losses.append(self.train_step(ahead.pop(self.step).result()))
-                now = time.monotonic()
-                self.train_seconds = before + now - started
-                bar.update()
-                rate = (self.step - first_step) * self.training.seconds / (now - started)
-                bar.set_postfix_str(f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}, {rate:.0f} s audio/s")
+                        ahead[number] = pool.submit(self._batch, number)
+                unread.append(self.train_step(ahead.pop(self.step).result()))
                 done = self.step >= settings.steps
-                if now - last_validation > 60 * validate_minutes or done or stop:
+                now = time.monotonic()
+                validate_now = now - last_validation > 60 * validate_minutes or done or stop
+                save_now = now - last_save > 60 * save_minutes or done or stop
+                bar.update()
+                if len(unread) >= self.read_steps or validate_now or save_now:
+                    losses += self._read(unread)
+                    unread.clear()
+                    now = time.monotonic()
+                    rate = (self.step - first_step) * self.training.seconds / (now - started)
+                    bar.set_postfix_str(f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}, {rate:.0f} s audio/s")
+                self.train_seconds = before + now - started
+                if validate_now:
                     loss, errors = sum(losses) / len(losses), self.validate()
                     losses.clear()
                     self.history.append(
@@ -346,7 +384,7 @@ class Trainer:
                     by_time = " ".join(f"{t}:{error:.3f}" for t, error in errors.items())
                     bar.write(f"step {self.step}: loss {loss:.4f}, relative error at t {by_time}")
                     last_validation = time.monotonic()
-                if now - last_save > 60 * save_minutes or done or stop:
+                if save_now or stop:  # which may have come in the meantime
                     self.save()
                     last_save = time.monotonic()
         return self.step >= settings.steps
