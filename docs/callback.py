@@ -29,7 +29,12 @@ class Callback:
 
 def main() -> None:
     """Until Enter is pressed."""
-    import sounddevice
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # the package, or the PortAudio library that it needs
+        raise SystemExit(
+            f"callback.py needs sounddevice with PortAudio ({error}): pip install udse-fast[live]"
+        ) from None
 
     callback = Callback(udse_fast.Enhancer().open_stream(RATE))
     with sounddevice.Stream(samplerate=RATE, blocksize=BUFFER, channels=1, dtype="float32", callback=callback):

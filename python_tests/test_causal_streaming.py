@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast import Enhancer, Stream, UdseError, load_network
+from udse_fast.checkpoint import save_checkpoint
 from udse_fast.diffusion import Pass
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.compact import Past
@@ -132,6 +136,26 @@ def test_latency_is_exact(identity: Identity, block: int) -> None:
     assert largest == latency
 
 
+@pytest.mark.parametrize("rate", [8000, 11025, 12345, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("block", [1, 4])
+def test_latency_is_the_most_that_is_held_back_at_other_rates(identity: Identity, rate: int, block: int) -> None:
+    """Fed sample by sample, where something comes; in between what is held back grows with every sample."""
+    stream = identity.open_stream(rate, block_frames=block)
+    most = received = returned = 0
+    common = math.gcd(rate, 16000)
+    period = 16000 // common // math.gcd(block * HOP, 16000 // common)  # blocks until they end at the same fractions
+    for _ in range(period + 2):
+        quiet = int(block * HOP * rate / 16000) - 2 if returned else 0
+        assert not len(stream.process(noise(quiet)))
+        received += quiet
+        out = 0
+        while not out:
+            received, out = received + 1, len(stream.process(noise(1)))
+            returned += out
+            most = max(most, received - returned)
+    assert most == stream.latency_samples
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_aligned(identity: Identity, rate: int) -> None:
     stream = identity.open_stream(rate)
@@ -191,13 +215,92 @@ def test_a_state_is_a_copy(tiny: Enhancer) -> None:
     np.testing.assert_array_equal(stream.process(x), first)
 
 
-def test_states_that_do_not_fit(tiny: Enhancer, tiny_checkpoint: Path) -> None:
-    stream = tiny.open_stream()
-    for state in ({}, None, tiny.open_stream(block_frames=2).state(), tiny.open_stream(48000).state()):
-        with pytest.raises(UdseError, match="restore: expected the state of a stream of 16000 Hz"):
-            stream.restore(state)  # type: ignore[arg-type]
+def changed(state: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
+    state = copy.deepcopy(state)
+    inner = state
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    return state
+
+
+def test_states_that_do_not_fit(tiny: Enhancer, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    x = noise(12_000)
+    stream, untouched = tiny.open_stream(), tiny.open_stream()
+    for each in (stream, untouched):
+        each.process(x[:7_000])
+    state = stream.state()
+
+    def other(checkpoint: Path = tiny_checkpoints["causal"], sampler: str = "ddrm", **settings: Any) -> Any:
+        chosen = {"steps": 3, "samples": 1, "precision": "float32", "corrector_snr": 0.0, "readout": "blend"}
+        taken = Enhancer(checkpoint, sampler, **{**chosen, **settings}).open_stream()
+        taken.process(x[:7_000])
+        return taken.state()
+
+    weights, same = load_network(tiny_checkpoints["causal"]), tmp_path / "other.safetensors"
+    next(weights.module.parameters()).data.add_(1e-3)
+    save_checkpoint(same, weights.module.state_dict(), weights.config)
+    content = ("content", "channels", 0)
+    blocks = (*content, "blocks")
+    cases: list[tuple[Any, str]] = [
+        (None, "what state\\(\\) of a stream gave, got NoneType"),
+        ({}, "what state\\(\\) of a stream gave"),
+        ([state], "what state\\(\\) of a stream gave, got list"),
+        (tiny.open_stream(block_frames=2).state(), "blocks 'causal, 3 frames'; got one with blocks 'causal, 2 frames'"),
+        (tiny.open_stream(48000).state(), "sample_rate 16000; got one with sample_rate 48000"),
+        (tiny.open_stream(channels=2).state(), "channels 1; got one with channels 2"),
+        (tiny.open_stream(causal=False, block_seconds=0.5, overlap_seconds=0.1).state(), "blocks 'causal"),
+        (other(steps=2), "steps 3; got one with steps 2"),
+        (other(samples=2), "samples 1; got one with samples 2"),
+        (other(seed=5), "seed 0; got one with seed 5"),
+        (other(strength=10), "strength None; got one with strength 10.0"),
+        (other(doubt=3), "ddrm doubt 1.0; got one with ddrm doubt 3.0"),
+        (other(sampler="depse_il"), "sampler 'ddrm'"),
+        (other(same), "a stream with checkpoint '"),
+        ({"belongs_to": state["belongs_to"]}, "damaged or changed"),
+        (changed(state, *content, value=None), "damaged or changed"),
+        (changed(state, *blocks, "_input", value="silence"), "damaged or changed"),
+        (changed(state, *blocks, "_frame", value=torch.zeros(3)), "damaged or changed"),
+        (changed(state, *blocks, "noise_model", "W", value=torch.ones(256, 4)), "damaged or changed"),
+        (changed(state, *blocks, "prior", value=[]), "damaged or changed"),
+        (changed(state, "digest", value=np.zeros(3)), "damaged or changed"),
+    ]
+    for malformed, complaint in cases:
+        with pytest.raises(UdseError, match=f"restore: .*{complaint}") as error:
+            stream.restore(malformed)
+        assert "\n" not in str(error.value)
+    np.testing.assert_array_equal(stream.process(x[7_000:]), untouched.process(x[7_000:]))
     with pytest.raises(UdseError, match="expected a causal prior"):
-        Enhancer(tiny_checkpoint).open_stream(causal=True)
+        Enhancer(tiny_checkpoints["speech"]).open_stream(causal=True)
+
+
+def test_an_enhancer_that_has_streamed_can_be_copied(tiny_checkpoints: dict[str, Path]) -> None:
+    x = noise(6_000)
+    enhancer = Enhancer(tiny_checkpoints["causal"], "ddrm", steps=2, samples=1)
+    expected = enhancer.enhance(x, 16000, causal=True)
+    first = enhancer.process(x)
+    for copied in (copy.deepcopy(enhancer), pickle.loads(pickle.dumps(enhancer))):
+        np.testing.assert_array_equal(copied.enhance(x, 16000, causal=True), expected)
+        np.testing.assert_array_equal(copied.process(x), first)  # its own stream, which starts anew
+
+
+def test_another_default_dtype_of_torch_changes_nothing_for_the_user(tiny: Enhancer) -> None:
+    x = noise(6_000)
+    try:
+        torch.set_default_dtype(torch.float64)
+        y = streamed(tiny.open_stream(), x, [2_000])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (y.dtype, y.shape) == (x.dtype, x.shape)
+    assert np.isfinite(y).all()
+    assert y.any()
+
+
+@pytest.mark.parametrize("frames", [0, 9, 2.0, True, "4"])
+def test_block_lengths_that_cannot_be(tiny: Enhancer, frames: Any) -> None:
+    with pytest.raises(UdseError, match="block_frames: expected a whole number from 1 to 8, got"):
+        tiny.open_stream(block_frames=frames)
+    assert tiny.open_stream(block_frames=np.int64(8)).latency_samples == 7 * HOP + N_FFT - 1
 
 
 def test_streams_together_equal_each_alone(tiny: Enhancer) -> None:

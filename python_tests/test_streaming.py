@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -212,15 +214,70 @@ def test_torch_in_torch_out(identity: Identity) -> None:
     torch.testing.assert_close(y, x, atol=CROSS_FADE_ROUNDING, rtol=0)
 
 
+def test_tensors_that_come_back_can_be_used_for_everything(identity: Identity) -> None:
+    x = torch.from_numpy(noise(20_000))
+    stream, other = identity.open_stream(), identity.open_stream()
+    for out in (stream.process(x), identity.process_many([other], [x])[0], *stream.flush_separate()):
+        weight = torch.ones(1, requires_grad=True)
+        (out * weight).sum().backward()
+        out += 1
+        assert weight.grad is not None
+
+
+def test_another_default_dtype_of_torch_changes_nothing_for_the_user(tiny: Enhancer) -> None:
+    x = noise(20_000)
+    try:
+        torch.set_default_dtype(torch.float64)
+        y = streamed(tiny.open_stream(), x, [7_000])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (y.dtype, y.shape) == (x.dtype, x.shape)
+    assert np.isfinite(y).all()
+
+
+def test_a_stream_is_not_copied(identity: Identity) -> None:
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(UdseError, match=r"state\(\)"):
+            copied(identity.open_stream())
+
+
+def test_states_of_overlapping_blocks(tiny: Enhancer) -> None:
+    x = noise(24_000)
+    stream = tiny.open_stream()
+    stream.process(x[:11_111])
+    state = stream.state()
+    expected = np.concatenate([stream.process(x[11_111:]), stream.flush()])
+    stream.restore(state)
+    np.testing.assert_array_equal(np.concatenate([stream.process(x[11_111:]), stream.flush()]), expected)
+    with pytest.raises(UdseError, match=r"blocks 'overlap, 8160 and .*got one with blocks 'overlap, 11220"):
+        stream.restore(tiny.open_stream(block_seconds=0.7).state())
+
+
+@pytest.mark.parametrize("rate", [11025, 44100])
+def test_latency_is_the_most_that_is_held_back(identity: Identity, rate: int) -> None:
+    stream = identity.open_stream(rate)
+    received = returned = most = 0
+    for _ in range(40):  # more than the period in which the ends of blocks fall on other samples
+        step = stream.latency_samples - (received - returned) - 3  # up to there nothing can come
+        for count in (max(0, step), *[1] * 6):
+            received, returned = received + count, returned + len(stream.process(noise(count)))
+            most = max(most, received - returned)
+    assert most == stream.latency_samples
+
+
 def test_complaints(identity: Identity) -> None:
     stream = identity.open_stream(channels=2)
     with pytest.raises(UdseError, match="expected 2 channels"):
         stream.process(noise(10))
     stream.process(noise(10, 2))
-    with pytest.raises(UdseError, match=r"form of the first one \(float32, numpy\)"):
+    expected = r"like the first, \(channels, L\) float32 numpy, got \(channels, L\) float64 numpy; reset"
+    with pytest.raises(UdseError, match=expected):
         stream.process(noise(10, 2).astype(np.float64))
+    with pytest.raises(UdseError, match=r"got \(L,\) int16 torch"):
+        stream.process(torch.zeros(10, dtype=torch.int16))
     with pytest.raises(UdseError, match="channels: expected a whole number"):
         identity.open_stream(16000, 0)
+    assert identity.open_stream(np.int64(16000), np.int32(2)).channels == 2
     with pytest.raises(UdseError, match="sample_rate: expected"):
         identity.open_stream(7999)
     with pytest.raises(UdseError, match="block_seconds"):

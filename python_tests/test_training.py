@@ -14,12 +14,16 @@ import torch
 
 from udse_fast.checkpoint import load_network
 from udse_fast.cli import main
+from udse_fast.errors import UdseError
+from udse_fast.networks.compact import Compact
+from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sde import OUVE
 from udse_fast.spectral import Spectral
+from udse_fast.training import command
 from udse_fast.training.batches import Augmentation, Batch, Batches, normalised
 from udse_fast.training.corpus import Corpus, Crops, audio_files, split_speakers
-from udse_fast.training.trainer import Settings, Trainer, score_matching_loss
+from udse_fast.training.trainer import Optimizers, Settings, Trainer, score_matching_loss
 
 RATE = 16000
 ARCHITECTURE = {
@@ -69,6 +73,71 @@ def test_resumed_run_equals_the_uninterrupted_one(recordings: Path, tmp_path: Pa
     for name, weight in whole.module.state_dict().items():
         assert torch.equal(weight, second.module.state_dict()[name]), name
         assert torch.equal(whole.ema[name], second.ema[name]), name
+
+
+def test_losses_that_are_read_later_are_the_same(recordings: Path, tmp_path: Path) -> None:
+    runs = []
+    for read_steps in (1, 4):  # every step, and as on a GPU
+        run = trainer(recordings, tmp_path / f"{read_steps}.safetensors", 6)
+        run.read_steps = read_steps
+        run.run(save_minutes=60, validate_minutes=60, progress=False)
+        runs.append(run)
+    assert runs[0].history[-1]["loss"] == runs[1].history[-1]["loss"]
+    assert all(torch.equal(w, runs[1].ema[name]) for name, w in runs[0].ema.items())
+
+
+def test_what_is_not_finite_is_said_and_not_saved(recordings: Path, tmp_path: Path) -> None:
+    run = trainer(recordings, tmp_path / "p.safetensors", 6)
+    run.save()
+    before = [file.read_bytes() for file in (run.out, run.state_file)]
+    run.step = 8
+    with pytest.raises(UdseError, match="became nan at step 7;"):
+        run._read([torch.tensor(1.0), torch.tensor(torch.nan)])
+    next(iter(run.weights.values())).view(-1)[0] = torch.inf
+    with pytest.raises(UdseError, match="weights are not finite after step 8"):
+        run.save()
+    assert [file.read_bytes() for file in (run.out, run.state_file)] == before
+
+
+@pytest.mark.parametrize(
+    ("more", "rate"),
+    [
+        ([], 2e-3),
+        (["--network", "ncsnpp-5m"], 1e-4),
+        (["--network", "ncsnpp-28m", "--learning-rate", "3e-4"], 3e-4),
+    ],
+)
+def test_each_network_has_its_learning_rate(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], rate: float
+) -> None:
+    rates = list[float]()
+
+    def noted(settings: Settings, *_: object, **__: object) -> None:
+        rates.append(settings.learning_rate)
+        raise UdseError("seen")
+
+    monkeypatch.setattr(command, "Trainer", noted)
+    assert main(arguments(recordings, tmp_path / "p.safetensors", *more)) == 2
+    assert rates == [rate]
+
+
+def test_published_networks_are_trained_with_adam() -> None:
+    adam = Optimizers(NCSNpp(nf=8, ch_mult=(1,)), 1e-4).all
+    assert [type(optimizer) for optimizer in adam] == [torch.optim.AdamW]
+    assert adam[0].defaults["betas"] == (0.9, 0.999)
+    assert adam[0].defaults["weight_decay"] == 0
+    compact = Optimizers(Compact(**{k: v for k, v in ARCHITECTURE.items() if k != "name"}), 1e-3).all
+    assert compact[0].defaults["betas"] == (0.9, 0.98)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_bfloat16_where_the_hardware_has_it(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # by emulation
+    assert command._precision("auto", torch.device("cuda")) == dtype
+    assert command._precision("float32", torch.device("cuda")) == torch.float32
 
 
 def test_training_lowers_the_loss_and_the_checkpoint_denoises(recordings: Path, tmp_path: Path) -> None:

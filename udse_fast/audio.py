@@ -18,7 +18,8 @@ _DTYPES = ("float32", "float64", "int16")
 
 def check_sample_rate(sample_rate: Any) -> int:
     """A whole number of Hz, at least 8000."""
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer)) or sample_rate < MIN_SAMPLE_RATE:
+    is_number = isinstance(sample_rate, (int, float, np.integer, np.floating)) and not isinstance(sample_rate, bool)
+    if not is_number or sample_rate < MIN_SAMPLE_RATE or sample_rate % 1 != 0:
         raise UdseError(f"sample_rate: expected a whole number of Hz >= {MIN_SAMPLE_RATE}, got {sample_rate!r}")
     return int(sample_rate)
 
@@ -49,6 +50,10 @@ class AudioFormat:
                 "which looks like (L, channels); transpose it"
             )
         return cls(is_torch, dtype, audio.ndim == 1, str(audio.device) if is_torch else "cpu")
+
+    def __str__(self) -> str:
+        shape, kind = "(L,)" if self.one_dimensional else "(channels, L)", "torch" if self.is_torch else "numpy"
+        return f"{shape} {self.dtype} {kind}{f' on {self.device}' if self.device != 'cpu' else ''}"
 
     def to_float(self, audio: Any) -> NDArray[np.float32]:
         """(channels, L) float32, full scale 1."""

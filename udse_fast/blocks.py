@@ -56,6 +56,21 @@ class OverlapBlocks:
         """Samples that must follow a sample before it is given out, at most."""
         return self.block + (self.together - 1) * (self.block - self.overlap) - 1
 
+    @property
+    def kind(self) -> str:
+        """What a state must be of to be taken over."""
+        return f"overlap, {self.block} and {self.overlap} samples"
+
+    @property
+    def first(self) -> int:
+        """Samples that must come before anything is given out."""
+        return self.latency + 1
+
+    @property
+    def advance(self) -> int:
+        """Samples that are given out at a time."""
+        return self.together * (self.block - self.overlap)
+
     def pushing(self, samples: Tensor) -> Pass[Tensor]:
         """(n,) -> (K, m), m >= 0."""
         self._input = torch.cat([self._input, samples])
@@ -113,14 +128,9 @@ class OverlapBlocks:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next sample depends on: tensors and numbers."""
-        names = ("_input", "_start", "_tail", "_ready", "_left")
-        return {
-            "kind": f"overlap, {self.block} and {self.overlap} samples",
-            **{name: getattr(self, name) for name in names},
-        }
+        return {name: getattr(self, name) for name in ("_input", "_start", "_tail", "_ready", "_left")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         for name, value in state.items():
-            if name.startswith("_"):
-                setattr(self, name, value)
+            setattr(self, name, value)

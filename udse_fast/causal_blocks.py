@@ -75,6 +75,21 @@ class CausalBlocks:
         """Samples that must follow a sample before it is given out, at most."""
         return self._window - 1
 
+    @property
+    def kind(self) -> str:
+        """What a state must be of to be taken over."""
+        return f"causal, {self.block_frames} frames"
+
+    @property
+    def first(self) -> int:
+        """Samples that must come before anything is given out."""
+        return self._window - self.spectral.n_fft // 2
+
+    @property
+    def advance(self) -> int:
+        """Samples that are given out at a time."""
+        return self._hops
+
     def pushing(self, samples: Tensor) -> Pass[Tensor]:
         """(n,) -> (2, m): speech and noise, m >= 0."""
         self._received += len(samples)
@@ -125,7 +140,6 @@ class CausalBlocks:
         """Everything that the next sample depends on: tensors, numbers, lists of them."""
         names = ("_input", "_sum", "_level", "_frame", "_skip", "_received", "_returned")
         return {
-            "kind": f"causal, {self.block_frames} frames",
             **{name: getattr(self, name) for name in names},
             "prior": self.prior.state(),
             "noise_model": self.noise_model.state(),

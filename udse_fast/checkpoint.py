@@ -8,6 +8,7 @@ The header's metadata has one key, "udse_fast", whose value is the JSON text of 
      "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
      "compression": {"exponent": 0.5, "factor": 0.15},
      "training": {facts: numbers and strings},
+     "inference": {"sampler": name, "all": {settings of `Enhancer`}, name of a sampler: {more of them, with it}},
      "licence": "..."}
 
 Matrices and kernels may be stored in 16 bits; vectors (biases, norms, Fourier frequencies) stay in float32.
@@ -15,6 +16,8 @@ Matrices and kernels may be stored in 16 bits; vectors (biases, norms, Fourier f
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import warnings
@@ -27,15 +30,17 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
 from udse_fast.lightning import read_lightning
 from udse_fast.networks import build_network
-from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
+from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork, first_line
 from udse_fast.sde import OUVE
+from udse_fast.spectral import WINDOWS
 
 BUILT_IN = {name: Path(__file__).parent / "priors" / f"{name}.safetensors" for name in ("speech", "causal", "joint")}
+_numbers = itertools.count()
 FORMAT_VERSION = 1
 CONFIG_KEY = "udse_fast"
 CONFIG_FILE = "udse_fast.json"
@@ -44,6 +49,7 @@ _DEFAULTS: dict[str, Any] = {
     "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
     "compression": {"exponent": 0.5, "factor": 0.15},
     "training": {},
+    "inference": {},
     "licence": "not stated",
 }
 
@@ -66,13 +72,14 @@ def load_network(
     Raises:
         UdseError: the file is missing, damaged or of another kind, or there is no such device.
     """
-    name = "speech" if path is None else os.fspath(path)
-    path = BUILT_IN.get(name, Path(name))
     try:
+        name = "speech" if path is None else os.fsdecode(path)
+        path = BUILT_IN.get(name, Path(name))
         with open(path, "rb") as file:
             start = file.read(9)
-    except OSError as error:
-        raise UdseError(f"expected a checkpoint file, got {path}: {error.strerror}") from error
+    except (OSError, TypeError, ValueError) as error:  # the others: no path, no name that a file can have
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UdseError(f"expected a checkpoint file, got {path!s}: {reason}") from error
     try:
         if start.startswith(b"PK\x03\x04"):
             network = _load_zip(path)
@@ -113,6 +120,20 @@ def save_checkpoint(
         save_file(tensors, temporary, metadata=header)
 
 
+def fingerprint(network: ScoreNetwork) -> str:
+    """Short hash of what the scores of a network depend on: configuration and weights."""
+    digest = hashlib.sha256(json.dumps(network.config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.graph.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The numbers of a tensor as they are in memory, of any dtype and device."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name next to `path`, renamed to it at the end, or removed after an error.
@@ -121,8 +142,11 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         UdseError: the file cannot be written there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # short, as a name may have 255 bytes in all; with the ending, by which some programs go
+    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial{path.suffix[:16]}")
     try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # a name that cannot be is told now, not after the work
         if path.is_dir():
             raise IsADirectoryError(None, "Is a directory")
         temporary.touch()
@@ -150,15 +174,37 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
             f"expected a checkpoint of format {FORMAT_VERSION}, got {complete['format_version']!r}: "
             "use a newer udse-fast"
         )
-    for section in ("architecture", "sde", "stft", "compression", "training"):
+    for section in ("architecture", "sde", "stft", "compression", "training", "inference"):
         if not isinstance(complete.get(section), dict):
-            raise UdseError(f"expected the section {section!r} in the configuration of a checkpoint, got {config}")
+            raise UdseError(
+                f"expected the section {section!r} in the configuration of a checkpoint, got {complete.get(section)!r}"
+            )
     for section in ("sde", "stft", "compression"):
-        complete[section] = {**_DEFAULTS[section], **complete[section]}
-        for name, default in _DEFAULTS[section].items():
+        defaults = _DEFAULTS[section]
+        if unknown := complete[section].keys() - defaults.keys():
+            known, found = ", ".join(defaults), ", ".join(sorted(unknown))
+            raise UdseError(f"expected {known} in the section {section!r}, got {found} too: use a newer udse-fast?")
+        complete[section] = {**defaults, **complete[section]}
+        for name, default in defaults.items():
             value = complete[section][name]
             if not _is_like(value, default) or (name == "name" and value != default):
                 raise UdseError(f"expected a {name} like {default!r} in the section {section!r}, got {value!r}")
+    stft, sde = complete["stft"], complete["sde"]
+    if stft["window"] not in WINDOWS:
+        raise UdseError(f"expected the window {' or '.join(WINDOWS)} in the section 'stft', got {stft['window']!r}")
+    if stft["hop_length"] > (stft["n_fft"] + 1) // 2:
+        raise UdseError(
+            f"expected a hop_length of at most half the n_fft of {stft['n_fft']} in the section 'stft', "
+            f"got {stft['hop_length']}"
+        )
+    if not sde["sigma_min"] < sde["sigma_max"]:
+        raise UdseError(
+            f"expected sigma_min < sigma_max in the section 'sde', got {sde['sigma_min']} and {sde['sigma_max']}"
+        )
+    for name, value in complete["inference"].items():
+        if not isinstance(value, str if name == "sampler" else dict):
+            wanted = "the name of a sampler" if name == "sampler" else "a dictionary of settings"
+            raise UdseError(f"expected {wanted} as {name!r} in the section 'inference', got {value!r}")
     return complete
 
 
@@ -216,6 +262,7 @@ def _load_zip(path: Path) -> ScoreNetwork:
 
 def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
     settings = complete_config(_parsed(config))
+    _planned(settings)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # deprecated, and what older users have
@@ -225,6 +272,26 @@ def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
             f"expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again"
         ) from error
     return ScoreNetwork(module, settings)
+
+
+def _planned(config: dict[str, Any]) -> nn.Module:
+    """The network of a configuration without memory, of which a foreign file may ask for any; it takes the STFT's bins.
+
+    Raises:
+        UdseError: it does not.
+    """
+    bins = config["stft"]["n_fft"] // 2 + 1
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(config["architecture"])
+        inputs = torch.empty(1, 2, bins, 1), torch.empty(1)
+        try:
+            ScoreGraph(network, OUVE())(*inputs)
+        except RuntimeError as error:
+            raise UdseError(
+                f"expected an n_fft in the section 'stft' that gives the bins of the network, "
+                f"got {config['stft']['n_fft']}, which gives {bins}"
+            ) from error
+    return network
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -239,8 +306,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _assembled(state_dict: dict[str, Tensor], config: dict[str, Any]) -> ScoreNetwork:
     config = complete_config(config)
-    with torch.device("meta"):  # no memory yet: the configuration of a foreign file may ask for any
-        expected = build_network(config["architecture"]).state_dict()
+    expected = _planned(config).state_dict()
     for name in expected.keys() | state_dict.keys():
         wanted = tuple(expected[name].shape) if name in expected else "none"
         found = tuple(state_dict[name].shape) if name in state_dict else "none"

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from udse_fast.checks import complex_tensor
 from udse_fast.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import corrector
@@ -16,6 +17,15 @@ from udse_fast.sde import OUVE, Time
 
 Score = Callable[[Tensor, Time, str], Tensor]
 """score(state (B, F, T) complex, time: float or (T,), source: "speech" | "noise") -> (B, F, T) complex."""
+
+
+def asked_score(score: Score, state: Tensor, time: Time, source: str) -> Tensor:
+    """S(s, t), and one line where a user's function gives something else.
+
+    Raises:
+        UdseError: not a complex tensor of the shape of the state.
+    """
+    return complex_tensor("score", score(state, time, source), state.shape)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 from udse_fast.audio import AudioFormat, check_finite, check_sample_rate
 from udse_fast.blocks import OverlapBlocks
 from udse_fast.causal_blocks import CausalBlocks
-from udse_fast.checkpoint import load_network
+from udse_fast.checkpoint import fingerprint, load_network
+from udse_fast.checks import Range, real_number, whole_number
 from udse_fast.cuda_graphs import Replayed, addresses
 from udse_fast.diffusion import Pass, Score
 from udse_fast.errors import UdseError
@@ -28,7 +29,7 @@ from udse_fast.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, st
 from udse_fast.output import ReadOut
 from udse_fast.prior import CausalPrior, Prior
 from udse_fast.resampling import Resampler
-from udse_fast.samplers import Posterior, find_sampler, posterior_pass, recommended_sampler
+from udse_fast.samplers import OPTIONS, SEEDS, Posterior, find_sampler, posterior_pass, recommended_sampler
 from udse_fast.sde import OUVE
 from udse_fast.settings import InferenceSettings
 from udse_fast.spectral import Spectral
@@ -62,6 +63,7 @@ class Enhancer:
 
     def __init__(
         self,
+        /,  # so that a setting called self is an unknown one
         checkpoint: str | os.PathLike[str] | None = None,
         sampler: str | None = None,
         steps: int | None = None,
@@ -79,21 +81,19 @@ class Enhancer:
             "seed": seed, "strength": strength, **settings,
         }  # fmt: skip
         needs_noise = sampler is not None and find_sampler(sampler).noise == "score"
-        if sampler == "prior":
-            raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise UdseError(f"seed: expected a whole number in [0, 2^64), got {seed!r}")
-        if strength is not None and not (isinstance(strength, (int, float)) and strength >= 0):
-            raise UdseError(f"strength: expected an attenuation in dB >= 0 or None, got {strength!r}")
+        self.seed = whole_number("seed", seed, SEEDS)
+        self.strength = None if strength is None else real_number("strength", strength, Range(0))
         self.device = usable_device(device)
         self.is_built_in = checkpoint is None
         if checkpoint is None and needs_noise and noise_checkpoint is None:
             checkpoint = BUILT_IN_JOINT
         self.network = load_network(checkpoint, self.device)
-        recommended = self.network.config.get("inference", {})
         self.sampler = sampler or recommended_sampler(self.network.config)
-        row = find_sampler(self.sampler)
-        self.seed, self.strength = seed, strength
+        if self.sampler == "prior":
+            raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
+        recommended = self._recommended(checkpoint)
+        settings |= {name: value for name, value in (("steps", steps), ("samples", samples)) if value is not None}
+        self.settings, self.options = _chosen(self.sampler, {**recommended, **settings})
         self.noise_network = self.network
         if noise_checkpoint is not None:
             self.noise_network = load_network(noise_checkpoint, self.device)
@@ -103,9 +103,9 @@ class Enhancer:
                     raise UdseError(
                         f"noise_checkpoint: expected the {section} settings of the speech prior, {speech}, got {noise}"
                     )
-        elif needs_noise and not self.network.joint:
+        elif find_sampler(self.sampler).noise == "score" and not self.network.joint:
             raise UdseError(
-                f"sampler {sampler!r}: expected a joint speech and noise prior, got a checkpoint of one source; "
+                f"sampler {self.sampler!r}: expected a joint speech and noise prior, got a checkpoint of one source; "
                 "give noise_checkpoint too, or train with --speech and --noise"
             )
         self.precision = _precision(precision, self.device, self.network)
@@ -119,24 +119,26 @@ class Enhancer:
         config = self.network.config
         self.spectral = Spectral(**{**config["stft"], **config["compression"]})
         self.sde = OUVE(**{k: v for k, v in config["sde"].items() if k != "name"})
-        chosen = {**recommended.get("all", {}), **recommended.get(self.sampler, {}), **settings}
-        chosen |= {k: v for k, v in (("steps", steps), ("samples", samples)) if v is not None}
-        if "guidance" in chosen:
-            chosen["strength"] = chosen.pop("guidance")
-        self.options = {k: chosen.pop(k) for k in list(chosen) if k in row.options}
-        unknown = set(chosen) - set(InferenceSettings.__dataclass_fields__)
-        if unknown:
-            raise UdseError(
-                f"Enhancer: unknown setting {', '.join(sorted(unknown))}; there are "
-                f"{', '.join([*InferenceSettings.__dataclass_fields__, *row.options])}"
-            )
-        self.settings = InferenceSettings(**chosen)
         self.score = Prior(self.network, self.noise_network)
         self._passes: Replayed | None = None
         if self.device.type == "cuda":
             self._passes = Replayed(lambda: addresses(self.network.graph, self.noise_network.graph))
         self._stream: Stream | None = None
         self._causal_form: Enhancer | None = None
+
+    def _recommended(self, checkpoint: str | os.PathLike[str] | None) -> dict[str, Any]:
+        """What the checkpoint asks for with this sampler; checked on its own, so that an error names the file."""
+        by_sampler = self.network.config.get("inference", {})
+        recommended = {**by_sampler.get("all", {}), **by_sampler.get(self.sampler, {})}
+        try:
+            _chosen(self.sampler, recommended)
+        except UdseError as error:
+            raise UdseError(f"{checkpoint or 'built-in prior'}: settings for inference: {error}") from error
+        return recommended
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a stream of its own, which starts anew."""
+        return {**self.__dict__, "_stream": None}
 
     # -- whole signals ---------------------------------------------------------------------------------------------
 
@@ -384,7 +386,34 @@ class Enhancer:
             settings = {**OVERLAPPING_STREAM, **own, **settings}
         chosen = replace(source.settings, **settings)
         make_blocks = partial(source.causal_blocks if causal else source.blocks, settings=chosen)
-        return Stream(make_blocks, source.spectral.sample_rate, check_sample_rate(sample_rate), channels)
+        return Stream(
+            make_blocks,
+            source.spectral.sample_rate,
+            check_sample_rate(sample_rate),
+            channels,
+            partial(source._facts, chosen),
+        )
+
+    def _facts(self, settings: InferenceSettings) -> dict[str, Any]:
+        """Everything that the output of a stream depends on besides its input: its state belongs to that."""
+        return {
+            "checkpoint": self._fingerprints[0],
+            "noise_checkpoint": self._fingerprints[1],
+            "precision": self.precision,
+            "device": self.device.type,
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "strength": self.strength,
+            **asdict(settings),
+            **{
+                f"{self.sampler} {name}": value
+                for name, value in (find_sampler(self.sampler).options | self.options).items()
+            },
+        }
+
+    @cached_property
+    def _fingerprints(self) -> tuple[str, str]:
+        return fingerprint(self.network), fingerprint(self.noise_network)
 
     @staticmethod
     def process_many(streams: Sequence[Stream], chunks: Sequence[Any]) -> list[Any]:
@@ -421,6 +450,24 @@ class Enhancer:
     def latency_seconds(self) -> float:
         """Algorithmic latency of the Enhancer's own stream."""
         return self._default_stream().latency_seconds
+
+
+def _chosen(sampler: str, given: dict[str, Any]) -> tuple[InferenceSettings, dict[str, Any]]:
+    """Settings, and options of the sampler, out of one dictionary.
+
+    The weight of the likelihood is called guidance there: `strength` is the attenuation.
+    """
+    spelling = {option: "guidance" if option == "strength" else option for option in OPTIONS}
+    own = {spelling[option]: option for option in find_sampler(sampler).options}
+    settings = InferenceSettings.__dataclass_fields__.keys()
+    unknown = sorted(given.keys() - own.keys() - settings)
+    if foreign := [name for name in unknown if name in spelling.values()]:
+        raise UdseError(f"sampler {sampler!r} has no {', '.join(foreign)}; it has: {', '.join(own) or 'no options'}")
+    if unknown:
+        raise UdseError(f"Enhancer: unknown setting {', '.join(unknown)}; there are {', '.join([*settings, *own])}")
+    options = {own[name]: value for name, value in given.items() if name in own}
+    chosen = InferenceSettings(**{name: value for name, value in given.items() if name in settings})
+    return chosen, find_sampler(sampler).checked(options, spelling)
 
 
 def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from udse_fast.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint, written_whole
+from udse_fast.checks import Range, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
 
@@ -65,8 +66,11 @@ def export_network(
             f"expected an export to {', '.join(KINDS.values())} (by extension: {', '.join(KINDS)}), "
             f"got {kind or path.name!r}"
         )
-    if frames is not None and frames < 1:
-        raise UdseError(f"expected a positive number of frames, got {frames}")
+    if frames is not None:
+        frames = whole_number("frames", frames, Range(1))
+    for name, value, kinds in (("frames", frames, ("torch.export", "onnx")), ("dtype", dtype, ("safetensors",))):
+        if value is not None and kind not in kinds:
+            raise UdseError(f"{name}: expected it with {' or '.join(kinds)} only, got {value} for {kind}; leave it out")
     if network.scripted:
         raise UdseError("expected a safetensors or Lightning checkpoint to export, got TorchScript: give its source")
     if network.device.type != "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from udse_fast.checkpoint import written_whole
-from udse_fast.errors import UdseError
+from udse_fast.errors import UdseError, reason
 
 CONTAINERS = {
     **{f".{name.lower()}": name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "RF64", "W64")},
@@ -25,6 +26,8 @@ CONTAINERS = {
 CHUNK_SECONDS = 10.0
 _WAV_LIMIT = 0xFFFFFFFF - 1024  # bytes that the header of a WAV file can count
 _WRITE_FRAMES = 4096  # libsndfile's Vorbis encoder takes the whole of a call onto the stack
+_LONGER = re.compile(r"\b(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")
+_STREAMED = 0x7FFFF000  # the least size of the data by which programs that write to pipes say that they do not know
 _BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -68,7 +71,7 @@ class Recording:
     def __init__(self, path: Path, file: Any) -> None:
         self.path, self._file = path, file
         self.layout = Layout(
-            file.samplerate, file.channels, file.frames, file.format, file.subtype, file.copy_metadata()
+            file.samplerate, file.channels, _frames(file), file.format, file.subtype, file.copy_metadata()
         )
         self.frames_read = 0
 
@@ -84,7 +87,8 @@ class Recording:
                 chunk = self._file.read(length, dtype=self.layout.dtype, always_2d=True)
             except (soundfile.SoundFileError, OSError) as error:
                 raise UdseError(
-                    f"{self.path}: expected audio, got damaged data after {self._where()} ({_text(error)})"
+                    f"{self.path}: expected audio, got damaged data after {self._where()} ({reason(error)}); "
+                    "copy or download it again, or rescue what is there with ffmpeg -i"
                 ) from None
             if not np.isfinite(chunk).all():
                 frame, channel = np.argwhere(~np.isfinite(chunk))[0]
@@ -120,16 +124,17 @@ def open_recording(path: Path) -> Iterator[Recording]:
     try:
         # not by name: soundfile would ask for the sample rate of whatever is called .raw
         with open(path, "rb") as raw:
-            if not raw.read(1):
-                raise UdseError(f"{path}: expected audio, got an empty file")
-        file = _Sequential(path) if path.suffix.lower() != ".raw" else None
+            empty = not raw.read(1)
+        file = _Sequential(path) if not empty and path.suffix.lower() != ".raw" else None
     except OSError as error:
-        raise UdseError(f"{path}: {error.strerror or _text(error)}; expected a readable audio file") from None
+        raise UdseError(f"{path}: {error.strerror or reason(error)}; expected a readable audio file") from None
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         raise UdseError(
             f"{path}: expected audio that libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...), "
-            f"got something else ({_text(error)}); convert it first"
+            f"got something else ({reason(error)}); convert it first"
         ) from None
+    if empty:
+        raise UdseError(f"{path}: expected audio, got an empty file")
     if file is None:
         raise UdseError(f"{path}: a raw file does not say its sample rate; pipe it through udse-fast stream")
     with file:
@@ -186,7 +191,7 @@ def written_audio(
         except (soundfile.SoundFileError, ValueError, TypeError) as error:
             raise UdseError(
                 f"{path}: {container} {subtype} does not hold {source.channels} channels at "
-                f"{source.sample_rate} Hz ({_text(error)}); use another extension, such as .wav"
+                f"{source.sample_rate} Hz ({reason(error)}); use another extension, such as .wav"
             ) from None
         if lost:
             notice(f"{path}: {lost}")
@@ -201,7 +206,7 @@ def written_audio(
                 try:
                     file.write(part)
                 except (soundfile.SoundFileError, AssertionError) as error:
-                    raise UdseError(f"{path}: cannot write ({_text(error)}); is the disk full?") from None
+                    raise UdseError(f"{path}: cannot write ({reason(error)}); is the disk full?") from None
 
         try:
             yield write
@@ -209,5 +214,10 @@ def written_audio(
             file.close()
 
 
-def _text(error: BaseException) -> str:
-    return " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".") or type(error).__name__
+def _frames(file: Any) -> int:
+    """As the header says. libsndfile counts what is there, and notes in its log where the header says more."""
+    if noted := _LONGER.search(file.extra_info):
+        said, there = int(noted[1]), int(noted[2])
+        if there < said < _STREAMED:
+            return round(file.frames * said / there)
+    return int(file.frames)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from udse_fast.cuda_graphs import WholePass, run_alike
-from udse_fast.diffusion import Pass, Result, ScoreAnswer, ScoreRequest
+from udse_fast.diffusion import Pass, Result, ScoreAnswer, ScoreRequest, asked_score
 from udse_fast.kernels.predictor_corrector.reference import tweedie_mean
 
 
@@ -66,12 +66,12 @@ def _answered(requests: list[Any]) -> list[Any]:
 def _single(request: ScoreRequest) -> ScoreAnswer:
     score, state = request.score, request.state
     if not request.wants_deviation:
-        return score(state, request.time, request.source), None
+        return asked_score(score, state, request.time, request.source), None
     told = getattr(score, "with_deviation", None)
     if told is not None:
         answer: ScoreAnswer = told(state, request.time, request.source)
         return answer
-    return _with_guessed_deviation(score(state, request.time, request.source), request)
+    return _with_guessed_deviation(asked_score(score, state, request.time, request.source), request)
 
 
 def _with_guessed_deviation(value: Tensor, request: ScoreRequest) -> ScoreAnswer:

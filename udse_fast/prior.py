@@ -21,8 +21,12 @@ class Prior:
         self.networks = {"speech": speech, "noise": noise or speech}
         if speech.tells_deviation:
             self.with_deviation = self._with_deviation
-        if speech is self.networks["noise"]:
-            self.batch_key = id(speech)
+
+    @property
+    def batch_key(self) -> int | None:
+        """Equal for those that share a network for everything; not kept, as a copy has a network of its own."""
+        speech, noise = self.networks.values()
+        return id(speech) if speech is noise else None
 
     def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
         """S(s, t), (B, F, T) complex."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from udse_fast.checks import Range, complex_tensor, described, flag, real_number, whole_number
 from udse_fast.cuda_graphs import Replayed, WholePass
-from udse_fast.diffusion import Likelihood, Pass, Score, reverse_diffusion
+from udse_fast.diffusion import Likelihood, Pass, Score, asked_score, reverse_diffusion
 from udse_fast.errors import UdseError
+from udse_fast.kernels.complex_normal import NoiseKey
 from udse_fast.likelihoods.ddrm import DDRM
 from udse_fast.likelihoods.depse import DEPSEIL, DEPSETL
 from udse_fast.likelihoods.diffuseen import DiffUSEEN
@@ -24,6 +26,20 @@ from udse_fast.lockstep import run
 from udse_fast.noise_models import NMF, NoiseModel, start_nmf
 from udse_fast.randomness import Draw, counter_based
 from udse_fast.sde import OUVE, Time, time_grid
+
+CORRECTOR_SNR = Range(0, 10)
+SEEDS = Range(0, 2**64 - 1)
+OPTIONS: dict[str, Range | None] = {
+    "strength": Range(0, 1000),
+    "observation_variance": Range(0, 100, excluded=True),
+    "renewal": Range(0, 1),
+    "caution": Range(0, 1000),
+    "doubt": Range(0, 1000),
+    "divide_tweedie": None,
+    "paper_posterior": None,
+    "perturb_residual": None,
+}
+"""Option of a sampler -> range of the number, None: true or false."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,21 @@ class Sampler:
         given = {"mixture", "noise_model", "score", "times", "em_rounds"}
         parameters = inspect.signature(self.likelihood).parameters
         return {name: p.default for name, p in parameters.items() if name not in given}
+
+    def checked(self, options: dict[str, Any], spelling: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Options of this sampler as Python's numbers.
+
+        Args:
+            spelling: what `Enhancer` calls an option, where that differs.
+
+        Raises:
+            UdseError: another kind, or out of range.
+        """
+        checked: dict[str, Any] = {}
+        for name, value in options.items():
+            bounds, shown = OPTIONS[name], (spelling or {}).get(name, name)
+            checked[name] = flag(shown, value) if bounds is None else real_number(shown, value, bounds)
+        return checked
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -63,7 +94,7 @@ def sampler_names() -> list[str]:
 
 def find_sampler(name: str) -> Sampler:
     """The row of the table, or one line that lists the names."""
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise UdseError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {name!r}")
     return SAMPLERS[name]
 
@@ -149,22 +180,33 @@ def posterior_pass(
         UdseError: unknown sampler or option, wrong shape or dtype, mixture that is not finite, diverged pass.
     """
     row = find_sampler(sampler)
-    _check(mixture, steps, samples, rank, em_rounds)
+    _check_mixture(mixture)
+    if not callable(score):
+        raise UdseError(f"score: expected a function score(state, time, source), got {type(score).__name__}")
+    steps, samples, rank, em_rounds = (
+        whole_number(name, value, Range(1))
+        for name, value in (("steps", steps), ("samples", samples), ("rank", rank), ("em_rounds", em_rounds))
+    )
+    seed = whole_number("seed", seed, SEEDS)
+    corrector_snr = real_number("corrector_snr", corrector_snr, CORRECTOR_SNR)
     unknown = set(options) - set(row.options)
     if unknown:
         known = ", ".join(row.options) or "none"
         raise UdseError(f"sampler {sampler!r}: unknown option {', '.join(sorted(unknown))}; it has: {known}")
+    options = row.checked(options)
     sde = sde or OUVE()
     times = time_grid(steps) if times is None else list(times)
     if row.noise == "nmf" and noise_model is None:
-        W, H = initial_nmf if initial_nmf is not None else start_nmf(mixture, rank, seed)
+        W, H = start_nmf(mixture, rank, seed) if initial_nmf is None else _checked_factors(initial_nmf, mixture)
         noise_model = NMF(W.to(mixture.real), H.to(mixture.real))
     nmf = noise_model if isinstance(noise_model, NMF) else None
     wanted = inspect.signature(row.likelihood).parameters
+    drawn = None if randomness is None else _checked_draw(randomness, (samples, *mixture.shape))
+    ask = functools.partial(asked_score, score)
 
     def whole(mixture: Tensor, first_frame: int | Tensor, *factors: Tensor) -> Pass[tuple[Any, ...]]:
         model = NMF(factors[0], factors[1], nmf.iterations, nmf.fixed_w) if nmf is not None else noise_model
-        given = {"mixture": mixture, "noise_model": model, "score": score, "times": times, "em_rounds": em_rounds}
+        given = {"mixture": mixture, "noise_model": model, "score": ask, "times": times, "em_rounds": em_rounds}
         likelihood = row.likelihood(**{name: value for name, value in given.items() if name in wanted}, **options)
         states = yield from reverse_diffusion(
             score,
@@ -173,7 +215,7 @@ def posterior_pass(
             samples=samples,
             times=times,
             dt=1 / len(times) if dt is None else dt,
-            draw=randomness or counter_based(seed, first_frame),
+            draw=drawn or counter_based(seed, first_frame),
             sde=sde,
             corrector_snr=corrector_snr,
             corrected_sources=corrected_sources,
@@ -214,12 +256,35 @@ def posterior_sample(mixture: Tensor, score: Score, sampler: str = "diffuseen", 
     return run(posterior_pass(mixture, score, sampler, **arguments))
 
 
-def _check(mixture: Tensor, steps: int, samples: int, rank: int, em_rounds: int) -> None:
+def _check_mixture(mixture: Any) -> None:
     if not isinstance(mixture, Tensor) or mixture.ndim != 2 or not mixture.is_complex() or mixture.numel() == 0:
-        got = f"{tuple(mixture.shape)} {mixture.dtype}" if isinstance(mixture, Tensor) else type(mixture).__name__
-        raise UdseError(f"mixture: expected a complex tensor (F, T), compressed and normalised, got {got}")
+        raise UdseError(
+            f"mixture: expected a complex tensor (F, T), compressed and normalised, got {described(mixture)}"
+        )
     if not torch.isfinite(torch.view_as_real(mixture)).all():
         raise UdseError("mixture: expected finite numbers, got NaN or infinity; clean the input first")
-    for name, value in (("steps", steps), ("samples", samples), ("rank", rank), ("em_rounds", em_rounds)):
-        if not isinstance(value, int) or value < 1:
-            raise UdseError(f"{name}: expected an integer >= 1, got {value!r}")
+
+
+def _checked_factors(factors: Any, mixture: Tensor) -> tuple[Tensor, Tensor]:
+    """W (F, R) and H (R, T) of a variance, which is finite and not negative."""
+    given = tuple(factors) if isinstance(factors, (tuple, list)) else (factors,)
+    tensors = [f for f in given if isinstance(f, Tensor) and f.ndim == 2 and f.is_floating_point()]
+    if len(given) == len(tensors) == 2:
+        W, H = tensors
+        fits = W.shape[1] == H.shape[0] > 0 and (len(W), H.shape[1]) == mixture.shape
+        if fits and all(bool(torch.isfinite(f).all() and (f >= 0).all()) for f in tensors):
+            return W, H
+    raise UdseError(
+        f"initial_nmf: expected two real tensors W ({mixture.shape[0]}, R) and H (R, {mixture.shape[1]}), finite and "
+        f">= 0, got {' and '.join(described(f) for f in given)}"
+    )
+
+
+def _checked_draw(draw: Draw, shape: tuple[int, ...]) -> Draw:
+    """`draw`, and one line where what it gives does not fit the states."""
+
+    def checked(name: str, index: int) -> Tensor | NoiseKey:
+        value = draw(name, index)
+        return value if isinstance(value, NoiseKey) else complex_tensor(f"randomness({name}, {index})", value, shape)
+
+    return checked

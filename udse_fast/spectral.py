@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,15 +12,15 @@ from torch import Tensor
 from udse_fast.errors import UdseError
 from udse_fast.kernels.compression import compress, decompress
 
+WINDOWS: Final = ("hann", "sqrt_hann")
+
 
 @lru_cache(maxsize=16)
 def _window(name: str, n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     hann = torch.hann_window(n_fft, periodic=True, device=device, dtype=dtype)
-    if name == "hann":
-        return hann
-    if name == "sqrt_hann":
-        return hann.sqrt()
-    raise UdseError(f"stft window: expected 'hann' or 'sqrt_hann', got {name!r}")
+    if name not in WINDOWS:
+        raise UdseError(f"stft window: expected {' or '.join(map(repr, WINDOWS))}, got {name!r}")
+    return hann.sqrt() if name == "sqrt_hann" else hann
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast.audio import AudioFormat
-from udse_fast.diffusion import Pass
+from udse_fast.checkpoint import tensor_bytes
+from udse_fast.checks import Range, described, whole_number
+from udse_fast.diffusion import Pass, Result
 from udse_fast.errors import UdseError
 from udse_fast.lockstep import in_step, run
 from udse_fast.resampling import Resampler
+
+STATE_VERSION = 1
+Outputs = list[list[NDArray[np.float32]]]
+"""Speech and noise of every channel."""
 
 
 class Blocks(Protocol):
@@ -29,8 +38,20 @@ class Blocks(Protocol):
         """Samples that must follow a sample before it is given out, at most."""
 
     @property
+    def first(self) -> int:
+        """Samples that must come before anything is given out."""
+
+    @property
+    def advance(self) -> int:
+        """Samples that are given out at a time."""
+
+    @property
     def outputs(self) -> int:
         """Signals that come out for the one that goes in."""
+
+    @property
+    def kind(self) -> str:
+        """What a state must be of to be taken over."""
 
     def pushing(self, samples: Tensor) -> Pass[Tensor]:
         """(n,) -> (outputs, m)."""
@@ -87,34 +108,47 @@ class Stream:
     Methods may be called from several threads; each call sees the signal as the calls before it left it.
     """
 
-    def __init__(self, make_blocks: Callable[[], Blocks], network_rate: int, sample_rate: int, channels: int) -> None:
-        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-            raise UdseError(f"channels: expected a whole number >= 1, got {channels!r}")
-        self.sample_rate, self.channels = sample_rate, channels
+    def __init__(
+        self,
+        make_blocks: Callable[[], Blocks],
+        network_rate: int,
+        sample_rate: int,
+        channels: int,
+        facts: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.sample_rate, self.channels = sample_rate, whole_number("channels", channels, Range(1, 1024))
         self._make_blocks, self._network_rate = make_blocks, network_rate
+        self._facts = facts  # what a state belongs to, besides rate, channels and blocks
         self._lock = threading.RLock()
         self.reset()
+
+    def __getstate__(self) -> NoReturn:
+        raise UdseError("a Stream is not copied; state() gives what restore() of another stream goes on from")
 
     def reset(self) -> None:
         """Forget everything; the next sample is the first."""
         with self._lock:
-            self._channels = [
-                _Channel(self._make_blocks(), self.sample_rate, self._network_rate) for _ in range(self.channels)
-            ]
+            self._channels = self._new_channels()
             self._format: AudioFormat | None = None
             self._received = self._returned = 0
             self._busy_seconds = 0.0
             self._last_seconds = 0.0
 
+    def _new_channels(self) -> list[_Channel]:
+        return [_Channel(self._make_blocks(), self.sample_rate, self._network_rate) for _ in range(self.channels)]
+
     @property
     def latency_samples(self) -> int:
-        """Greatest number of samples, at the stream's rate, that must follow a sample before it is returned.
-
-        Exact at the network's rate; at others it is an upper bound, with the time that resampling there and back takes.
-        """
-        rate, network_rate, channel = self.sample_rate, self._network_rate, self._channels[0]
-        at_network_rate = channel.blocks.latency + channel.after[0].delay
-        return channel.before.delay + at_network_rate * rate // network_rate
+        """Greatest number of samples, at the stream's rate, that must follow a sample before it is returned: exact."""
+        channel = self._channels[0]
+        common = math.gcd(self.sample_rate, self._network_rate)
+        rate, network_rate = self.sample_rate // common, self._network_rate // common
+        # in units of 1 / network_rate of our samples
+        held = (channel.blocks.latency + channel.after[0].delay) * rate
+        # blocks end at samples first - 1, first - 1 + advance, ... of the network's rate, which are not all of ours:
+        # the whole sample that is missing where none of them falls late enough between two
+        end = (channel.blocks.first - 1) * rate % math.gcd(channel.blocks.advance, network_rate)
+        return channel.before.delay + held // network_rate - (end > held % network_rate)
 
     @property
     def latency_seconds(self) -> float:
@@ -143,16 +177,16 @@ class Stream:
 
     def separate(self, chunk: Any) -> tuple[Any, Any]:
         """`process` with the noise as well."""
-        with self._lock, torch.inference_mode():
-            return run(self._separating(self._checked(chunk)))
+        with self._lock:
+            return self._given_back(_run([self._separating(self._checked(chunk))])[0])
 
     def _checked(self, chunk: Any) -> NDArray[np.float32]:
         """Samples (channels, n) of a chunk; nothing has happened where it is refused."""
         audio_format = AudioFormat.of(chunk, "chunk")
         if self._format is not None and audio_format != self._format:
             raise UdseError(
-                f"chunk: expected the form of the first one ({self._format.dtype}, "
-                f"{'torch' if self._format.is_torch else 'numpy'}), got {audio_format}; reset() starts a new signal"
+                f"chunk: expected chunks like the first, {self._format}, got {audio_format}; "
+                "reset() starts a new signal"
             )
         samples = np.nan_to_num(audio_format.to_float(chunk), nan=0.0, posinf=0.0, neginf=0.0)
         if samples.shape[0] != self.channels:
@@ -160,14 +194,14 @@ class Stream:
         self._format = audio_format
         return samples
 
-    def _separating(self, samples: NDArray[np.float32]) -> Pass[tuple[Any, Any]]:
+    def _separating(self, samples: NDArray[np.float32]) -> Pass[Outputs]:
         started = time.perf_counter()
         passes = [channel.pushing(row) for channel, row in zip(self._channels, samples, strict=True)]
         results = yield from in_step(passes)
         self._last_seconds = time.perf_counter() - started
         self._busy_seconds += self._last_seconds
         self._received += samples.shape[1]
-        return self._given_back(results)
+        return results
 
     def flush(self) -> Any:
         """The rest of the signal; afterwards the stream starts anew."""
@@ -175,18 +209,18 @@ class Stream:
 
     def flush_separate(self) -> tuple[Any, Any]:
         """`flush` with the noise as well."""
-        with self._lock, torch.inference_mode():
+        with self._lock:
             if self._format is None:
                 empty = np.zeros(0 if self.channels == 1 else (self.channels, 0), np.float32)
                 return empty, empty.copy()
-            results = run(in_step([channel.finishing() for channel in self._channels]))
+            results = _run([channel.finishing() for channel in self._channels])
             left = self._received - self._returned  # the way there and back may give a sample or so more
-            results = [[out[:left] for out in pair] for pair in results]
-            out = self._given_back(results)
+            out = self._given_back([[out[:left] for out in pair] for pair in results])
             self.reset()
             return out
 
-    def _given_back(self, results: list[list[NDArray[np.float32]]]) -> tuple[Any, Any]:
+    def _given_back(self, results: Outputs) -> tuple[Any, Any]:
+        """Outside of inference mode, whose tensors could not be used for everything."""
         assert self._format is not None
         speech, noise = (np.stack(rows) for rows in zip(*results, strict=True))
         self._returned += speech.shape[1]
@@ -196,44 +230,79 @@ class Stream:
         """A copy of everything that the samples to come depend on: a dict of tensors, arrays, numbers and lists.
 
         `torch.save` writes it (`torch.load(..., weights_only=False)` reads it); `restore` of a stream that was opened
-        with the same settings goes on from it.
+        with the same settings, of an Enhancer with the same prior, goes on from it.
         """
         with self._lock:
-            return copy.deepcopy(self._present())
+            content = {
+                "channels": [channel.state() for channel in self._channels],
+                "format": None if self._format is None else asdict(self._format),
+                "received": self._received,
+                "returned": self._returned,
+            }
+            facts = self._all_facts()
+            return {"belongs_to": facts, "content": copy.deepcopy(content), "digest": _digest([facts, content])}
 
-    def _present(self) -> dict[str, Any]:
-        return {
-            "sample_rate": self.sample_rate,
-            "channels": [channel.state() for channel in self._channels],
-            "format": self._format,
-            "received": self._received,
-            "returned": self._returned,
-        }
+    def _all_facts(self) -> dict[str, Any]:
+        facts = {name: value for name, value in self._facts().items() if name != "block_frames"}  # `blocks` has them
+        blocks = self._channels[0].blocks.kind
+        own = {"version": STATE_VERSION, "sample_rate": self.sample_rate, "channels": self.channels, "blocks": blocks}
+        return own | facts
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`, bit for bit as the stream that it was taken from.
 
         Raises:
-            UdseError: not a state, or that of a stream with other settings.
+            UdseError: not a state, a damaged one, or that of a stream with other settings; this stream is as before.
         """
         with self._lock:
-            ours, theirs = _kind(self._present()), _kind(state)
-            if ours != theirs:
-                raise UdseError(f"restore: expected the state of a stream of {ours}, got {theirs}")
-            state = copy.deepcopy(state)
-            for channel, kept in zip(self._channels, state["channels"], strict=True):
+            if not isinstance(state, dict) or not isinstance(state.get("belongs_to"), dict):
+                raise UdseError(f"restore: expected what state() of a stream gave, got {type(state).__name__}")
+            ours, theirs = self._all_facts(), state["belongs_to"]
+            if changed := [n for n in {**ours, **theirs} if repr(ours.get(n)) != repr(theirs.get(n))]:
+                expected, got = (", ".join(f"{n} {facts.get(n)!r}" for n in changed) for facts in (ours, theirs))
+                raise UdseError(f"restore: expected the state of a stream with {expected}; got one with {got}")
+            # with these facts and the right digest, the content is that of such a stream: nothing else can be wrong
+            try:
+                content = copy.deepcopy(state["content"])
+                intact = str(state["digest"]) == _digest([theirs, content])
+            except Exception:  # whatever is in there instead
+                intact = False
+            if not intact:
+                raise UdseError(
+                    "restore: expected a state as state() gave it, got one that was damaged or changed since; "
+                    "take another one"
+                )
+            channels = self._new_channels()
+            for channel, kept in zip(channels, content["channels"], strict=True):
                 channel.restore(kept)
-            self._format = state["format"]
-            self._received, self._returned = state["received"], state["returned"]
+            self._channels = channels
+            self._format = None if content["format"] is None else AudioFormat(**content["format"])
+            self._received, self._returned = content["received"], content["returned"]
 
 
-def _kind(state: Any) -> str:
-    """What must fit for one state to be put in place of another."""
-    try:
-        blocks = state["channels"][0]["blocks"]["kind"]
-        return f"{state['sample_rate']} Hz, {len(state['channels'])} channel(s), blocks: {blocks}"
-    except (TypeError, KeyError, IndexError):
-        return f"something else ({type(state).__name__})"
+def _run(passes: Sequence[Pass[Result]]) -> list[Result]:
+    with torch.inference_mode():
+        return run(in_step(passes))
+
+
+def _digest(value: Any) -> str:
+    """Hash of dicts and lists of tensors, arrays and plain values; equal after a copy, or a way through a file."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, (Tensor, np.ndarray)):
+            place = value.device.type if isinstance(value, Tensor) else ""
+            digest.update(f"{described(value)} {place};".encode())
+            digest.update(tensor_bytes(value) if isinstance(value, Tensor) else value.tobytes())
+        elif isinstance(value, (dict, list, tuple)):
+            digest.update(f"{type(value).__name__} {len(value)};".encode())
+            for part in value.items() if isinstance(value, dict) else value:
+                add(part)
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add(value)
+    return digest.hexdigest()
 
 
 def process_together(streams: Sequence[Stream], chunks: Sequence[Any]) -> list[Any]:
@@ -247,7 +316,6 @@ def process_together(streams: Sequence[Stream], chunks: Sequence[Any]) -> list[A
     with contextlib.ExitStack() as stack:
         for stream in sorted(streams, key=id):  # one order for all threads
             stack.enter_context(stream._lock)
-        stack.enter_context(torch.inference_mode())
         checked = [stream._checked(chunk) for stream, chunk in zip(streams, chunks, strict=True)]
-        passes = [stream._separating(samples) for stream, samples in zip(streams, checked, strict=True)]
-        return [speech for speech, _ in run(in_step(passes))]
+        results = _run([stream._separating(samples) for stream, samples in zip(streams, checked, strict=True)])
+        return [stream._given_back(result)[0] for stream, result in zip(streams, results, strict=True)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udse_fast.commands.options import add_enhancer_arguments, make_enhancer
-from udse_fast.errors import UdseError, report_error
+from udse_fast.errors import UdseError, notice, report_error
 
 if TYPE_CHECKING:
     from udse_fast.enhancer import Enhancer
@@ -30,12 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", type=Path, nargs="*", metavar="IN", help="recordings, or folders of them")
     add("--example", action="store_true", help="enhance the noisy recording that comes with the package")
-    add("-o", "--out", type=Path, required=True, metavar="OUT", help="file (for one input) or folder; "
+    add("-o", "--out", required=True, metavar="OUT", help="file (for one input) or folder; "
         "sample rate, channels, subtype and container are kept")  # fmt: skip
-    add("--noise-out", type=Path, metavar="OUT", help="write what was taken away too, like -o")
+    add("--noise-out", metavar="OUT", help="write what was taken away too, like -o")
     add(
         "--plot",
-        type=Path,
         metavar="FILE.png",
         help="spectrograms before and after; a folder for several inputs",
     )
@@ -93,19 +92,27 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[list[Path]]:
 
 def _jobs(inputs: list[Path], arguments: argparse.Namespace) -> list[Job]:
     """What to read and write; everything is checked before the first recording is enhanced."""
-    from udse_fast.files import container_of
+    from udse_fast.files import CONTAINERS, container_of
     from udse_fast.plots import check_plotting
 
-    folders = [path for path in (arguments.out, arguments.noise_out) if path is not None]
+    folders = [Path(target) for target in (arguments.out, arguments.noise_out) if target is not None]
     sources = [source for given in inputs for source in _sources(given, folders)]
     single = len(inputs) == 1 and not inputs[0].is_dir()
 
-    def place(target: Path | None, name: Path) -> Path | None:
-        if target is None or (single and not target.is_dir()):
-            return target
-        if target.exists() and not target.is_dir():
-            raise UdseError(f"{target}: expected a folder for several inputs, got a file")
-        return target / name
+    def place(target: str | None, name: Path) -> Path | None:
+        """A folder is one that exists, one by the slash at its end, or the place of several inputs."""
+        if target is None:
+            return None
+        path = Path(target)
+        if path.is_dir():
+            return path / name
+        if single and not target.endswith("/"):
+            if not path.parent.is_dir():
+                raise UdseError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+            return path
+        if path.exists() or (not single and path.suffix.lower() in (*CONTAINERS, ".png")):
+            raise UdseError(f"{path}: expected a folder for several inputs, got a file or the name of one")
+        return path / name
 
     jobs = []
     for source, name in sources:
@@ -126,9 +133,8 @@ def _jobs(inputs: list[Path], arguments: argparse.Namespace) -> list[Job]:
                 container_of(sound)
         if job.plot is not None:
             check_plotting(job.plot)
-    if not single:
-        for folder in {target.parent for job in jobs for target in job.targets}:
-            folder.mkdir(parents=True, exist_ok=True)
+    for folder in {target.parent for job in jobs for target in job.targets}:
+        folder.mkdir(parents=True, exist_ok=True)
     return jobs
 
 
@@ -169,7 +175,7 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) ->
         except UdseError as error:
             raise UdseError(f"{job.source}: {error}") from None
         writers = [
-            stack.enter_context(written_audio(path, layout, _notice))
+            stack.enter_context(written_audio(path, layout, notice))
             for path in (job.out, job.noise_out)
             if path is not None
         ]
@@ -205,11 +211,7 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) ->
         give_out(stream.flush_separate())
     wall, seconds = time.perf_counter() - started, recording.seconds_read
     if expected - seconds > TRUNCATED_SECONDS:
-        _notice(f"{job.source}: truncated, it ends after {seconds:.2f} of {expected:.2f} s")
+        notice(f"{job.source}: truncated, it ends after {seconds:.2f} of {expected:.2f} s")
     if job.plot is not None:
         draw_spectrograms(job.plot, panels)
     return f"{job.source} -> {job.out}: {seconds:.2f} s in {wall:.2f} s, RTF {wall / seconds:.2f}"
-
-
-def _notice(text: str) -> None:
-    print(f"udse-fast: {text}", file=sys.stderr)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from udse_fast import __version__
+from udse_fast.errors import UdseError
 
 OPTIONAL = {
     "matplotlib": "plot",
@@ -90,13 +91,17 @@ def _devices() -> Iterator[str]:
 
 
 def _kernels() -> Iterator[str]:
-    from udse_fast.backends import backends
+    from udse_fast.backends import backends, forced_backend, isa
 
     for backend in backends():
         yield f"{backend.name:<10} {'yes' if backend.available else 'no '}  {backend.detail}"
-    for name in ("UDSE_BACKEND", "UDSE_FORCE_ISA"):
+    for name, check in (("UDSE_BACKEND", forced_backend), ("UDSE_FORCE_ISA", isa)):
         if name in os.environ:
-            yield f"{name}={os.environ[name]} is set"
+            try:
+                check()
+                yield f"{name}={os.environ[name]} is set"
+            except (UdseError, ImportError) as error:
+                yield f"{name}={os.environ[name]} is invalid: {error}"
 
 
 def _optional() -> Iterator[str]:

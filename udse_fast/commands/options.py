@@ -74,12 +74,15 @@ def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "precision",
     )
     settings = {name: getattr(arguments, name) for name in names}
-    more = dict(_setting(text) for text in arguments.set)
     if arguments.readout is not None:
-        more["readout"] = arguments.readout
-    if taken := more.keys() & settings.keys():
-        raise UdseError(f"--set: {', '.join(sorted(taken))} has an option of its own, use that")
-    return settings | more
+        settings["readout"] = arguments.readout
+    for text in arguments.set:
+        name, value = _setting(text)
+        if name in settings:
+            reason = "has an option of its own, use that" if hasattr(arguments, name) else "is given twice"
+            raise UdseError(f"--set: {name} {reason}")
+        settings[name] = value
+    return settings
 
 
 def make_enhancer(arguments: argparse.Namespace, **overrides: Any) -> Enhancer:
@@ -96,6 +99,6 @@ def _setting(text: str) -> tuple[str, Any]:
     for read in (json.loads, float):  # .2 is no JSON
         try:
             return name, read(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     return name, value

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from udse_fast.commands.options import add_enhancer_arguments, make_enhancer
-from udse_fast.errors import UdseError
+from udse_fast.errors import UdseError, notice
 
 if TYPE_CHECKING:
     from udse_fast.streaming import Stream
@@ -32,7 +32,7 @@ def add_block_arguments(parser: argparse.ArgumentParser) -> None:
     """Length of the blocks, hence the latency."""
     add = parser.add_argument
     add("--block-frames", type=int, metavar="K",
-        help="frames of 16 ms of a causal block, latency K + 1 of them (causal priors, as the built-in)")  # fmt: skip
+        help="1 to 8 frames of 16 ms at a time, latency K + 1 of them (causal priors, as the built-in)")  # fmt: skip
     add("--block-seconds", type=float, metavar="S",
         help="overlapping blocks of this length, which is the latency, for any prior (its default: 2)")  # fmt: skip
     add("--overlap-seconds", type=float, metavar="S",
@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Until the end of stdin."""
     import numpy as np
 
+    if sys.stdin is None or sys.stdout is None:
+        raise UdseError("expected raw PCM on stdin and a pipe or file on stdout, got one of them closed")
     source, target = sys.stdin.fileno(), sys.stdout.fileno()
     if os.isatty(source) or os.isatty(target):
         raise UdseError(
@@ -65,8 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     stream = open_block_stream(arguments)
     if not arguments.quiet:
-        print(f"udse-fast: {arguments.rate} Hz, {arguments.channels} channel(s), latency "
-            f"{stream.latency_seconds:.3f} s", file=sys.stderr)  # fmt: skip
+        notice(f"{arguments.rate} Hz, {arguments.channels} channel(s), latency {stream.latency_seconds:.3f} s")
     dtype = np.dtype(FORMATS[arguments.format])
     frame_bytes = dtype.itemsize * arguments.channels
 
@@ -87,8 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     factor = stream.real_time_factor
     give_out(stream.flush())
     if rest:
-        print(f"udse-fast: {len(rest)} bytes at the end are less than a sample of every channel, left out; "
-            "do --format and --channels fit?", file=sys.stderr)  # fmt: skip
+        notice(
+            f"{len(rest)} bytes at the end are less than a sample of every channel, left out; "
+            "do --format and --channels fit?"
+        )
     if not arguments.quiet:
-        print(f"udse-fast: {frames / arguments.rate:.2f} s, real-time factor {factor:.2f}", file=sys.stderr)
+        notice(f"{frames / arguments.rate:.2f} s, real-time factor {factor:.2f}")
     return 0

@@ -380,8 +380,9 @@ def _enhancer() -> Any:
 def _score_task(task: Task) -> ScoreRow:
     pair = task.pair
     enhancer: Any = _enhancer() if task.estimate is None else None
+    recordings = [read_audio(path) for path in (pair.clean, pair.noisy, task.estimate) if path is not None]
     try:
-        (clean, noisy), note = cut_to_shortest([read_audio(pair.clean), read_audio(pair.noisy)])
+        (clean, noisy), note = cut_to_shortest(recordings[:2])
         values: dict[str, float] = {}
         if task.estimate is None:
             start = time.perf_counter()
@@ -391,7 +392,7 @@ def _score_task(task: Task) -> ScoreRow:
             if task.write is not None:
                 _keep(estimate, task.write, pair)
         else:
-            (clean, noisy, estimate), cut = cut_to_shortest([clean, noisy, read_audio(task.estimate)])
+            (clean, noisy, estimate), cut = cut_to_shortest([clean, noisy, recordings[2]])
             note = cut or note
         if len(clean) <= task.skip:
             raise UdseError(f"expected more than --skip-seconds {task.skip / SAMPLE_RATE:g}, got {len(clean)} samples")

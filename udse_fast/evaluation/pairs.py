@@ -13,7 +13,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from udse_fast.errors import UdseError
+from udse_fast.errors import UdseError, reason
 from udse_fast.evaluation.metrics import SAMPLE_RATE
 from udse_fast.training.corpus import audio_files
 
@@ -153,11 +153,13 @@ def read_audio(path: Path) -> NDArray[np.float64]:
     try:
         audio, rate = soundfile.read(path, dtype="float64", always_2d=True)
     except (OSError, soundfile.SoundFileError) as error:
-        raise UdseError(f"expected a readable audio file, got {path}: {error}") from None
+        raise UdseError(
+            f"{path}: expected a readable audio file ({reason(error)}); repair or convert it, or leave the pair out"
+        ) from None
     if audio.shape[1] != 1:
-        raise UdseError(f"expected mono recordings, got {audio.shape[1]} channels in {path}: choose one channel")
+        raise UdseError(f"{path}: expected mono recordings, got {audio.shape[1]} channels; choose one channel")
     if not len(audio):
-        raise UdseError(f"expected audio in {path}, got no samples: leave the file out")
+        raise UdseError(f"{path}: expected audio, got no samples; leave the pair out")
     signal: NDArray[np.float64] = audio[:, 0] if rate == SAMPLE_RATE else soxr.resample(audio[:, 0], rate, SAMPLE_RATE)
     return signal
 

@@ -49,7 +49,7 @@ class Memory:
     def values(self, batch: int, size: int) -> Tensor:
         """(batch, size), zeros before the first block."""
         if not self.kept:
-            self.kept = [torch.zeros(batch, size)]
+            self.kept = [torch.zeros(batch, size, dtype=torch.float32)]
         return self.kept[0]
 
 
@@ -77,7 +77,11 @@ class CausalCore:
             dilations.append(block.conv1.time_dilation)
         self.network = _core.CausalNetwork(arrays, dilations)
         self._memory_size = self.network.memory_size
-        self.threads = threads
+        self._module, self.threads = module, threads
+
+    def __reduce__(self) -> tuple[type[CausalCore], tuple[Compact, int]]:
+        """A copy, or what comes out of a pickle, is made anew from the network."""
+        return CausalCore, (self._module, self.threads)
 
     def posterior(
         self, noisy: Tensor, noise_level: float | Tensor, label: Tensor | None, memory: Memory

@@ -24,6 +24,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
+LEARNING_RATES = {"compact": 2e-3, "ncsnpp": 1e-4}
+"""By architecture: of Muon and AdamW together, and the published one, of Adam."""
 COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
 """Half overlap: half the frames, hence half the cost, of the published transform."""
 
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=20_000, help="optimizer steps in all (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="crops a step (default: %(default)s)")
     add("--crop-seconds", type=float, default=2.0, help="(default: %(default)s)")
-    add("--learning-rate", type=float, default=2e-3, help="(default: %(default)s)")
+    add("--learning-rate", type=float, help="(default: 2e-3, of the published networks 1e-4)")
     add(
         "--decay-share",
         type=float,
@@ -108,7 +110,8 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return PRECISIONS[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # older GPUs emulate bfloat16, slowly, and float16 would need its loss scaled
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
@@ -180,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         crop_seconds=arguments.crop_seconds,
-        learning_rate=arguments.learning_rate,
+        learning_rate=arguments.learning_rate or LEARNING_RATES[architecture["name"]],
         decay_share=arguments.decay_share,
         ema=arguments.ema,
         augmentation=augmentation,

@@ -11,9 +11,10 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from udse_fast.errors import UdseError
+from udse_fast.errors import UdseError, reason
 
 AUDIO_SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) | {".opus", ".oga"}
+SHORTEST_SECONDS = 0.032  # one window of the STFT: shorter recordings are left out
 SILENCE = 1e-4  # peak below which a recording (or crop) is not used: -80 dBFS
 
 
@@ -58,6 +59,12 @@ def split_speakers(files: list[Path], folder: Path, share: float) -> tuple[list[
     )
 
 
+def _unreadable(path: Path, error: BaseException) -> UdseError:
+    return UdseError(
+        f"{path}: expected a readable recording ({reason(error)}); repair or convert it, or move it out of the folder"
+    )
+
+
 @dataclass(frozen=True)
 class Crops:
     """Random excerpts: audio (N, L) float32, and `peak` (N,), the largest sample of each whole recording."""
@@ -70,26 +77,45 @@ class Corpus:
     """Mono recordings at `sample_rate`; decoded on first use and kept as 16-bit integers up to `cache_bytes`."""
 
     def __init__(self, files: Iterable[Path], sample_rate: int, cache_bytes: int = 8 << 30) -> None:
-        self.files = list(files)
+        given = list(files)
+        self.files: list[Path] = []
         self.sample_rate = sample_rate
         self._cache: dict[int, NDArray[np.int16]] = {}
         self._cache_room = cache_bytes
         seconds = []
-        for path in self.files:
+        for path in given:
             try:
-                seconds.append(soundfile.info(path).duration)
-            except (soundfile.LibsndfileError, OSError) as error:
-                raise UdseError(f"expected a readable recording, got {path} ({error})") from None
+                length = soundfile.info(path).duration
+            except (soundfile.SoundFileError, OSError) as error:
+                raise _unreadable(path, error) from None
+            if length >= SHORTEST_SECONDS:
+                self.files.append(path)
+                seconds.append(length)
+        if not self.files:
+            raise UdseError(
+                f"expected recordings of {SHORTEST_SECONDS:g} s or more, got {len(given)} shorter ones "
+                f"(first: {given[0]}); give longer ones"
+            )
         self.seconds = float(sum(seconds))
-        if self.seconds <= 0:
-            raise UdseError(f"expected recordings with sound, got {len(self.files)} empty files")
         self._cumulative = np.cumsum(seconds) / self.seconds
+        if not any(map(self._sounds, range(len(self.files)))):  # ends at the first that does
+            raise UdseError(
+                f"expected recordings with sound, got {len(self.files)} silent ones (first: {self.files[0]}); "
+                "give others"
+            )
+
+    def _sounds(self, index: int) -> bool:
+        samples = self.recording(index)
+        return bool(samples.size and max(int(samples.max()), -int(samples.min())) > SILENCE * 32768)
 
     def recording(self, index: int) -> NDArray[np.int16]:
         """Samples of file `index`, (L,) int16."""
         if index in self._cache:
             return self._cache[index]
-        audio, rate = soundfile.read(self.files[index], dtype="float32", always_2d=True)
+        try:
+            audio, rate = soundfile.read(self.files[index], dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise _unreadable(self.files[index], error) from None
         mono = audio.mean(1)
         if rate != self.sample_rate:
             mono = soxr.resample(mono, rate, self.sample_rate)
