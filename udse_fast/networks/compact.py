@@ -52,7 +52,7 @@ INFERENCE: dict[str, Any] = {
         "readout": "blend",
         "wiener_exponent": 0.6,
         "doubt": 8.0,
-        "caution": 1.3,
+        "caution": 1.35,
         "rank": 8,
         "start_share": 4.0,
         "nmf_iterations": 4,
@@ -66,7 +66,14 @@ INFERENCE: dict[str, Any] = {
 """Found by measurement: `udse_fast/priors/README.md`."""
 CAUSAL_INFERENCE: dict[str, Any] = {
     # a noise model of many columns that follows quickly
-    "ddrm": {**INFERENCE["ddrm"], "steps": 12, "rank": 16, "start_share": 2.5, "forgetting_seconds": 0.1},
+    "ddrm": {
+        **INFERENCE["ddrm"],
+        "steps": 12,
+        "caution": 1.3,
+        "rank": 16,
+        "start_share": 2.5,
+        "forgetting_seconds": 0.1,
+    },
 }
 
 
