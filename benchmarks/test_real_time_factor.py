@@ -16,7 +16,7 @@ from udse_fast.evaluation.metrics import si_sdr
 
 EXAMPLE = Path(udse_fast.__file__).parent / "examples"
 REPEATS = 2
-SAMPLERS = ["diffuseen", "udiffse_plus", "depse_il", "depse_tl"]
+SAMPLERS = ["ddrm", "diffuseen", "udiffse_plus", "depse_il", "depse_tl"]  # the default first
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,13 @@ def test_enhance(benchmark, noisy: np.ndarray, clean: np.ndarray, sampler: str) 
     report(benchmark, len(noisy) / 16000)
 
 
-@pytest.mark.benchmark(group="stream of 2 s blocks, default settings")
-def test_stream(benchmark, noisy: np.ndarray) -> None:
-    enhancer = udse_fast.Enhancer(block_seconds=2.0)
+@pytest.mark.benchmark(group="stream, default settings")
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "blocks of 2 s"])
+def test_stream(benchmark, noisy: np.ndarray, causal: bool) -> None:
+    enhancer = udse_fast.Enhancer()
 
     def run() -> np.ndarray:
-        stream = enhancer.open_stream(16000)
+        stream = enhancer.open_stream(16000, causal=causal)
         chunks = [stream.process(noisy[i : i + 1600]) for i in range(0, len(noisy), 1600)]
         return np.concatenate([*chunks, stream.flush()])
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from udse_fast import _core
-from udse_fast.checkpoint import save_checkpoint
-from udse_fast.errors import UdseError
-from udse_fast.networks import build_network
+# `python -m pytest` looks here first, where neither the C++ core nor the kernels are in the package
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent.parent]
+
+from udse_fast import _core  # noqa: E402
+from udse_fast.checkpoint import save_checkpoint  # noqa: E402
+from udse_fast.errors import UdseError  # noqa: E402
+from udse_fast.networks import build_network  # noqa: E402
 
 
 @pytest.fixture(params=["scalar", "avx2", "avx512"])

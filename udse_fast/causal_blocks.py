@@ -22,6 +22,8 @@ from udse_fast.spectral import Spectral
 
 LEAST_LEVEL = 1e-6
 """Largest compressed modulus below which a block counts as digital silence."""
+RELEASE_SECONDS = 0.5
+"""In which the level falls to 1/e once the loudest frame is forgotten: a step would be heard by the prior."""
 
 Sample = Callable[[Tensor, int, CausalPrior, OnlineNMF], Pass[Posterior]]
 """(x (F, K) complex, absolute number of the first frame, prior, noise model) -> samples of the speech."""
@@ -33,7 +35,7 @@ class CausalBlocks:
     Args:
         spectral: STFT and compression.
         block_frames: K.
-        level_seconds: time constant with which the level falls.
+        level_seconds: for which the loudest frame sets the level that the prior is shown.
         prior, noise_model: with their memories.
         sample: the reverse pass of one block.
         read_out: of its samples.
@@ -62,10 +64,12 @@ class CausalBlocks:
         hop, n_fft = spectral.hop_length, spectral.n_fft
         self._hops = block_frames * hop
         self._window = (block_frames - 1) * hop + n_fft
-        self._decay = math.exp(-self._hops / (level_seconds * spectral.sample_rate))
+        block_seconds = self._hops / spectral.sample_rate
+        self._release = math.exp(-block_seconds / RELEASE_SECONDS)
         self._input = torch.zeros(n_fft // 2)  # centred frames: the first reaches half a window before the signal
         self._sum = torch.zeros(2, n_fft - hop)  # overlap-add of speech, and of the squared windows
         self._level = torch.zeros(())
+        self._loudest = torch.zeros(max(1, round(level_seconds / block_seconds)))  # of each of the last blocks
         self._frame = 0
         self._skip = n_fft // 2  # samples before the signal starts
         self._received = self._returned = 0
@@ -116,7 +120,8 @@ class CausalBlocks:
         spectral, hop, n_fft = self.spectral, self.spectral.hop_length, self.spectral.n_fft
         signal = self._input[: self._window].to(self.device)
         compressed = spectral.compress(spectral.stft(signal, center=False))
-        self._level = torch.maximum(compressed.abs().amax().cpu(), self._level * self._decay)
+        self._loudest = torch.cat([self._loudest[1:], compressed.abs().amax().cpu().reshape(1)])
+        self._level = torch.maximum(self._loudest.max(), self._level * self._release)
         speech = torch.zeros_like(compressed)
         if self._level > LEAST_LEVEL:
             level = self._level.to(self.device)
@@ -138,7 +143,7 @@ class CausalBlocks:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next sample depends on: tensors, numbers, lists of them."""
-        names = ("_input", "_sum", "_level", "_frame", "_skip", "_received", "_returned")
+        names = ("_input", "_sum", "_level", "_loudest", "_frame", "_skip", "_received", "_returned")
         return {
             **{name: getattr(self, name) for name in names},
             "prior": self.prior.state(),

@@ -46,8 +46,8 @@ class InferenceSettings:
     prior was trained with 2 to 5."""
     forgetting_seconds: float = _within(Range(0, 86_400, excluded=True), 6.0)
     """Of a causal stream: time after which what was learnt about the noise weighs 1/e."""
-    level_seconds: float = _within(Range(0, 86_400, excluded=True), 20.0)
-    """Of a causal stream: time in which the level that the prior is shown falls to 1/e after the loudest frame."""
+    level_seconds: float = _within(Range(0, 3600, excluded=True), 5.0)
+    """Of a causal stream: time for which the loudest frame sets the level that the prior is shown."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):
