@@ -1,7 +1,8 @@
 """Latency and speed of causal streams with the built-in prior: `python benchmarks/streaming.py > results/streaming.md`.
 
 A table by block length, and the default settings over ten minutes: every block's computing time against its hop, as the
-caller of `Stream.process` sees it with chunks of 10 ms.
+caller of `Stream.process` sees it with chunks of 10 ms. Then memory over hours of audio, with one step and one sample:
+what is kept from block to block does not depend on them, but its time does.
 """
 
 from __future__ import annotations
@@ -48,10 +49,29 @@ def measured(enhancer: udse_fast.Enhancer, audio: np.ndarray, **settings: int) -
     return f"| {' | '.join(map(str, values))} |"
 
 
+def peak_memory() -> float:
+    """Of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def soak(enhancer: udse_fast.Enhancer, recording: np.ndarray, hours: float) -> str:
+    """Memory over hours of audio."""
+    stream = enhancer.open_stream(RATE, steps=1, samples=1)
+    before = 0.0
+    for second in range(round(3600 * hours)):
+        stream.process(np.roll(recording, -second * RATE)[:RATE])
+        before = before if second > 600 else peak_memory()
+    return (
+        f"{hours:g} hours in chunks of 1 s, one step and one sample, real-time factor {stream.real_time_factor:.3f}: "
+        f"memory grew by {peak_memory() - before:.1f} MiB after the first ten minutes."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="of the long run (default: %(default)s)")
     parser.add_argument("--short", type=float, default=20, help="seconds of the others (default: %(default)s)")
+    parser.add_argument("--soak-hours", type=float, default=10, help="of audio (default: %(default)s; 0: none)")
     arguments = parser.parse_args()
     example = importlib.resources.files("udse_fast") / "examples" / "noisy.flac"
     with importlib.resources.as_file(example) as path:
@@ -65,10 +85,14 @@ def main() -> None:
         print(measured(enhancer, short, block_frames=frames), flush=True)
     for frames, steps, samples in ((2, 12, 1), (3, 12, 2), (4, 8, 1), (4, 12, 1), (4, 12, 2)):
         print(measured(enhancer, short, block_frames=frames, steps=steps, samples=samples), flush=True)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     print(measured(enhancer, long))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"\nThe last row is the default over {arguments.seconds:g} s; memory grew by {grown:.1f} MiB in it.")
+    grown = peak_memory() - before
+    print(
+        f"\nThe last row is the default over {arguments.seconds:g} s; memory grew by {grown:.1f} MiB in it.", flush=True
+    )
+    if arguments.soak_hours:
+        print(f"\n{soak(enhancer, recording, arguments.soak_hours)}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ import copy
 import itertools
 import math
 import pickle
+from collections.abc import Callable
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,12 +23,13 @@ from torch import Tensor
 from udse_fast import Enhancer, Stream, UdseError, load_network
 from udse_fast.checkpoint import save_checkpoint
 from udse_fast.diffusion import Pass
+from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.compact import Past
 from udse_fast.noise_models import OnlineNMF
 from udse_fast.samplers import Posterior
 
-HOP, N_FFT = 255, 510
+HOP, N_FFT, RATE = 255, 510, 16000
 RATES = (8000, 16000, 44100, 48000)
 ROUNDING = 2e-6  # of float32 overlap-add
 
@@ -329,7 +333,7 @@ def test_one_bad_chunk_takes_nothing_from_the_other_streams(tiny: Enhancer) -> N
     np.testing.assert_array_equal(streamed(good, x, [3_000]), streamed(tiny.open_stream(), x, []))
 
 
-def test_recovers_from_digital_silence_and_not_a_number() -> None:
+def test_digital_silence_stays_and_what_is_not_a_number_is_taken_for_it() -> None:
     built_in = Enhancer(steps=4, samples=1)
     x = np.concatenate([noise(8_000), np.zeros(32_000, np.float32), noise(8_000, seed=1)])
     x[3_000:3_004] = [np.nan, np.inf, -np.inf, np.nan]
@@ -339,6 +343,42 @@ def test_recovers_from_digital_silence_and_not_a_number() -> None:
     assert np.abs(y[-6_000:]).max() > 1e-3
     silence = np.zeros(10_000, np.float32)
     np.testing.assert_array_equal(streamed(built_in.open_stream(), silence, []), silence)
+
+
+def recording(name: str) -> NDArray[np.float32]:
+    with as_file(files("udse_fast") / "examples" / f"{name}.flac") as path:
+        audio: NDArray[np.float32] = soundfile.read(path, dtype="float32")[0]
+    return audio
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> tuple[Enhancer, float]:
+    """The built-in prior, and what it makes of the second of two repetitions of the recording: SI-SDR in dB."""
+    built_in, noisy, clean = Enhancer(), recording("noisy"), recording("clean")
+    again = streamed(built_in.open_stream(), np.tile(noisy, 2), [])[len(noisy) :]
+    assert si_sdr(clean, again) > si_sdr(clean, noisy) + 2
+    return built_in, si_sdr(clean, again)
+
+
+@pytest.mark.parametrize(
+    ("before", "gain"),
+    [
+        pytest.param(lambda noisy: np.full(RATE, np.nan), 1, id="not a number"),
+        pytest.param(lambda noisy: np.full(RATE, np.inf), 1, id="infinity"),
+        pytest.param(lambda noisy: np.zeros(120 * RATE), 1, id="two minutes of silence"),
+        pytest.param(lambda noisy: np.clip(100 * noisy, -1, 1), 1, id="clipped at full scale"),
+        pytest.param(lambda noisy: noisy, 0.01, id="40 dB quieter"),
+        pytest.param(lambda noisy: 0.01 * noisy, 1, id="40 dB louder"),
+    ],
+)
+def test_recovers(undisturbed: tuple[Enhancer, float], before: Callable[[Any], Any], gain: float) -> None:
+    """After a disturbance: the first time the recording comes nothing is lost for good, the second is as ever."""
+    built_in, expected = undisturbed
+    noisy, clean = recording("noisy"), recording("clean")
+    disturbance = before(noisy).astype(np.float32)
+    y = streamed(built_in.open_stream(), np.concatenate([disturbance, gain * np.tile(noisy, 2)]), [])
+    assert np.isfinite(y).all()
+    assert si_sdr(gain * clean, y[-len(noisy) :]) > expected - 1
 
 
 def test_attenuation_is_limited(tiny_checkpoints: dict[str, Path]) -> None:
