@@ -170,10 +170,13 @@ def test_a_second_run_scores_only_what_is_missing(mixtures, enhancer, tmp_path, 
 
 def test_several_systems_share_a_folder(mixtures, enhancer, tmp_path, no_plots):
     out = tmp_path / "out"
-    options = ("--mixtures", mixtures, "--out", out, "--metrics", "si", "--jobs", 1)
-    run(*options)
-    run(*options, "--sampler", "udiffse")
-    assert {r["system"] for r in rows_of(out)} == {"noisy", "ddrm", "udiffse"}
+    options = ("--mixtures", mixtures, "--out", out, "--jobs", 1)
+    run(*options, "--metrics", "si", "estoi")
+    run(*options, "--metrics", "si", "--sampler", "udiffse")
+    scored = {(r["system"], bool(r["si_sdr"]), bool(r["estoi"])) for r in rows_of(out)}
+    assert scored == {("noisy", True, True), ("ddrm", True, True), ("udiffse", True, False)}
+    with pytest.raises(UdseError, match=r"metrics \['estoi', 'si'\] -> \['pesq', 'si'\]"):
+        run(*options, "--metrics", "si", "pesq")
     assert "| -5 | ddrm | 3 | +0.00 ± 0.00 |" in (out / "table.md").read_text()
 
 

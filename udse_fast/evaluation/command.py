@@ -159,14 +159,13 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise UdseError(f"expected a folder to write to, got {out}: {error.strerror}") from None
     done = _earlier_scores(out, systems, arguments.overwrite)
-    metrics = tuple(arguments.metrics)
     skip = round(arguments.skip_seconds * SAMPLE_RATE)
     tasks = [
         Task(
             s.name,
             pair,
             s.files[pair.key] if s.files is not None else None,
-            metrics,
+            tuple(s.settings["metrics"]),
             arguments.causal,
             arguments.oracle,
             skip,
@@ -300,6 +299,8 @@ def _earlier_scores(out: Path, systems: Sequence[System], overwrite: bool) -> li
     for system in systems:
         if any(row.system == system.name for row in rows):
             before = earlier.get(system.name, system.settings)
+            if {*before.get("metrics", ())} >= {*system.settings["metrics"]}:  # more than is asked for now: as many
+                system.settings["metrics"] = before["metrics"]
             changed = [k for k in {**before, **system.settings} if before.get(k) != system.settings.get(k)]
             if changed:
                 what = ", ".join(f"{k} {before.get(k)} -> {system.settings.get(k)}" for k in changed)
