@@ -3,7 +3,10 @@
 import argparse
 import csv
 import math
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -208,6 +211,23 @@ def test_worker_processes_give_the_same_scores(mixtures, tmp_path, no_plots):
         )
     one, two = (sorted(rows_of(tmp_path / str(j)), key=lambda r: tuple(r.values())) for j in (1, 2))
     assert one == two
+
+
+def test_termination_leaves_the_rest_undone(mixtures, tmp_path):
+    """12 files; the rows that are there are whole, the workers do not go on."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    arguments = ["--mixtures", mixtures, "--out", out, "--write", kept, "--metrics", "si", "--jobs", 2]
+    command_line = [sys.executable, "-m", "udse_fast", "evaluate", *arguments, "--no-noisy", "--steps", 40]
+    process = subprocess.Popen([str(a) for a in command_line], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not (out / "scores.csv").is_file() or len(rows_of(out)) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    written = len(list(kept.rglob("*.wav")))
+    assert 2 <= len(rows_of(out)) <= written < 12
+    time.sleep(2)
+    assert len(list(kept.rglob("*.wav"))) == written
 
 
 def test_lengths_rates_and_silence_are_noted_not_fatal(tmp_path, no_plots):

@@ -338,6 +338,7 @@ def _scored(tasks: Sequence[Task], enhancer: dict[str, Any], jobs: int) -> Itera
                 bar.update()
             return
         threads = max(1, _cores() // jobs)
+        strangers = {*multiprocessing.active_children()}
         pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (enhancer, threads))
         try:
             for future in as_completed([pool.submit(_score_task, task) for task in tasks]):
@@ -347,8 +348,10 @@ def _scored(tasks: Sequence[Task], enhancer: dict[str, Any], jobs: int) -> Itera
             raise UdseError(
                 "a worker process died (out of memory?): go on with the same command and fewer --jobs"
             ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        finally:  # an interruption does not wait: `shutdown` alone lets the workers go through all that is left
+            for worker in {*multiprocessing.active_children()} - strangers:
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
 
 
 _worker: dict[str, Any] = {}
