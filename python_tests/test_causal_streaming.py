@@ -203,8 +203,17 @@ def test_state_goes_on_identically(tiny: Enhancer, tmp_path: Path) -> None:
     expected = np.concatenate([stream.process(x[:, 11_111:]), stream.flush()], axis=1)
     other = tiny.open_stream(48000, 2)
     other.process(noise(5_000, 2, seed=3))
-    other.restore(torch.load(tmp_path / "state", weights_only=False))
+    other.restore(torch.load(tmp_path / "state"))
     np.testing.assert_array_equal(np.concatenate([other.process(x[:, 11_111:]), other.flush()], axis=1), expected)
+
+
+def test_settings_of_the_other_kind_of_stream(tiny: Enhancer) -> None:
+    with pytest.raises(UdseError, match="block_seconds: a setting of overlapping blocks, got it for causal streams"):
+        tiny.open_stream(causal=True, block_seconds=1.0)
+    with pytest.raises(UdseError, match="block_frames: a setting of causal streams, got it for overlapping blocks"):
+        tiny.open_stream(causal=False, block_frames=2)
+    with pytest.raises(UdseError, match="causal: expected true or false, got 'x'"):
+        tiny.open_stream(causal="x")  # type: ignore[arg-type]
 
 
 def test_a_state_is_a_copy(tiny: Enhancer) -> None:

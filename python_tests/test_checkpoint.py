@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from udse_fast import checkpoint
 from udse_fast.checkpoint import load_network, save_checkpoint
 from udse_fast.errors import UdseError
+from udse_fast.export import export_network
 from udse_fast.lightning import Global, Placeholder, architecture_of, interpret
 from udse_fast.networks import build_network
 from udse_fast.networks.ncsnpp import NCSNpp
@@ -438,6 +439,20 @@ def foreign_files(folder: Path) -> dict[str, tuple[Path, str]]:
             "NaN",
         ),
     }
+
+
+def test_damage_to_the_weights_of_torchscript_is_told(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", tiny_network().state_dict(), tiny_config())
+    script = tmp_path / "a.pt"
+    export_network(load_network(tmp_path / "a.safetensors"), script)
+    assert not error_of(script)
+    with zipfile.ZipFile(script) as archive:
+        weight = max((i for i in archive.infolist() if "/data/" in i.filename), key=lambda i: i.file_size)
+        middle = archive.read(weight)[100:200]
+    content = script.read_bytes()
+    assert content.count(middle) == 1
+    script.write_bytes(content.replace(middle, bytes(100)))
+    assert "damaged" in error_of(script)
 
 
 def test_every_other_file_is_refused_in_one_clear_line(tmp_path: Path) -> None:

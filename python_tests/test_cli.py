@@ -19,6 +19,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
+import torch
 from numpy.typing import NDArray
 
 import udse_fast
@@ -222,6 +223,19 @@ def test_plot(fast: list[str]) -> None:
     no_leftovers("in.wav", "out.png", "out.wav")
 
 
+def test_pictures_of_recordings_of_one_name(fast: list[str]) -> None:
+    sound("in/a.wav")
+    sound("in/a.flac", subtype="PCM_16")
+    sound("in/b.wav")
+    assert enhance("in", "-o", "out", "--plot", "pictures", *fast) == 0
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["a.flac.png", "a.wav.png", "b.png"]
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("udse_fast.commands.enhance.run", lambda arguments: torch.empty(1 << 60))
+    assert "out of memory; a smaller --samples" in complaint(capsys, enhance("a.wav", "-o", "b.wav"))
+
+
 def test_progress_shows_the_real_time_factor(fast: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     sound("in.wav")
     assert enhance("in.wav", "-o", "out.wav", "--progress", *fast) == 0
@@ -275,7 +289,7 @@ def test_a_truncated_file_is_told(fast: list[str], capsys: pytest.CaptureFixture
         (["inf.wav", "-o", "out.wav"], "got -inf"),
         (
             ["slow.wav", "-o", "out.wav"],
-            "slow.wav: sample_rate: expected a whole number of Hz >= 8000, got 7999",
+            "slow.wav: sample_rate: expected a whole number of Hz from 8000 to 1000000, got 7999",
         ),
         (["a.wav", "-o", "a.wav"], "a name of its own"),
         (["a.wav", "-o", "link.wav"], "a name of its own"),
@@ -289,6 +303,7 @@ def test_a_truncated_file_is_told(fast: list[str], capsys: pytest.CaptureFixture
         (["a.wav", "-o", "out.xyz"], "an output name that ends in"),
         (["a.wav", "-o", "no/out.wav"], "cannot write no/out.wav: there is no folder no; make it first"),
         (["a.wav", "-o", "/proc/out.wav"], "cannot write /proc/out.wav"),
+        (["a.wav", "-o", ""], "got an empty one"),
         (["a.wav", "-o", "out.wav", "--plot", "a.jpg"], "ends in .png"),
         (["fast.wav", "-o", "out.mp3"], "use another extension"),
         (["a.wav", "-o", "out.wav", "--sampler", "wiener"], "expected one of udiffse"),

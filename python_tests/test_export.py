@@ -79,6 +79,10 @@ def test_torchscript_is_loaded_back_as_the_same_network(name: str, tmp_path: Pat
         per_frame = time[:, None] * torch.linspace(0.5, 1, frames)
         expected = network.score(state, per_frame, *label)
         assert relative(loaded.score(state, per_frame, *label), expected) < ROUNDING
+        assert loaded.tells_deviation == network.tells_deviation
+        for times in (time, per_frame) if network.tells_deviation else ():
+            answers = loaded.with_deviation(state, times, *label), network.with_deviation(state, times, *label)
+            assert all(relative(a, b) < ROUNDING for a, b in zip(*answers, strict=True))
 
 
 @pytest.mark.parametrize(("name", "frames"), [("compact", None), ("compact-causal", 50)])

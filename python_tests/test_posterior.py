@@ -125,6 +125,31 @@ def test_one_time_per_frame_equals_one_time(sampler: str) -> None:
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("sampler", sampler_names())
+def test_the_precision_is_the_mixture_s_and_there_are_no_gradients(sampler: str) -> None:
+    """With times and scores of another precision, from an ordinary module."""
+    mixture = MIXTURE.to(torch.complex64)
+    network = torch.nn.Linear(1, 1, dtype=torch.complex128)
+
+    def score(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        return 0.1 * network(state[..., None].to(torch.complex128))[..., 0] - state
+
+    times = [torch.full((6,), t, dtype=torch.float64) for t in (1.0, 0.5, 0.03)]
+    posterior = posterior_sample(mixture, score, sampler, samples=2, em_rounds=2, times=times)
+    for result in (posterior.speech, posterior.noise, posterior.W, posterior.H):
+        if result is not None:
+            assert result.dtype in (torch.complex64, torch.float32)
+            assert not result.requires_grad
+
+
+def test_a_conjugated_view_is_a_mixture() -> None:
+    runs = [
+        posterior_sample(mixture, gaussian_score, steps=2, samples=1).speech
+        for mixture in (MIXTURE.conj(), MIXTURE.conj().resolve_conj())
+    ]
+    assert torch.equal(*runs)
+
+
 def test_frames_with_times_of_their_own_do_not_mix() -> None:
     """With a prior that is element-wise in time, a frame's result depends on its own time only."""
     early, late = torch.linspace(1, 0.03, 5).tolist(), torch.linspace(0.5, 0.03, 5).tolist()
@@ -198,6 +223,13 @@ def test_noise_start_has_the_power_of_the_mixture() -> None:
         ({"mixture": torch.zeros(3, 4)}, "complex tensor"),
         ({"mixture": torch.full((3, 4), complex("nan"))}, "finite"),
         ({"initial_nmf": (torch.ones(5, 2), torch.ones(3, 6))}, "initial_nmf"),
+        ({"times": []}, "times: expected a list"),
+        ({"times": "abc"}, "times: expected a list"),
+        ({"times": [1.0, -0.5]}, r"times\[1\]: expected a number above 0 and up to 1, got -0.5"),
+        ({"times": [torch.ones(5)]}, r"times\[0\]: expected a number or \(6,\) numbers"),
+        ({"randomness": "x"}, "randomness: expected a function"),
+        ({"sde": 3}, "sde: expected an OUVE"),
+        ({"noise_model": 3}, "noise_model: expected one with"),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, object], said: str) -> None:

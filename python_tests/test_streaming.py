@@ -214,6 +214,24 @@ def test_torch_in_torch_out(identity: Identity) -> None:
     torch.testing.assert_close(y, x, atol=CROSS_FADE_ROUNDING, rtol=0)
 
 
+@pytest.mark.parametrize("first", [noise(99, 2).astype(np.float64), torch.zeros(1, 99), np.zeros(99, np.int16)])
+def test_what_comes_back_after_the_end_has_the_form_of_the_signal(identity: Identity, first: Any) -> None:
+    stream = identity.open_stream(channels=len(first) if first.ndim == 2 else 1)
+    stream.process(first)
+    for empty in (stream.flush()[..., :0], stream.flush()):
+        assert (type(empty), empty.dtype, empty.ndim) == (type(first), first.dtype, first.ndim)
+        assert empty.shape[-1] == 0
+
+
+def test_many_channels_and_few_samples(identity: Identity) -> None:
+    stream = identity.open_stream(channels=70)
+    x = noise(10, 70)
+    y = np.concatenate(
+        [stream.process(x[:, :7]), stream.process(x[:, :0]), stream.process(x[:, 7:]), stream.flush()], 1
+    )
+    np.testing.assert_allclose(y, x, atol=1e-6)
+
+
 def test_tensors_that_come_back_can_be_used_for_everything(identity: Identity) -> None:
     x = torch.from_numpy(noise(20_000))
     stream, other = identity.open_stream(), identity.open_stream()

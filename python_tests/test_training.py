@@ -249,6 +249,16 @@ def test_a_signal_ends_training_with_a_saved_checkpoint(recordings: Path, tmp_pa
     ]  # fmt: skip
 
 
+def test_a_lost_checkpoint_is_written_again(recordings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    assert main(arguments(recordings, out, "--steps", "2")) == 0
+    written = load_network(out).module.state_dict()
+    out.unlink()
+    assert main(arguments(recordings, out, "--steps", "2")) == 0
+    for name, weight in load_network(out).module.state_dict().items():
+        assert torch.equal(weight, written[name]), name
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -257,6 +267,10 @@ def test_a_signal_ends_training_with_a_saved_checkpoint(recordings: Path, tmp_pa
         (["--learning-rate", "-1"], "--learning-rate"),
         (["--speech-list", "/nowhere.txt"], "list"),
         (["--init", "/nowhere.ckpt"], "checkpoint"),
+        (["--seed", "-1"], "--seed: expected a whole number"),
+        (["--out", "/proc/p.safetensors"], "can be written"),
+        (["--network", "compact-joint"], "--speech DIR and --noise DIR"),
+        (["--noise", ".", "--batch-size", "1"], "--batch-size: expected at least 2"),
     ],
 )
 def test_bad_input_is_one_line(

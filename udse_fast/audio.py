@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udse_fast.checks import Range
 from udse_fast.errors import UdseError
 
-MIN_SAMPLE_RATE = 8000
+SAMPLE_RATES = Range(8000, 1_000_000)
 INT16_SCALE = 32768.0
 _DTYPES = ("float32", "float64", "int16")
 
 
 def check_sample_rate(sample_rate: Any) -> int:
-    """A whole number of Hz, at least 8000."""
+    """A whole number of Hz, from 8000 to 1000000."""
     is_number = isinstance(sample_rate, (int, float, np.integer, np.floating)) and not isinstance(sample_rate, bool)
-    if not is_number or sample_rate < MIN_SAMPLE_RATE or sample_rate % 1 != 0:
-        raise UdseError(f"sample_rate: expected a whole number of Hz >= {MIN_SAMPLE_RATE}, got {sample_rate!r}")
+    if not is_number or sample_rate not in SAMPLE_RATES or sample_rate % 1 != 0:
+        raise UdseError(f"sample_rate: expected a whole number of Hz {SAMPLE_RATES}, got {sample_rate!r}")
     return int(sample_rate)
 
 
@@ -34,17 +35,19 @@ class AudioFormat:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, audio: Any, name: str = "audio") -> AudioFormat:
-        """Form of an array or tensor (L,) or (channels, L) of float32, float64 or int16."""
+    def of(cls, audio: Any, name: str = "audio", channels: int | None = None) -> AudioFormat:
+        """Form of an array or tensor (L,) or (channels, L) of float32, float64 or int16; `channels` where known."""
         is_torch = isinstance(audio, torch.Tensor)
         if not is_torch and not isinstance(audio, np.ndarray):
             raise UdseError(f"{name}: expected a numpy array or torch tensor, got {type(audio).__name__}")
         dtype = str(audio.dtype).removeprefix("torch.")
+        if is_torch and (audio.layout != torch.strided or audio.is_meta):
+            raise UdseError(f"{name}: expected a dense tensor with data, got {audio.layout} on {audio.device}")
         if dtype not in _DTYPES:
             raise UdseError(f"{name}: expected {', '.join(_DTYPES)}, got {dtype}; convert it first")
         if audio.ndim not in (1, 2):
             raise UdseError(f"{name}: expected the shape (L,) or (channels, L), got {tuple(audio.shape)}")
-        if audio.ndim == 2 and audio.shape[0] > 64 and audio.shape[0] > audio.shape[1]:
+        if channels is None and audio.ndim == 2 and audio.shape[0] > max(64, audio.shape[1]):
             raise UdseError(
                 f"{name}: expected (channels, L), got {tuple(audio.shape)}, "
                 "which looks like (L, channels); transpose it"

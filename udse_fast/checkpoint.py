@@ -131,7 +131,8 @@ def fingerprint(network: ScoreNetwork) -> str:
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """The numbers of a tensor as they are in memory, of any dtype and device."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""  # an empty one may have any stride
 
 
 @contextmanager
@@ -239,6 +240,7 @@ def _load_zip(path: Path) -> ScoreNetwork:
             names = archive.namelist()
             config_names = [name for name in names if name.endswith(f"extra/{CONFIG_FILE}")]
             config = archive.read(config_names[0]).decode() if config_names else ""
+            damaged = archive.testzip() if config else None  # PyTorch does not look at the checksums
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
         raise UdseError(
             "expected a TorchScript or Lightning checkpoint, got an incomplete one "
@@ -250,6 +252,8 @@ def _load_zip(path: Path) -> ScoreNetwork:
                 f"expected TorchScript with the configuration {CONFIG_FILE} inside, got that of "
                 "another program: make it with udse-fast export"
             )
+        if damaged:
+            raise UdseError(f"expected a TorchScript file, got a damaged one ({damaged}): copy it again")
         return _load_torchscript(path, config)
     if any(name.endswith("/data.pkl") for name in names):
         state_dict, settings = read_lightning(path)

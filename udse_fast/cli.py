@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):  # torch's
             raise
-        report_error("out of device memory; a smaller --samples or `--set block_seconds=4` needs less")
+        report_error("out of memory; a smaller --samples or `--set block_seconds=4` needs less")
     return FAILED

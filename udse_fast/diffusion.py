@@ -20,12 +20,12 @@ Score = Callable[[Tensor, Time, str], Tensor]
 
 
 def asked_score(score: Score, state: Tensor, time: Time, source: str) -> Tensor:
-    """S(s, t), and one line where a user's function gives something else.
+    """S(s, t) in the precision of the state, and one line where a user's function gives something else.
 
     Raises:
         UdseError: not a complex tensor of the shape of the state.
     """
-    return complex_tensor("score", score(state, time, source), state.shape)
+    return complex_tensor("score", score(state, time, source), state.shape).to(state)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from udse_fast.audio import AudioFormat, check_finite, check_sample_rate
 from udse_fast.blocks import OverlapBlocks
 from udse_fast.causal_blocks import CausalBlocks
 from udse_fast.checkpoint import fingerprint, load_network
-from udse_fast.checks import Range, real_number, whole_number
+from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.cuda_graphs import Replayed, addresses
 from udse_fast.diffusion import Pass, Score
 from udse_fast.errors import UdseError
@@ -38,6 +38,8 @@ from udse_fast.streaming import Blocks, Stream, process_together
 BUILT_IN_JOINT, BUILT_IN_CAUSAL = "joint", "causal"
 OVERLAPPING_STREAM: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
 """Shorter blocks than for whole signals: they are the latency."""
+OVERLAPPING_ONLY: Final = {"block_seconds", "overlap_seconds", "batch_blocks"}
+CAUSAL_ONLY: Final = {"block_frames", "forgetting_seconds", "level_seconds"}
 ORACLE_MODES: Final = ("oracle", "pure oracle")
 ORACLE_ITERATIONS = 200
 
@@ -148,7 +150,7 @@ class Enhancer:
         Args:
             audio: (L,) or (channels, L), numpy or torch, float32, float64 (full scale 1) or int16. Channels are
                 enhanced one by one.
-            sample_rate: in Hz, >= 8000; what lies above the prior's band (8 kHz) is not in the result.
+            sample_rate: in Hz, 8000 to 1000000; what lies above the prior's band (8 kHz) is not in the result.
             causal: the result of a causal stream, which looks ahead by its latency only (see `open_stream`).
 
         Returns:
@@ -361,7 +363,7 @@ class Enhancer:
         """A stream of its own, independent of the others.
 
         Args:
-            sample_rate: in Hz, >= 8000.
+            sample_rate: in Hz, 8000 to 1000000.
             channels: enhanced one by one.
             causal: True: a few frames at a time, with everything before them remembered (needs a causal prior, the
                 built-in one has such a form); False: overlapping blocks of 2 s (`block_seconds`), for any prior;
@@ -378,8 +380,10 @@ class Enhancer:
                 f"there are {', '.join(InferenceSettings.__dataclass_fields__)}"
             )
         if causal is None:
-            overlapping = {"block_seconds", "overlap_seconds", "batch_blocks"} & set(settings)
-            causal = bool(self.network.causal_block or self._has_causal_form) and not overlapping
+            causal = bool(self.network.causal_block or self._has_causal_form) and not OVERLAPPING_ONLY & set(settings)
+        if foreign := sorted((OVERLAPPING_ONLY if flag("causal", causal) else CAUSAL_ONLY) & set(settings)):
+            kinds = ("overlapping blocks", "causal streams") if causal else ("causal streams", "overlapping blocks")
+            raise UdseError(f"open_stream: {', '.join(foreign)}: a setting of {kinds[0]}, got it for {kinds[1]}")
         source = self._causal() if causal else self
         if not causal:
             own = {name: value for name, value in self._arguments.items() if name in OVERLAPPING_STREAM}

@@ -1,8 +1,9 @@
 """Writes a score network for other programs: safetensors, TorchScript, torch.export (.pt2) and ONNX.
 
 The exported graph maps the real state (B, 2, F, T), the time (B,) and, for joint networks, the label (B,) to
-the score (B, 2, F, T), all float32 (label int64). Every file is read back, run beside the network, and
-removed if they differ.
+the score (B, 2, F, T), all float32 (label int64). TorchScript has the other methods of `ScoreGraph` as well: one time
+per frame (B, T), and the expected deviation (B, F, T) of networks that tell it. Every file is read back, run beside the
+network, and removed if they differ.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def export_network(
         dtype: of the weights in a safetensors file, "float32", "float16" or "bfloat16"; None: as the network.
 
     Returns:
-        Largest difference between the scores of file and network, relative to the largest score.
+        Largest difference between what file and network give, relative to the largest number of each output.
 
     Raises:
         UdseError: unknown kind, a package is missing, the file cannot be written, or its scores differ.
@@ -100,6 +101,7 @@ def export_network(
 
 
 Run = Callable[..., Tensor]
+"""The exported score; a module where the file has the other methods too."""
 
 
 def _write_safetensors(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
@@ -111,8 +113,10 @@ def _write_torchscript(network: ScoreNetwork, path: Path, frames: int | None, pr
     inputs = _example(network, batch=2, frames=_FRAMES + 1)
     state, time, *label = inputs
     per_frame = (state, time[:, None].repeat(1, state.shape[-1]), *label)
-    config = json.dumps({**network.config, "precision": network.precision})
     methods = {"forward": inputs, "per_frame": per_frame}
+    if network.tells_deviation:
+        methods |= {"posterior": inputs, "posterior_per_frame": per_frame}
+    config = json.dumps({**network.config, "precision": network.precision})
     with _quiet():
         traced = torch.jit.trace_module(copy.deepcopy(network.graph), methods, check_trace=False)
         with open(path, "wb") as file:  # by name, the archive would carry the temporary one inside
@@ -202,16 +206,28 @@ def _example(network: ScoreNetwork, batch: int, frames: int) -> tuple[Tensor, ..
 
 
 def _largest_difference(network: ScoreNetwork, run: Run, shapes: list[tuple[int, int]]) -> float:
-    """Relative to the largest score, over inputs of the shapes (batch, frames)."""
+    """Relative to the largest number of each output, over inputs of the shapes (batch, frames)."""
     differences = []
     for batch, frames in shapes:
-        inputs = _example(network, batch, frames)
-        expected = network.graph(*inputs)
-        try:
-            differences.append(float((run(*inputs) - expected).abs().max() / expected.abs().max()))
-        except Exception as error:
-            raise UdseError(
-                f"the exported file does not run with {batch} x {frames} frames, as the network does: "
-                f"{first_line(error)}; try a fixed number of frames"
-            ) from error
+        state, time, *label = _example(network, batch, frames)
+        calls: dict[str, tuple[Tensor, ...]] = {"forward": (state, time, *label)}
+        per_frame = (state, time[:, None].repeat(1, frames), *label)
+        others = {"per_frame": per_frame}
+        if network.tells_deviation:
+            others |= {"posterior": calls["forward"], "posterior_per_frame": per_frame}
+        calls |= {name: inputs for name, inputs in others.items() if hasattr(run, name)}
+        for name, inputs in calls.items():
+            try:
+                outputs = run(*inputs) if name == "forward" else getattr(run, name)(*inputs)
+            except Exception as error:
+                raise UdseError(
+                    f"the exported file does not run with {batch} x {frames} frames, as the network does: "
+                    f"{first_line(error)}; try a fixed number of frames"
+                ) from error
+            for got, expected in zip(_tuple(outputs), _tuple(getattr(network.graph, name)(*inputs)), strict=True):
+                differences.append(float((got - expected).abs().max() / expected.abs().max()))
     return max(differences)
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -85,8 +86,9 @@ class Resampler:
         return self.push(np.zeros(self.delay, np.float32))
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on from here: ints, and the inputs that are still needed, (k,) float32."""
-        return {"source": self.source, "target": self.target, "returned": self._returned, "kept": self._kept.copy()}
+        """What `restore` needs to go on from here: ints, and the inputs that are still needed, (k,) float32 tensor."""
+        kept = torch.from_numpy(self._kept.copy())
+        return {"source": self.source, "target": self.target, "returned": self._returned, "kept": kept}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from where `state` was called.
@@ -100,4 +102,4 @@ class Resampler:
                 f"state: expected that of a resampler from {self.source} to {self.target} Hz, "
                 f"got one from {rates[0]} to {rates[1]} Hz; restore it with the rates it was saved with"
             )
-        self._returned, self._kept = int(state["returned"]), np.array(state["kept"], np.float32)
+        self._returned, self._kept = int(state["returned"]), state["kept"].numpy().copy()

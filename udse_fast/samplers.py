@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,9 +181,10 @@ def posterior_pass(
         UdseError: unknown sampler or option, wrong shape or dtype, mixture that is not finite, diverged pass.
     """
     row = find_sampler(sampler)
-    _check_mixture(mixture)
-    if not callable(score):
-        raise UdseError(f"score: expected a function score(state, time, source), got {type(score).__name__}")
+    mixture = _checked_mixture(mixture)
+    for name, value in (("score", score), ("randomness", randomness)):
+        if not callable(value) and (name == "score" or value is not None):
+            raise UdseError(f"{name}: expected a function, got {type(value).__name__}")
     steps, samples, rank, em_rounds = (
         whole_number(name, value, Range(1))
         for name, value in (("steps", steps), ("samples", samples), ("rank", rank), ("em_rounds", em_rounds))
@@ -194,14 +196,18 @@ def posterior_pass(
         known = ", ".join(row.options) or "none"
         raise UdseError(f"sampler {sampler!r}: unknown option {', '.join(sorted(unknown))}; it has: {known}")
     options = row.checked(options)
-    sde = sde or OUVE()
-    times = time_grid(steps) if times is None else list(times)
+    sde = OUVE() if sde is None else sde
+    if not isinstance(sde, OUVE):
+        raise UdseError(f"sde: expected an OUVE, got {type(sde).__name__}")
+    if noise_model is not None and not (hasattr(noise_model, "variance") and hasattr(noise_model, "fit")):
+        raise UdseError(f"noise_model: expected one with `variance` and `fit`, got {type(noise_model).__name__}")
+    times = time_grid(steps) if times is None else _checked_times(times, mixture)
     if row.noise == "nmf" and noise_model is None:
         W, H = start_nmf(mixture, rank, seed) if initial_nmf is None else _checked_factors(initial_nmf, mixture)
         noise_model = NMF(W.to(mixture.real), H.to(mixture.real))
     nmf = noise_model if isinstance(noise_model, NMF) else None
     wanted = inspect.signature(row.likelihood).parameters
-    drawn = None if randomness is None else _checked_draw(randomness, (samples, *mixture.shape))
+    drawn = None if randomness is None else _checked_draw(randomness, (samples, *mixture.shape), mixture)
     ask = functools.partial(asked_score, score)
 
     def whole(mixture: Tensor, first_frame: int | Tensor, *factors: Tensor) -> Pass[tuple[Any, ...]]:
@@ -252,17 +258,45 @@ def posterior_pass(
 
 @functools.wraps(posterior_pass, assigned=())  # its signature
 def posterior_sample(mixture: Tensor, score: Score, sampler: str = "diffuseen", **arguments: Any) -> Posterior:
-    """Draw speech from the posterior given the mixture: `posterior_pass`, which says what the arguments are, run."""
-    return run(posterior_pass(mixture, score, sampler, **arguments))
+    """Draw speech from the posterior given the mixture: `posterior_pass`, which says what the arguments are, run.
+
+    No gradients are kept.
+    """
+    with torch.no_grad():
+        return run(posterior_pass(mixture, score, sampler, **arguments))
 
 
-def _check_mixture(mixture: Any) -> None:
+posterior_sample.__signature__ = inspect.signature(posterior_pass).replace(  # type: ignore[attr-defined]
+    return_annotation="Posterior"
+)
+
+
+def _checked_mixture(mixture: Any) -> Tensor:
     if not isinstance(mixture, Tensor) or mixture.ndim != 2 or not mixture.is_complex() or mixture.numel() == 0:
         raise UdseError(
             f"mixture: expected a complex tensor (F, T), compressed and normalised, got {described(mixture)}"
         )
+    mixture = mixture.resolve_conj()
     if not torch.isfinite(torch.view_as_real(mixture)).all():
         raise UdseError("mixture: expected finite numbers, got NaN or infinity; clean the input first")
+    return mixture
+
+
+def _checked_times(times: Any, mixture: Tensor) -> list[Time]:
+    """Diffusion times, numbers or one per frame (T,), in the precision of the mixture."""
+    if not isinstance(times, (Sequence, Tensor, np.ndarray)) or isinstance(times, str) or len(times) == 0:
+        raise UdseError(f"times: expected a list of times, one for each step, got {times!r}")
+    checked: list[Time] = []
+    for step, t in enumerate(times):
+        if isinstance(t, Tensor) and t.ndim:
+            T = mixture.shape[1]
+            if t.shape != (T,) or not t.is_floating_point() or not bool(((t > 0) & (t <= 1)).all()):
+                raise UdseError(f"times[{step}]: expected a number or ({T},) numbers in (0, 1], got {described(t)}")
+            checked.append(t.to(mixture.real))
+        else:
+            value = t.item() if isinstance(t, Tensor) else t
+            checked.append(real_number(f"times[{step}]", value, Range(0, 1, excluded=True)))
+    return checked
 
 
 def _checked_factors(factors: Any, mixture: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,11 +314,13 @@ def _checked_factors(factors: Any, mixture: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _checked_draw(draw: Draw, shape: tuple[int, ...]) -> Draw:
-    """`draw`, and one line where what it gives does not fit the states."""
+def _checked_draw(draw: Draw, shape: tuple[int, ...], like: Tensor) -> Draw:
+    """`draw` in the precision of the states, and one line where what it gives does not fit them."""
 
     def checked(name: str, index: int) -> Tensor | NoiseKey:
         value = draw(name, index)
-        return value if isinstance(value, NoiseKey) else complex_tensor(f"randomness({name}, {index})", value, shape)
+        if isinstance(value, NoiseKey):
+            return value
+        return complex_tensor(f"randomness({name}, {index})", value, shape).to(like)
 
     return checked

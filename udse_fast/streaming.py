@@ -119,6 +119,7 @@ class Stream:
         self.sample_rate, self.channels = sample_rate, whole_number("channels", channels, Range(1, 1024))
         self._make_blocks, self._network_rate = make_blocks, network_rate
         self._facts = facts  # what a state belongs to, besides rate, channels and blocks
+        self._latest_format = AudioFormat(False, "float32", one_dimensional=channels == 1)
         self._lock = threading.RLock()
         self.reset()
 
@@ -182,7 +183,7 @@ class Stream:
 
     def _checked(self, chunk: Any) -> NDArray[np.float32]:
         """Samples (channels, n) of a chunk; nothing has happened where it is refused."""
-        audio_format = AudioFormat.of(chunk, "chunk")
+        audio_format = AudioFormat.of(chunk, "chunk", self.channels)
         if self._format is not None and audio_format != self._format:
             raise UdseError(
                 f"chunk: expected chunks like the first, {self._format}, got {audio_format}; "
@@ -191,7 +192,7 @@ class Stream:
         samples = np.nan_to_num(audio_format.to_float(chunk), nan=0.0, posinf=0.0, neginf=0.0)
         if samples.shape[0] != self.channels:
             raise UdseError(f"chunk: expected {self.channels} channels, got the shape {tuple(chunk.shape)}")
-        self._format = audio_format
+        self._format = self._latest_format = audio_format
         return samples
 
     def _separating(self, samples: NDArray[np.float32]) -> Pass[Outputs]:
@@ -210,9 +211,9 @@ class Stream:
     def flush_separate(self) -> tuple[Any, Any]:
         """`flush` with the noise as well."""
         with self._lock:
-            if self._format is None:
-                empty = np.zeros(0 if self.channels == 1 else (self.channels, 0), np.float32)
-                return empty, empty.copy()
+            if self._format is None:  # nothing came since the last signal, or at all
+                empty = np.zeros((self.channels, 0), np.float32)
+                return self._latest_format.from_float(empty), self._latest_format.from_float(empty)
             results = _run([channel.finishing() for channel in self._channels])
             left = self._received - self._returned  # the way there and back may give a sample or so more
             out = self._given_back([[out[:left] for out in pair] for pair in results])
@@ -227,9 +228,9 @@ class Stream:
         return self._format.from_float(speech), self._format.from_float(noise)
 
     def state(self) -> dict[str, Any]:
-        """A copy of everything that the samples to come depend on: a dict of tensors, arrays, numbers and lists.
+        """A copy of everything that the samples to come depend on: a dict of tensors, numbers and lists.
 
-        `torch.save` writes it (`torch.load(..., weights_only=False)` reads it); `restore` of a stream that was opened
+        `torch.save` writes it and `torch.load` reads it; `restore` of a stream that was opened
         with the same settings, of an Enhancer with the same prior, goes on from it.
         """
         with self._lock:
@@ -311,6 +312,9 @@ def process_together(streams: Sequence[Stream], chunks: Sequence[Any]) -> list[A
     Raises:
         UdseError: as many streams as chunks are expected, each stream once; what `process` raises.
     """
+    for name, value, kind in (("streams", streams, Stream), ("chunks", chunks, object)):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, kind) for v in value):
+            raise UdseError(f"{name}: expected a list, of Streams and their chunks, got {value!r:.60}")
     if len(streams) != len(chunks) or len({id(stream) for stream in streams}) != len(streams):
         raise UdseError(f"expected one chunk for each of the streams, all different, got {len(streams)}, {len(chunks)}")
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ import argparse
 import importlib.resources
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def _jobs(inputs: list[Path], arguments: argparse.Namespace) -> list[Job]:
         """A folder is one that exists, one by the slash at its end, or the place of several inputs."""
         if target is None:
             return None
+        if not target:
+            raise UdseError("expected the name of a file or folder to write, got an empty one")
         path = Path(target)
         if path.is_dir():
             return path / name
@@ -115,8 +118,11 @@ def _jobs(inputs: list[Path], arguments: argparse.Namespace) -> list[Job]:
         return path / name
 
     jobs = []
+    pictures = Counter(name.with_suffix(".png") for _, name in sources)
     for source, name in sources:
         out, picture = place(arguments.out, name), name.with_suffix(".png")
+        if pictures[picture] > 1:  # a.wav and a.flac
+            picture = name.with_name(f"{name.name}.png")
         assert out is not None
         jobs.append(Job(source, out, place(arguments.noise_out, name), place(arguments.plot, picture)))
     taken = {source.resolve() for source, _ in sources}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from udse_fast.errors import notice
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
@@ -35,5 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     network = load_network(arguments.checkpoint)
     difference = export_network(network, arguments.out, arguments.kind, arguments.frames, arguments.dtype)
     size = arguments.out.stat().st_size / 1e6
-    print(f"{arguments.out}: {size:.1f} MB; scores within {difference:.1e} of the network's")
+    print(f"{arguments.out}: {size:.1f} MB; within {difference:.1e} of the network")
+    if network.causal_block and arguments.out.suffix.lower() != ".safetensors":
+        notice("a causal network remembers in .safetensors only: other files see every signal as a whole")
     return 0

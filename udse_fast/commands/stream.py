@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from udse_fast.commands.options import add_enhancer_arguments, make_enhancer
+from udse_fast.commands.options import add_enhancer_arguments, enhancer_settings
 from udse_fast.errors import UdseError, notice
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FORMATS = {"s16le": "<i2", "f32le": "<f4"}
 READ_BYTES = 1 << 16
+BLOCKS = ("block_frames", "block_seconds", "overlap_seconds")
+"""Settings that have options of their own here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +43,16 @@ def add_block_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_block_stream(arguments: argparse.Namespace) -> Stream:
     """The stream that the options ask for."""
-    return make_enhancer(arguments).open_stream(arguments.rate, arguments.channels, **block_settings(arguments))
+    from udse_fast.enhancer import Enhancer
+
+    settings, cut = enhancer_settings(arguments), block_settings(arguments)
+    cut |= {name: settings.pop(name) for name in (*BLOCKS, "batch_blocks") if name in settings}  # of --set
+    return Enhancer(**settings).open_stream(arguments.rate, arguments.channels, **cut)
 
 
 def block_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """How the options want a stream to be cut into blocks."""
-    asked = {name: getattr(arguments, name) for name in ("block_frames", "block_seconds", "overlap_seconds")}
+    asked = {name: getattr(arguments, name) for name in BLOCKS}
     given = {name: value for name, value in asked.items() if value is not None}
     if "block_frames" in given and len(given) > 1:
         raise UdseError("expected --block-frames (causal) or --block-seconds and --overlap-seconds, got both")

@@ -133,7 +133,7 @@ def read_table(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
     reader = csv.DictReader(text.splitlines(), restval="")
     absent = [name for name in required if name not in (reader.fieldnames or ())]
     if absent:
-        raise UdseError(f"{table}: expected the columns {', '.join(required)}, {', '.join(absent)} not there: add them")
+        raise UdseError(f"{table}: expected the columns {', '.join(required)}; add {', '.join(absent)}")
     rows = [{name: value for name, value in row.items() if name is not None} for row in reader]
     if not rows:
         raise UdseError(f"{table}: expected at least one row below the header, got none")

@@ -210,30 +210,36 @@ class CapturedGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """As `ScoreGraph.forward`."""
-        return self._called(self.graph.forward, inputs)
+        result: Tensor = self._called(self.graph.forward, inputs)
+        return result
 
     def per_frame(self, *inputs: Tensor) -> Tensor:
         """As `ScoreGraph.per_frame`."""
-        return self._called(self.graph.per_frame, inputs)
+        result: Tensor = self._called(self.graph.per_frame, inputs)
+        return result
 
-    def with_deviation(self, state: Tensor, time: Tensor, label: Tensor | None, past: Any) -> tuple[Tensor, Tensor]:
-        """As `ScoreGraph.with_deviation`; a network with a memory is called as it is."""
+    def posterior(self, *inputs: Tensor, past: Any = None) -> tuple[Tensor, Tensor]:
+        """As `ScoreGraph.posterior`."""
+        result: tuple[Tensor, Tensor] = self._called(self.graph.posterior, inputs, past)
+        return result
 
-        def call(state: Tensor, time: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            result: tuple[Tensor, Tensor] = self.graph.with_deviation(state, time, label, past)
-            return result
+    def posterior_per_frame(self, *inputs: Tensor, past: Any = None) -> tuple[Tensor, Tensor]:
+        """As `ScoreGraph.posterior_per_frame`."""
+        result: tuple[Tensor, Tensor] = self._called(self.graph.posterior_per_frame, inputs, past)
+        return result
 
-        inputs = (state, time) if label is None else (state, time, label)
-        if past is not None or not state.is_cuda:
-            return call(*inputs)
-        score, deviation = self._calls(call, *inputs, key="with_deviation")
-        return score, deviation
-
-    def _called(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    def _called(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], past: Any = None) -> Any:
+        if past is not None:  # a network with a memory is called as it is
+            return function(*inputs, past=past)
         if not inputs[0].is_cuda:
             return function(*inputs)
-        result: Tensor = self._calls(lambda *x: (function(*x),), *inputs, key=function.__name__)[0]
-        return result
+
+        def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+            result = function(*inputs)
+            return result if isinstance(result, tuple) else (result,)
+
+        results = self._calls(call, *inputs, key=function.__name__)
+        return results if len(results) > 1 else results[0]
 
 
 def optimise(network: ScoreNetwork) -> ScoreNetwork:

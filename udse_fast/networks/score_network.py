@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udse_fast.checks import Range, described, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.causal_core import CausalCore, Memory
 from udse_fast.networks.compact import Past
@@ -53,11 +54,21 @@ class ScoreGraph(nn.Module):
         clean = self.module.denoise(state / delta, self.sde.noise_level(time), label)
         return (delta * clean - state) / sigma**2
 
-    def with_deviation(
-        self, state: Tensor, time: Tensor, label: Tensor | None, past: Past | None
+    def posterior(
+        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it; time (B,) or (B, T)."""
-        time_per_bin = time[:, None, None, None] if time.ndim == 1 else time[:, None, None, :]
+        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it."""
+        return self._posterior(state, time, time[:, None, None, None], label, past)
+
+    def posterior_per_frame(
+        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same with one time per frame, (B, T)."""
+        return self._posterior(state, time, time[:, None, None, :], label, past)
+
+    def _posterior(
+        self, state: Tensor, time: Tensor, time_per_bin: Tensor, label: Tensor | None, past: Past | None
+    ) -> tuple[Tensor, Tensor]:
         sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
         clean, deviation = self.module.posterior(state / delta, self.sde.noise_level(time), label, past)
         return (delta * clean - state) / sigma**2, deviation
@@ -145,8 +156,8 @@ class ScoreNetwork:
         if isinstance(past, Memory):
             return self._of_causal_core(state, time, label, past)
         inputs = self._inputs(state, time, label)
-        label = inputs[2] if self.joint else None
-        score, deviation = self.graph.with_deviation(inputs[0], inputs[1], label, past)
+        posterior = self.graph.posterior if inputs[1].ndim == 1 else self.graph.posterior_per_frame
+        score, deviation = posterior(*inputs) if past is None else posterior(*inputs, past=past)
         return _as_complex(score, state), deviation.contiguous().to(state.device, state.real.dtype)
 
     def _of_causal_core(
@@ -179,13 +190,15 @@ class ScoreNetwork:
     def _inputs(self, state: Tensor, time: Tensor | float, label: Tensor | int | None) -> list[Tensor]:
         """State (B, 2, F, T), time (B,) or (B, T), and for a joint network the label (B,), on the network's device."""
         bins = self.config["stft"]["n_fft"] // 2 + 1
-        if state.ndim != 3 or not state.is_complex() or state.shape[1] != bins:
+        fits = isinstance(state, Tensor) and state.ndim == 3 and state.is_complex() and state.shape[1] == bins
+        if not fits or state.numel() == 0:
             raise UdseError(
-                f"expected a complex state of the shape (B, {bins}, T), got {state.dtype} "
-                f"{tuple(state.shape)}: make the spectrogram with the network's own settings (config['stft'])"
+                f"expected a complex state of the shape (B, {bins}, T), got {described(state)}: make the "
+                "spectrogram with the network's own settings (config['stft'])"
             )
         batch, _, frames = state.shape
-        time = time if isinstance(time, Tensor) else torch.full((batch,), time, device=self.device)
+        if not isinstance(time, Tensor):
+            time = torch.full((batch,), real_number("time", time, Range(0, 1)), device=self.device)
         time = time.expand(batch) if time.ndim == 0 else time
         if time.shape not in ((batch,), (batch, frames)):
             raise UdseError(
@@ -196,7 +209,8 @@ class ScoreNetwork:
         inputs = [real_state.to(self.device, torch.float32), time.to(self.device, torch.float32)]
         if self.joint:
             label = 1 if label is None else label
-            label = label if isinstance(label, Tensor) else torch.full((batch,), label, device=self.device)
+            if not isinstance(label, Tensor):
+                label = torch.full((batch,), whole_number("label", label, Range(0, 1)), device=self.device)
             if label.shape != (batch,):
                 raise UdseError(f"expected one label or one per item ({batch},), got {tuple(label.shape)}")
             inputs.append(label.to(self.device, torch.long))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from udse_fast.checkpoint import load_network
+from udse_fast.checks import Range, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.compact import COMPACT_SIZES
@@ -26,6 +28,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATES = {"compact": 2e-3, "ncsnpp": 1e-4}
 """By architecture: of Muon and AdamW together, and the published one, of Adam."""
+SEEDS = Range(0, 2**63 - 1)
 COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
 """Half overlap: half the frames, hence half the cost, of the published transform."""
 
@@ -135,6 +138,19 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError(f"--out: expected a name that ends in .safetensors, got {arguments.out}")
     if not arguments.out.parent.is_dir():
         raise UdseError(f"--out: expected an existing folder, got {arguments.out.parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=arguments.out.parent):
+            pass  # told now, not when the first checkpoint is due
+    except OSError as error:
+        raise UdseError(
+            f"--out: expected a folder that can be written, got {arguments.out.parent}: {error.strerror}"
+        ) from None
+    sources = (arguments.speech is not None) + (arguments.noise is not None)
+    if NETWORKS[arguments.network].get("joint") and sources < 2:
+        raise UdseError(f"--network {arguments.network}: expected --speech DIR and --noise DIR, got one of them")
+    if arguments.batch_size < sources:
+        raise UdseError(f"--batch-size: expected at least 2, a crop of each source, got {arguments.batch_size}")
+    whole_number("--seed", arguments.seed, SEEDS)
     if not (0 <= arguments.speed_range <= 0.5 and 0 <= arguments.equalisation <= 20):
         raise UdseError("--speed-range and --equalisation: expected numbers in [0, 0.5] and [0, 20]")
     if not (0 <= arguments.ema < 1 and 0 <= arguments.decay_share <= 1):

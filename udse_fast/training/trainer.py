@@ -326,8 +326,11 @@ class Trainer:
         """Go on from `out`.state: weights, EMA, optimizer, step; the batches follow from the step."""
         try:
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise UdseError(f"{self.state_file}: expected the state of a training run, got {error}") from None
+        except Exception:  # whatever is in there instead
+            raise UdseError(
+                f"{self.state_file}: expected the state of a training run, got a damaged or another file; give another "
+                "--out, or remove it to start anew"
+            ) from None
         theirs, ours = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings)))
         changed = sorted(k for k in ours if theirs.get(k) != ours[k] and k not in ("steps", "decay_share"))
         if changed:
@@ -387,6 +390,8 @@ class Trainer:
                 if save_now or stop:  # which may have come in the meantime
                     self.save()
                     last_save = time.monotonic()
+            if not self.out.is_file():  # of a complete run whose state is all that was there
+                self.save()
         return self.step >= settings.steps
 
 
