@@ -60,6 +60,7 @@ INFERENCE: dict[str, Any] = {
         "overlap_seconds": 0.25,
     },
     "diffuseen": {"start_share": 2.5, "observation_variance": 0.015},
+    "paradiffuse_en": {"samples": 2, "corrector_snr": 0.0},
     # two scores pull at one state: with longer steps, or the corrector, it runs away or into "all is noise"
     "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
 }
