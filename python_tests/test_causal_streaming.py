@@ -439,3 +439,15 @@ def test_forgetting_is_by_blocks_not_by_steps() -> None:
         new = model._latest[1] - 0.5 * before[1]
         assert (model._latest[1] > 0.5 * before[1] * 0.999).all()
         assert (new > 0).all()
+
+
+def test_columns_forget_at_their_own_pace() -> None:
+    """Three columns, whose times are 1/3, 1 and 3 times that of `forgetting`; the update itself applies that to all."""
+    power = torch.rand(20, 4, generator=torch.Generator().manual_seed(1)) + 0.1
+    model = OnlineNMF(20, 3, forgetting=0.8, spread=9.0)
+    model.next_block(power.sqrt() + 0j)
+    model.fit(power)
+    before = model._latest
+    model.next_block(power.sqrt() + 0j)
+    for kept, latest in zip(model._statistics, before, strict=True):
+        torch.testing.assert_close(0.8 * kept, latest * 0.8 ** torch.tensor([3.0, 1.0, 1 / 3]))

@@ -39,7 +39,7 @@ BUILT_IN_JOINT, BUILT_IN_CAUSAL = "joint", "causal"
 OVERLAPPING_STREAM: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
 """Shorter blocks than for whole signals: they are the latency."""
 OVERLAPPING_ONLY: Final = {"block_seconds", "overlap_seconds", "batch_blocks"}
-CAUSAL_ONLY: Final = {"block_frames", "forgetting_seconds", "level_seconds"}
+CAUSAL_ONLY: Final = {"block_frames", "forgetting_seconds", "forgetting_spread", "level_seconds"}
 ORACLE_MODES: Final = ("oracle", "pure oracle")
 ORACLE_ITERATIONS = 200
 
@@ -330,7 +330,13 @@ class Enhancer:
             settings.level_seconds,
             CausalPrior(self.network),
             OnlineNMF(
-                self.spectral.bins, settings.rank, forgetting, settings.start_share, self.seed, settings.nmf_iterations
+                self.spectral.bins,
+                settings.rank,
+                forgetting,
+                settings.start_share,
+                self.seed,
+                settings.nmf_iterations,
+                settings.forgetting_spread,
             ),
             sample,
             self._read_out(settings, forgetting),

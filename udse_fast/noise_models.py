@@ -50,14 +50,32 @@ class OnlineNMF:
 
     Every reverse step of a block starts from the statistics of the blocks before; those of the last step stay. Columns
     of W sum to 1, so W and its statistics do not change with the level of the signal.
+
+    Args:
+        bins, rank: F, R.
+        forgetting: what a block leaves of the statistics.
+        share: of the mixture's power, at the start.
+        seed: of the unevenness of the start.
+        iterations: multiplicative updates a step.
+        spread: the first columns forget faster and the last ones slower: longest time constant over the shortest, that
+            of `forgetting` is their geometric mean.
     """
 
     def __init__(
-        self, bins: int, rank: int, forgetting: float, share: float = 1.0, seed: int = 0, iterations: int = 2
+        self,
+        bins: int,
+        rank: int,
+        forgetting: float,
+        share: float = 1.0,
+        seed: int = 0,
+        iterations: int = 2,
+        spread: float = 1.0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._random = 0.5 + torch.rand(bins, rank, generator=generator)
         self.forgetting, self.share, self.iterations = forgetting, share, iterations
+        # forgetting_r / forgetting, of which the update applies the latter to all columns
+        self._kept = forgetting ** (spread ** torch.linspace(0.5, -0.5, rank) - 1)
         self.W = self._random / self._random.sum(0)
         self.H = torch.zeros(rank, 1)
         # numerator and denominator, of the blocks before
@@ -82,7 +100,9 @@ class OnlineNMF:
             self._statistics = self._statistics[0].to(power), self._statistics[1].to(power)
             self._started = True
         else:
-            self._statistics = self._latest
+            numerator, denominator = self._latest
+            kept = self._kept.to(numerator)
+            self._statistics = numerator * kept, denominator * kept
         self.H = self.H[:, -1:].repeat(1, mixture.shape[1]).to(power)
 
     def fit(self, power: Tensor) -> None:

@@ -45,7 +45,10 @@ class InferenceSettings:
     """Of a causal stream: frames that are enhanced at once, hence the latency; None: the network's own. The built-in
     prior was trained with 2 to 5."""
     forgetting_seconds: float = _within(Range(0, 86_400, excluded=True), 6.0)
-    """Of a causal stream: time after which what was learnt about the noise weighs 1/e."""
+    """Of a causal stream: time after which what was learnt about the noise weighs 1/e, in the geometric mean of the
+    columns of W."""
+    forgetting_spread: float = _within(Range(1, 1e6), 1.0)
+    """The longest of these times over the shortest: columns for noise that changes, and for noise that stays."""
     level_seconds: float = _within(Range(0, 3600, excluded=True), 5.0)
     """Of a causal stream: time for which the loudest frame sets the level that the prior is shown."""
 

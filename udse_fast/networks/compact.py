@@ -66,14 +66,15 @@ INFERENCE: dict[str, Any] = {
 }
 """Found by measurement: `udse_fast/priors/README.md`."""
 CAUSAL_INFERENCE: dict[str, Any] = {
-    # a noise model of many columns that follows quickly
+    # a noise model of many columns, of which half follow quickly: times of 0.05 to 2 s
     "ddrm": {
         **INFERENCE["ddrm"],
         "steps": 12,
         "caution": 1.3,
         "rank": 16,
         "start_share": 2.5,
-        "forgetting_seconds": 0.1,
+        "forgetting_seconds": 0.316,
+        "forgetting_spread": 40.0,
     },
 }
 
