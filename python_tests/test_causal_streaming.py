@@ -360,18 +360,10 @@ def recording(name: str) -> NDArray[np.float32]:
     return audio
 
 
-@pytest.fixture(scope="module")
-def undisturbed() -> tuple[Enhancer, float]:
-    """The built-in prior, and what it makes of the second of two repetitions of the recording: SI-SDR in dB."""
-    built_in, noisy, clean = Enhancer(), recording("noisy"), recording("clean")
-    again = streamed(built_in.open_stream(), np.tile(noisy, 2), [])[len(noisy) :]
-    assert si_sdr(clean, again) > si_sdr(clean, noisy) + 2
-    return built_in, si_sdr(clean, again)
-
-
 @pytest.mark.parametrize(
     ("before", "gain"),
     [
+        pytest.param(lambda noisy: np.zeros(0), 1, id="nothing"),
         pytest.param(lambda noisy: np.full(RATE, np.nan), 1, id="not a number"),
         pytest.param(lambda noisy: np.full(RATE, np.inf), 1, id="infinity"),
         pytest.param(lambda noisy: np.zeros(120 * RATE), 1, id="two minutes of silence"),
@@ -380,14 +372,17 @@ def undisturbed() -> tuple[Enhancer, float]:
         pytest.param(lambda noisy: 0.01 * noisy, 1, id="40 dB louder"),
     ],
 )
-def test_recovers(undisturbed: tuple[Enhancer, float], before: Callable[[Any], Any], gain: float) -> None:
-    """After a disturbance: the first time the recording comes nothing is lost for good, the second is as ever."""
-    built_in, expected = undisturbed
+def test_recovers(before: Callable[[Any], Any], gain: float) -> None:
+    """The built-in stream after a disturbance: what follows the first 4 s is enhanced as ever.
+
+    In the mean over three times the recording, which differ by a dB: other frames, other random numbers.
+    """
     noisy, clean = recording("noisy"), recording("clean")
-    disturbance = before(noisy).astype(np.float32)
-    y = streamed(built_in.open_stream(), np.concatenate([disturbance, gain * np.tile(noisy, 2)]), [])
+    x = np.concatenate([before(noisy), gain * np.tile(noisy, 4)]).astype(np.float32)
+    y = streamed(Enhancer().open_stream(), x, [])
     assert np.isfinite(y).all()
-    assert si_sdr(gain * clean, y[-len(noisy) :]) > expected - 1
+    repetitions = y[-3 * len(noisy) :].reshape(3, -1)
+    assert np.mean([si_sdr(clean, part) for part in repetitions]) > si_sdr(clean, noisy) + 1.5
 
 
 def test_attenuation_is_limited(tiny_checkpoints: dict[str, Path]) -> None:
