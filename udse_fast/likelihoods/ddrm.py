@@ -6,7 +6,6 @@ brought up to that level by fresh noise. One network call per step, and the prio
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from udse_fast.coefficients import Coefficients
 from udse_fast.diffusion import Transition
-from udse_fast.errors import UdseError
 from udse_fast.kernels.likelihood_gradient import ddrm_step, unexplained_power
 from udse_fast.kernels.likelihood_gradient.reference import variance
 from udse_fast.likelihoods.base import SpeechLikelihood
@@ -34,12 +32,6 @@ class DDRM(SpeechLikelihood):
     """Weight of the prior's own uncertainty in the last step: more lets more of the mixture in."""
 
     needs_deviation: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for name, most in (("renewal", 1.0), ("caution", math.inf), ("doubt", math.inf)):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value <= most):
-                raise UdseError(f"{name}: expected a number of at least 0 and at most {most:g}, got {value!r}")
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = delta (x + sqrt(a^2 - V) z): the mixture with its noise brought up to a."""

@@ -198,7 +198,7 @@ class ScoreNetwork:
             )
         batch, _, frames = state.shape
         if not isinstance(time, Tensor):
-            time = torch.full((batch,), real_number("time", time, Range(0, 1)), device=self.device)
+            time = torch.full((batch,), real_number("time", time, Range(0, 1, excluded=True)), device=self.device)
         time = time.expand(batch) if time.ndim == 0 else time
         if time.shape not in ((batch,), (batch, frames)):
             raise UdseError(
