@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import udse_fast
-from udse_fast.backends import isa
+from udse_fast.backends.dispatch import isa
 
 HEAD = """\
 # The C++ core beside plain torch on a CPU

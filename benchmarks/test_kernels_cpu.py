@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from udse_fast.coefficients import Coefficients
 from udse_fast.kernels import complex_normal, compression, network_input
-from udse_fast.kernels import likelihood_gradient as lg
 from udse_fast.kernels import nmf_is as nmf
+from udse_fast.kernels import posterior_step as lg
 from udse_fast.kernels import predictor_corrector as pc
+from udse_fast.kernels.coefficients import Coefficients
 
 B, F, T, R = 4, 256, 256, 4
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)

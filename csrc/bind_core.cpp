@@ -165,7 +165,7 @@ void network_input(const Complexes& state, const Floats& scale, Array<Real> resu
 void register_updates(py::module_& m) {
   const auto state = "state"_a.noconvert(), score = "score"_a.noconvert(), mixture = "mixture"_a.noconvert(),
              numbers = "coefficients"_a.noconvert(), draw = "noise"_a.noconvert(), next = "out"_a.noconvert(),
-             noise_variance = "noise_variance"_a.noconvert(), strength = "strength"_a.noconvert(),
+             noise_variance = "noise_variance"_a.noconvert(), guidance = "guidance"_a.noconvert(),
              power = "power"_a.noconvert();
   for (const auto& [name, function] :
        {std::pair<const char*, StepFunction>{"corrector", udse::corrector}, {"predictor", udse::predictor}})
@@ -181,13 +181,13 @@ void register_updates(py::module_& m) {
          Complexes to, Floats P, int threads) {
         udse::Step a = step(s, S, c, z, to);
         observe(a, x, V, P);
-        a.strength = number(lambda, "strength", a.shape.frames);
+        a.guidance = number(lambda, "guidance", a.shape.frames);
         a.apply = apply;
         a.power_of_state = power_of_state;
         a.divide_tweedie = divide_tweedie;
         run(udse::marginal_guidance, a, threads);
       },
-      state, score, mixture, noise_variance, numbers, draw, strength, "apply"_a, "power_of_state"_a, "divide_tweedie"_a,
+      state, score, mixture, noise_variance, numbers, draw, guidance, "apply"_a, "power_of_state"_a, "divide_tweedie"_a,
       next, power, "threads"_a);
   m.def(
       "product_of_gaussians",
@@ -209,13 +209,13 @@ void register_updates(py::module_& m) {
          std::optional<Complexes> mu, int threads) {
         udse::Step a = step(s, S, c, z, to);
         observe(a, x, V, P);
-        a.strength = number(lambda, "strength", a.shape.frames);
+        a.guidance = number(lambda, "guidance", a.shape.frames);
         a.observation_variance = w;
         a.paper_posterior = paper_posterior;
         if (mu) a.noise.next = out(*mu, "noise_mean", full(a.shape));
         run(udse::noise_posterior_guidance, a, threads);
       },
-      state, score, mixture, noise_variance, numbers, draw, strength, "observation_variance"_a, "paper_posterior"_a,
+      state, score, mixture, noise_variance, numbers, draw, guidance, "observation_variance"_a, "paper_posterior"_a,
       next, power, "noise_mean"_a.noconvert(), "threads"_a);
   m.def(
       "predictor_residual",
@@ -233,10 +233,10 @@ void register_updates(py::module_& m) {
       "score_noise_guidance",
       [](const Complexes& s, const Complexes& S, const Floats& c, const Floats& lambda, Complexes to, int threads) {
         udse::Step a = step(s, S, c, std::nullopt, to);
-        a.strength = number(lambda, "strength", a.shape.frames);
+        a.guidance = number(lambda, "guidance", a.shape.frames);
         run(udse::score_noise_guidance, a, threads);
       },
-      state, "noise_score"_a.noconvert(), numbers, strength, next, "threads"_a);
+      state, "noise_score"_a.noconvert(), numbers, guidance, next, "threads"_a);
   m.def(
       "joint_guidance",
       [](const Complexes& s, const Complexes& S, const Complexes& n, const Complexes& N, const Complexes& x,
@@ -245,51 +245,51 @@ void register_updates(py::module_& m) {
         udse::Step a = step(s, S, c, z, to);
         a.noise = source(n, N, z_n, to_n, a.shape);
         a.mixture = in(x, "mixture", plane(a.shape));
-        a.strength = number(lambda, "strength", a.shape.frames);
+        a.guidance = number(lambda, "guidance", a.shape.frames);
         a.apply = apply;
         a.observation_variance = w;
         run(udse::joint_guidance, a, threads);
       },
       "speech"_a.noconvert(), "speech_score"_a.noconvert(), "noise"_a.noconvert(), "noise_score"_a.noconvert(), mixture,
-      numbers, "speech_draw"_a.noconvert(), "noise_draw"_a.noconvert(), strength, "apply"_a, "observation_variance"_a,
+      numbers, "speech_draw"_a.noconvert(), "noise_draw"_a.noconvert(), guidance, "apply"_a, "observation_variance"_a,
       "speech_out"_a.noconvert(), "noise_out"_a.noconvert(), "threads"_a);
   m.def(
       "unexplained_power",
       [](const Complexes& s, const Complexes& S, const Floats& C, const Complexes& x, const VarianceArgument& V,
-         const Floats& c, float caution, Floats P, int threads) {
+         const Floats& c, float noise_bias, Floats P, int threads) {
         udse::Step a;
         a.shape = shape_of(s, "state");
         a.coefficients = coefficients(c, a.shape.frames);
         a.speech.state = s.data();
         a.speech.score = in(S, "score", full(a.shape));
-        a.deviation = in(C, "deviation", full(a.shape));
+        a.posterior_variance = in(C, "posterior_variance", full(a.shape));
         a.mixture = in(x, "mixture", plane(a.shape));
         a.variance = variance(V, a.shape);
-        a.caution = caution;
+        a.noise_bias = noise_bias;
         a.power = out(P, "power", plane(a.shape));
         run(udse::unexplained_power, a, threads);
       },
-      state, score, "deviation"_a.noconvert(), mixture, noise_variance, numbers, "caution"_a, power, "threads"_a);
+      state, score, "posterior_variance"_a.noconvert(), mixture, noise_variance, numbers, "noise_bias"_a, power, "threads"_a);
   m.def(
       "ddrm_step",
       [](const Complexes& s, const Complexes& S, const Floats& C, const Complexes& x, const VarianceArgument& V,
-         const Floats& c, const std::optional<Floats>& following, const NoiseArgument& z, float renewal, Complexes to,
+         const Floats& c, const std::optional<Floats>& following, const NoiseArgument& z, float eta, Complexes to,
          int threads) {
         udse::Step a = step(s, S, c, following ? z : std::nullopt, to);
         a.mixture = in(x, "mixture", plane(a.shape));
         a.variance = variance(V, a.shape);
-        a.renewal = renewal;
+        a.eta = eta;
         if (following) {
           const udse::Coefficients next = coefficients(*following, a.shape.frames);
           a.next_delta = next.delta;
           a.next_sigma = next.sigma;
         } else {
-          a.deviation = in(C, "deviation", full(a.shape));
+          a.posterior_variance = in(C, "posterior_variance", full(a.shape));
         }
         run(udse::ddrm_step, a, threads);
       },
-      state, score, "deviation"_a.noconvert(), mixture, noise_variance, numbers, "following"_a.noconvert(), draw,
-      "renewal"_a, next, "threads"_a);
+      state, score, "posterior_variance"_a.noconvert(), mixture, noise_variance, numbers, "following"_a.noconvert(), draw,
+      "eta"_a, next, "threads"_a);
 }
 
 void register_nmf(py::module_& m) {

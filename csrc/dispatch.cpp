@@ -77,7 +77,7 @@ void check_rank(std::int64_t rank) {
   require(1 <= rank && rank <= 32, "rank must be in 1..32; got " + std::to_string(rank));
 }
 
-enum Needs { mixture = 1, variance = 2, power = 4, noise_next = 8, noise_source = 16, deviation = 32, no_next = 64 };
+enum Needs { mixture = 1, variance = 2, power = 4, noise_next = 8, noise_source = 16, posterior_variance = 32, no_next = 64 };
 
 void run(void (*Kernels::*kernel)(const Step&, Range), const Step& step, int needs, int threads) {
   check(step.shape);
@@ -90,7 +90,7 @@ void run(void (*Kernels::*kernel)(const Step&, Range), const Step& step, int nee
           "the noise variance must be given, as V or as W and H");
   if (needs & variance && !step.variance.values) check_rank(step.variance.rank);
   require(!(needs & power) || step.power, "power must be given");
-  require(!(needs & deviation) || step.deviation, "the deviation must be given");
+  require(!(needs & posterior_variance) || step.posterior_variance, "the posterior_variance must be given");
   require(!(needs & noise_next) || step.noise.next, "noise.next must be given");
   require(!(needs & noise_source) || (step.noise.state && step.noise.score),
           "state and score of the noise must be given");
@@ -186,10 +186,10 @@ void joint_guidance(const Step& step, int threads) {
   run(&Kernels::joint_guidance, step, mixture | noise_next | noise_source, threads);
 }
 void unexplained_power(const Step& step, int threads) {
-  run(&Kernels::unexplained_power, step, mixture | variance | power | deviation | no_next, threads);
+  run(&Kernels::unexplained_power, step, mixture | variance | power | posterior_variance | no_next, threads);
 }
 void ddrm_step(const Step& step, int threads) {
-  require(step.renewal >= 0 && step.renewal <= 1, "renewal must be in [0, 1]; got " + std::to_string(step.renewal));
+  require(step.eta >= 0 && step.eta <= 1, "eta must be in [0, 1]; got " + std::to_string(step.eta));
   run(&Kernels::ddrm_step, step, mixture | variance, threads);
 }
 

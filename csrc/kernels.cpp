@@ -294,7 +294,7 @@ struct Numbers {
     load(L, c.g, t0, n, g);
     load(L, c.dt, t0, n, dt);
     load(L, c.corrector_snr, t0, n, r);
-    load(L, step.strength, t0, n, lambda);
+    load(L, step.guidance, t0, n, lambda);
     load(L, step.next_delta, t0, n, next_delta);
     load(L, step.next_sigma, t0, n, b);
     each(L, [&](int i) {
@@ -315,13 +315,13 @@ struct Numbers {
 inline bool constant(const Step& step) {
   const Coefficients& c = step.coefficients;
   return !(c.gamma.values || c.delta.values || c.sigma.values || c.g.values || c.dt.values || c.corrector_snr.values ||
-           step.strength.values || step.next_delta.values || step.next_sigma.values);
+           step.guidance.values || step.next_delta.values || step.next_sigma.values);
 }
 
 // One source's rows of one bin and sample.
 struct SourceRows {
   ComplexRow s, S;  // state and score; the update writes the next state to s
-  Row C;            // deviation
+  Row C;            // posterior_variance
 };
 
 // What all samples of one bin share.
@@ -376,7 +376,7 @@ inline void sweep_blocks(Width<N> L, const Step& step, Range pairs, Prepare prep
           const int64_t at = (b * F + f) * T + t0;
           load(L, step.speech.state + at, n, speech.s);
           load(L, step.speech.score + at, n, speech.S);
-          if (step.deviation) load(L, step.deviation + at, n, speech.C);
+          if (step.posterior_variance) load(L, step.posterior_variance + at, n, speech.C);
           if (step.noise.state) load(L, step.noise.state + at, n, noise.s);
           if (step.noise.score) load(L, step.noise.score + at, n, noise.S);
           update(L, c, bins[f & 1], speech, z[f & 1], noise, z2[f & 1]);
@@ -540,7 +540,7 @@ inline float tweedie_mean(const Numbers& c, int i, float s, float S) {
 }
 
 void unexplained_power(const Step& step, Range pairs) {
-  const float kappa = step.caution;
+  const float kappa = step.noise_bias;
   sweep(
       step, pairs,
       [](auto L, const Numbers& c, BinRows& bin) {
@@ -565,7 +565,7 @@ void unexplained_power(const Step& step, Range pairs) {
 }
 
 void ddrm_step(const Step& step, Range pairs) {
-  if (step.deviation)
+  if (step.posterior_variance)
     return sweep(
         step, pairs, nothing,
         [](auto L, const Numbers& c, BinRows& bin, SourceRows& a, const ComplexRow&, SourceRows&, const ComplexRow&) {
@@ -575,7 +575,7 @@ void ddrm_step(const Step& step, Range pairs) {
             a.s[k][i] = s0 + a.C[i] * (bin.x[k][i] - s0);
           });
         });
-  const float eta = step.renewal, kept = __builtin_sqrtf(1 - eta * eta);
+  const float eta = step.eta, kept = __builtin_sqrtf(1 - eta * eta);
   sweep(
       step, pairs,
       [=](auto L, const Numbers& c, BinRows& bin) {

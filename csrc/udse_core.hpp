@@ -86,12 +86,12 @@ struct Step {
   Source speech, noise;
   const cfloat* mixture = nullptr;         // x, (F, T)
   NoiseVariance variance;                  // V
-  PerFrame strength = 1.0f;                // lambda
+  PerFrame guidance = 1.0f;                // lambda
   float* power = nullptr;                  // P of the M-step, (F, T), out
-  const float* deviation = nullptr;        // C, (B, F, T)
+  const float* posterior_variance = nullptr;        // C, (B, F, T)
   PerFrame next_delta = 1.0f, next_sigma;  // delta' and sigma' of the next step
   float observation_variance = 0;          // w
-  float caution = 0, renewal = 0;          // kappa, eta
+  float noise_bias = 0, eta = 0;          // kappa, eta
   bool apply = true, power_of_state = false, divide_tweedie = false, paper_posterior = false;
 };
 
@@ -99,24 +99,24 @@ struct Step {
 void corrector(const Step& step, int threads = 1);
 // s + gamma s dt + g^2 S dt + g sqrt(dt) z
 void predictor(const Step& step, int threads = 1);
-// UDiffSE, UDiffSE+. Reads mixture, variance, strength, power, apply, power_of_state, divide_tweedie.
+// UDiffSE, UDiffSE+. Reads mixture, variance, guidance, power, apply, power_of_state, divide_tweedie.
 void marginal_guidance(const Step& step, int threads = 1);
 // DEPSE. Reads mixture, variance, power, divide_tweedie; noise.draw is z_f of the TL form, none selects the IL form.
 void product_of_gaussians(const Step& step, int threads = 1);
-// DiffUSEEN. Reads mixture, variance, strength, power, observation_variance, paper_posterior; noise.next, if any, takes
+// DiffUSEEN. Reads mixture, variance, guidance, power, observation_variance, paper_posterior; noise.next, if any, takes
 // mu.
 void noise_posterior_guidance(const Step& step, int threads = 1);
 // ParaDiffUSE-IN, first half. Reads mixture; noise.draw is z of the paper's form; noise.next takes x - (s - sigma
 // z)/delta.
 void predictor_residual(const Step& step, int threads = 1);
-// ParaDiffUSE-IN, second half. Reads strength; speech.score is the noise network's score at the residual.
+// ParaDiffUSE-IN, second half. Reads guidance; speech.score is the noise network's score at the residual.
 void score_noise_guidance(const Step& step, int threads = 1);
-// ParaDiffUSE-EN. Reads noise, mixture, strength, observation_variance, apply.
+// ParaDiffUSE-EN. Reads noise, mixture, guidance, observation_variance, apply.
 void joint_guidance(const Step& step, int threads = 1);
-// DDRM, for the M-step: writes no next state. Reads mixture, variance, deviation, caution, power.
+// DDRM, for the M-step: writes no next state. Reads mixture, variance, posterior_variance, noise_bias, power.
 void unexplained_power(const Step& step, int threads = 1);
-// DDRM. Reads mixture, variance, next_delta, next_sigma, renewal, and where there is one, which makes it the last step,
-// deviation alone of these three.
+// DDRM. Reads mixture, variance, next_delta, next_sigma, eta, and where there is one, which makes it the last step,
+// posterior_variance alone of these three.
 void ddrm_step(const Step& step, int threads = 1);
 
 // z of `key`, (B, F, T)

@@ -13,7 +13,7 @@ import torch
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent.parent]
 
 from udse_fast import _core  # noqa: E402
-from udse_fast.checkpoint import save_checkpoint  # noqa: E402
+from udse_fast.checkpoints.checkpoint import save_checkpoint  # noqa: E402
 from udse_fast.errors import UdseError  # noqa: E402
 from udse_fast.networks import build_network  # noqa: E402
 

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast import Enhancer, Stream, UdseError, load_network
-from udse_fast.checkpoint import save_checkpoint
-from udse_fast.diffusion import Pass
+from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.compact import Past
-from udse_fast.noise_models import OnlineNMF
-from udse_fast.samplers import Posterior
+from udse_fast.sampling.diffusion import Pass
+from udse_fast.sampling.noise_models import OnlineNMF
+from udse_fast.sampling.samplers import Posterior
 
 HOP, N_FFT, RATE = 255, 510, 16000
 RATES = (8000, 16000, 44100, 48000)
@@ -267,7 +267,7 @@ def test_states_that_do_not_fit(tiny: Enhancer, tiny_checkpoints: dict[str, Path
         (other(samples=2), "samples 1; got one with samples 2"),
         (other(seed=5), "seed 0; got one with seed 5"),
         (other(strength=10), "strength None; got one with strength 10.0"),
-        (other(doubt=3), "ddrm doubt 1.0; got one with ddrm doubt 3.0"),
+        (other(variance_scale=3), "ddrm variance_scale 1.0; got one with ddrm variance_scale 3.0"),
         (other(sampler="depse_il"), "sampler 'ddrm'"),
         (other(same), "a stream with checkpoint '"),
         ({"belongs_to": state["belongs_to"]}, "damaged or changed"),

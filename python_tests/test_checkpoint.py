@@ -19,11 +19,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from udse_fast import checkpoint
-from udse_fast.checkpoint import load_network, save_checkpoint
+from udse_fast.checkpoints import checkpoint
+from udse_fast.checkpoints.checkpoint import load_network, save_checkpoint
+from udse_fast.checkpoints.export import export_network
+from udse_fast.checkpoints.lightning import Global, Placeholder, architecture_of, interpret
 from udse_fast.errors import UdseError
-from udse_fast.export import export_network
-from udse_fast.lightning import Global, Placeholder, architecture_of, interpret
 from udse_fast.networks import build_network
 from udse_fast.networks.ncsnpp import NCSNpp
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from udse_fast.coefficients import Coefficients
 from udse_fast.kernels import compression, network_input
-from udse_fast.kernels import likelihood_gradient as lg
 from udse_fast.kernels import nmf_is as nmf
+from udse_fast.kernels import posterior_step as lg
 from udse_fast.kernels import predictor_corrector as pc
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 
 B, F, T, R = 2, 65, 150, 4  # large enough to be shared, no whole number of blocks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from udse_fast.cuda_graphs import MAX_RECORDINGS, CudaGraphs, Replayed, WholePass, addresses, run_alike
+from udse_fast.backends.cuda_graphs import MAX_RECORDINGS, CudaGraphs, Replayed, WholePass, addresses, run_alike
 
 
 class Repeater:

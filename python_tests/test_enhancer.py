@@ -14,9 +14,9 @@ from torch import Tensor
 
 import udse_fast
 from udse_fast import Enhancer, UdseError, sampler_names
-from udse_fast.checkpoint import load_network
-from udse_fast.diffusion import Pass
-from udse_fast.export import export_network
+from udse_fast.checkpoints.checkpoint import load_network
+from udse_fast.checkpoints.export import export_network
+from udse_fast.sampling.diffusion import Pass
 
 FAST = {"steps": 2, "samples": 1, "precision": "float32"}
 FLOAT32_CHAIN = 1e-3  # rounding of the input, through a few network calls

@@ -15,8 +15,8 @@ import pytest
 import scipy.signal
 import soundfile
 
+from udse_fast.commands import evaluate as command
 from udse_fast.errors import UdseError
-from udse_fast.evaluation import command
 from udse_fast.evaluation.pairs import pairs_in_folders, pairs_in_mixtures, pairs_in_table, read_audio
 from udse_fast.evaluation.tables import ScoreRow, interval, markdown, mean_interval, paired_differences
 

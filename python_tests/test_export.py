@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from udse_fast import export
-from udse_fast.checkpoint import complete_config, load_network
+from udse_fast.checkpoints import export
+from udse_fast.checkpoints.checkpoint import complete_config, load_network
+from udse_fast.checkpoints.export import export_network
 from udse_fast.errors import UdseError
-from udse_fast.export import export_network
 from udse_fast.networks import build_network
 from udse_fast.networks.score_network import ScoreNetwork
 
@@ -79,9 +79,12 @@ def test_torchscript_is_loaded_back_as_the_same_network(name: str, tmp_path: Pat
         per_frame = time[:, None] * torch.linspace(0.5, 1, frames)
         expected = network.score(state, per_frame, *label)
         assert relative(loaded.score(state, per_frame, *label), expected) < ROUNDING
-        assert loaded.tells_deviation == network.tells_deviation
-        for times in (time, per_frame) if network.tells_deviation else ():
-            answers = loaded.with_deviation(state, times, *label), network.with_deviation(state, times, *label)
+        assert loaded.has_posterior_variance == network.has_posterior_variance
+        for times in (time, per_frame) if network.has_posterior_variance else ():
+            answers = (
+                loaded.with_posterior_variance(state, times, *label),
+                network.with_posterior_variance(state, times, *label),
+            )
             assert all(relative(a, b) < ROUNDING for a, b in zip(*answers, strict=True))
 
 

@@ -12,7 +12,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from udse_fast import UdseError
-from udse_fast.files import CONTAINERS, Layout, audio_files, open_recording, output_layout, written_audio
+from udse_fast.audio.files import CONTAINERS, Layout, audio_files, open_recording, output_layout, written_audio
 
 RATE = 48000
 LSB = {"PCM_U8": 2 / 128, "PCM_S8": 2 / 128, "PCM_16": 0.0, "PCM_24": 3 / 2**23, "PCM_32": 1e-7, "FLOAT": 0.0,

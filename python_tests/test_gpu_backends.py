@@ -28,28 +28,29 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from udse_fast import backends, cuda_library
-from udse_fast.coefficients import Coefficients
-from udse_fast.cuda_graphs import Replayed, cuda_graphs
-from udse_fast.diffusion import reverse_diffusion
+from udse_fast.backends import cuda_library
+from udse_fast.backends import dispatch as backends
+from udse_fast.backends.cuda_graphs import Replayed, cuda_graphs
 from udse_fast.enhancer import Enhancer
 from udse_fast.errors import UdseError
 from udse_fast.kernels import fused_layers
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
 from udse_fast.kernels.fused_layers import reference
-from udse_fast.lockstep import in_step, run
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import fused_ncsnpp
-from udse_fast.noise_models import NMF
-from udse_fast.randomness import counter_based
-from udse_fast.samplers import SAMPLERS, sampler_names
-from udse_fast.sde import OUVE
+from udse_fast.sampling.diffusion import reverse_diffusion
+from udse_fast.sampling.noise_models import NMF
+from udse_fast.sampling.passes import in_step, run
+from udse_fast.sampling.randomness import counter_based
+from udse_fast.sampling.samplers import SAMPLERS, sampler_names
+from udse_fast.sampling.sde import OUVE
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (
     "complex_normal",
     "predictor_corrector",
-    "likelihood_gradient",
+    "posterior_step",
     "nmf_is",
     "compression",
     "network_input",
@@ -152,9 +153,9 @@ def single(name: str, **keywords: Any) -> Callable[..., Any]:
     return lambda m, a, c, z, z2: getattr(m, name)(a.s, a.S, a.x, a.factors, c, z, **keywords)
 
 
-def restored(m: Any, a: Inputs, c: Coefficients, z: Any, V: Any, renewal: float = 0.85) -> Any:
+def restored(m: Any, a: Inputs, c: Coefficients, z: Any, V: Any, eta: float = 0.85) -> Any:
     """The DDRM step to 3 times the level: V is below it in some bins and above it in others."""
-    return m.ddrm_step(a.s, a.S, a.C, a.x, V, c, replace(c, delta=0.7, sigma=3 * c.sigma), z, renewal)
+    return m.ddrm_step(a.s, a.S, a.C, a.x, V, c, replace(c, delta=0.7, sigma=3 * c.sigma), z, eta)
 
 
 UPDATES: dict[str, Callable[..., Any]] = {
@@ -630,7 +631,7 @@ def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None
     library = cuda_library.CudaLibrary(device_library, "cpu")
     for name in [
         *cuda_library.ARGUMENTS,
-        *(n for n in vars(REFERENCE.modules["likelihood_gradient"]) if "guidance" in n),
+        *(n for n in vars(REFERENCE.modules["posterior_step"]) if "guidance" in n),
         "unexplained_power",
         "ddrm_step",
     ]:

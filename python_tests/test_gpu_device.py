@@ -10,19 +10,19 @@ import pytest
 import soundfile
 import torch
 
-from udse_fast.backends import backends
-from udse_fast.coefficients import Coefficients
-from udse_fast.cuda_graphs import MAX_RECORDINGS
+from udse_fast.audio.spectral import Spectral
+from udse_fast.backends.cuda_graphs import MAX_RECORDINGS
+from udse_fast.backends.dispatch import backends
 from udse_fast.enhancer import Enhancer
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import predictor
-from udse_fast.lockstep import run
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import optimise
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.samplers import posterior_sample, sampler_names
-from udse_fast.sde import OUVE
-from udse_fast.spectral import Spectral
+from udse_fast.sampling.passes import run
+from udse_fast.sampling.samplers import posterior_sample, sampler_names
+from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Batches
 from udse_fast.training.corpus import Corpus, audio_files
 from udse_fast.training.trainer import Settings, Trainer

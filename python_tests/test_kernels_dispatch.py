@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from udse_fast import _core
-from udse_fast.backends import _state, backends, isa
-from udse_fast.coefficients import Coefficients
+from udse_fast.backends.dispatch import _state, backends, isa
 from udse_fast.errors import UdseError
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import predictor
 

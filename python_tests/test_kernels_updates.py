@@ -13,14 +13,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from udse_fast.coefficients import Coefficients
 from udse_fast.errors import UdseError
-from udse_fast.kernels import likelihood_gradient as lg
+from udse_fast.kernels import posterior_step as lg
 from udse_fast.kernels import predictor_corrector as pc
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
-from udse_fast.kernels.likelihood_gradient import reference as lg_reference
 from udse_fast.kernels.network_input import network_input
 from udse_fast.kernels.network_input import reference as network_input_reference
+from udse_fast.kernels.posterior_step import reference as lg_reference
 from udse_fast.kernels.predictor_corrector import reference as pc_reference
 
 TOLERANCE = 3e-6  # of the largest value: float32 rounding of a dozen operations
@@ -75,9 +75,9 @@ def single(name: str, *options: Any, **keywords: Any) -> Update:
     return update
 
 
-def restored(m: Any, a: Inputs, c: Coefficients, z: Any, V: Any, renewal: float = 0.85, out: Any = None) -> Any:
+def restored(m: Any, a: Inputs, c: Coefficients, z: Any, V: Any, eta: float = 0.85, out: Any = None) -> Any:
     """The DDRM step to 3 times the level: V is below it in some bins and above it in others."""
-    return m.ddrm_step(a.s, a.S, a.C, a.x, V, c, replace(c, delta=0.7, sigma=3 * c.sigma), z, renewal, out=out)
+    return m.ddrm_step(a.s, a.S, a.C, a.x, V, c, replace(c, delta=0.7, sigma=3 * c.sigma), z, eta, out=out)
 
 
 UPDATES: dict[str, Update] = {
@@ -363,7 +363,7 @@ def test_the_deviation_is_read_on_the_last_step_only(isa: str) -> None:
 
 def test_a_share_of_fresh_noise_above_all_is_refused(isa: str) -> None:
     a = Inputs((1, 3, 5, 1), torch.complex64)
-    with pytest.raises(UdseError, match=r"renewal must be in \[0, 1\]; got 1\.5"):
+    with pytest.raises(UdseError, match=r"eta must be in \[0, 1\]; got 1\.5"):
         restored(lg, a, ONE_TIME, a.z, a.V, 1.5)
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from udse_fast import Enhancer
-from udse_fast.diffusion import ScoreAnswer, ScoreRequest
-from udse_fast.lockstep import in_step, run
 from udse_fast.prior import Prior
-from udse_fast.randomness import counter_based
-from udse_fast.samplers import posterior_pass, posterior_sample
-from udse_fast.sde import OUVE
+from udse_fast.sampling.diffusion import ScoreAnswer, ScoreRequest
+from udse_fast.sampling.passes import in_step, run
+from udse_fast.sampling.randomness import counter_based
+from udse_fast.sampling.samplers import posterior_pass, posterior_sample
+from udse_fast.sampling.sde import OUVE
 
 SDE = OUVE()
 

@@ -13,7 +13,7 @@ from torch import nn
 from udse_fast.errors import UdseError
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, Attention, Downsample, NCSNpp, upsample
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sde import OUVE
+from udse_fast.sampling.sde import OUVE
 
 GOLDEN = Path(__file__).parent / "golden" / "networks"
 PUBLISHED_NAMES = {

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from udse_fast import backends
-from udse_fast.checkpoint import load_network
+from udse_fast.backends import dispatch as backends
+from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import reference
 from udse_fast.networks import optimised
 from udse_fast.networks.ncsnpp import Downsample, NCSNpp, upsample
 from udse_fast.networks.optimised import FusedResidualBlock, fused_ncsnpp, optimise, optimised_or_plain
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sde import OUVE
+from udse_fast.sampling.sde import OUVE
 
 GOLDEN = Path(__file__).parent / "golden" / "networks"
 TOLERANCE = 1e-4  # relative, float32: constants are folded into weights, sums are taken in another order
@@ -170,6 +170,6 @@ def test_compact_networks_tell_the_same(tiny_checkpoints: dict[str, Path], name:
         for time in (torch.tensor([0.4, 0.7]), per_frame):
             assert relative(fast.score(state, time), plain.score(state, time)) < TOLERANCE
             for value, expected in zip(
-                fast.with_deviation(state, time), plain.with_deviation(state, time), strict=True
+                fast.with_posterior_variance(state, time), plain.with_posterior_variance(state, time), strict=True
             ):
                 assert relative(value, expected) < TOLERANCE

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from udse_fast.noise_models import NMF, FixedVariance
-from udse_fast.output import ReadOut
-from udse_fast.samplers import Posterior
-from udse_fast.spectral import Spectral
+from udse_fast.audio.spectral import Spectral
+from udse_fast.sampling.noise_models import NMF, FixedVariance
+from udse_fast.sampling.read_out import ReadOut
+from udse_fast.sampling.samplers import Posterior
 
 SPECTRAL = Spectral(n_fft=30, hop_length=10)
 F, T, LEVEL = 16, 7, torch.tensor(0.3)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from udse_fast.errors import UdseError
-from udse_fast.kernels.likelihood_gradient import unexplained_power
-from udse_fast.noise_models import NMF, FixedVariance, start_nmf
-from udse_fast.samplers import SAMPLERS, posterior_sample, sampler_names
-from udse_fast.sde import OUVE
+from udse_fast.kernels.posterior_step import unexplained_power
+from udse_fast.sampling.noise_models import NMF, FixedVariance, start_nmf
+from udse_fast.sampling.samplers import SAMPLERS, posterior_sample, sampler_names
+from udse_fast.sampling.sde import OUVE
 
 SDE = OUVE()
 SPEECH = torch.tensor([0.05, 0.3, 0.3, 0.05, 1.0], dtype=torch.float64)[:, None].expand(5, 6)
@@ -38,7 +38,7 @@ def gain(posterior_speech: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("sampler", ["udiffse_plus", "depse_il", "depse_tl"])
 def test_known_variances_give_the_wiener_filter(sampler: str) -> None:
-    options = {"strength": 1.0} if sampler == "udiffse_plus" else {}
+    options = {"guidance": 1.0} if sampler == "udiffse_plus" else {}
 
     def error(steps: int, samples: int) -> float:
         posterior = posterior_sample(
@@ -57,7 +57,7 @@ class GaussianPrior:
     def __call__(self, state: Tensor, time: float | Tensor, source: str) -> Tensor:
         return gaussian_score(state, time, source)
 
-    def with_deviation(self, state: Tensor, time: float | Tensor, source: str) -> tuple[Tensor, Tensor]:
+    def with_posterior_variance(self, state: Tensor, time: float | Tensor, source: str) -> tuple[Tensor, Tensor]:
         a2 = SDE.noise_level(time) ** 2
         return self(state, time, source), (SPEECH * a2 / (SPEECH + a2)).expand(state.shape)
 
@@ -92,8 +92,10 @@ def test_ddrm_power_in_closed_form(v: float, V: float, a2: float) -> None:
     c = SDE.coefficients(t, 0.1)
     state = c.delta * u
     score = -state / (c.delta**2 * v + c.sigma**2)
-    deviation = torch.full((1, 50, 2000), v * a2 / (v + a2), dtype=torch.float64)
-    power = unexplained_power(state, score, deviation, x, torch.full((50, 2000), V, dtype=torch.float64), c, 1.0)
+    posterior_variance = torch.full((1, 50, 2000), v * a2 / (v + a2), dtype=torch.float64)
+    power = unexplained_power(
+        state, score, posterior_variance, x, torch.full((50, 2000), V, dtype=torch.float64), c, 1.0
+    )
     assert float(power.mean()) == pytest.approx(V, rel=0.02)
 
 
@@ -184,7 +186,7 @@ def test_score_evaluations_are_counted(sampler: str, calls: int) -> None:
 
 def test_samples_do_not_depend_on_how_they_are_split() -> None:
     """Sample 2 of four is sample 0 of a run that starts at sample 2 (known noise: nothing is shared)."""
-    from udse_fast.randomness import counter_based
+    from udse_fast.sampling.randomness import counter_based
 
     def run(samples: int, first: int) -> Tensor:
         return posterior_sample(
@@ -248,7 +250,9 @@ def test_fitted_noise_model_is_returned() -> None:
     assert posterior.H.shape == (2, 6)
 
 
-@pytest.mark.parametrize("option", [{"renewal": 1.5}, {"caution": -1.0}, {"doubt": math.nan}, {"doubt": "much"}])
+@pytest.mark.parametrize(
+    "option", [{"eta": 1.5}, {"noise_bias": -1.0}, {"variance_scale": math.nan}, {"variance_scale": "much"}]
+)
 def test_ddrm_options_that_cannot_be(option: dict[str, Any]) -> None:
     mixture = torch.ones(4, 3, dtype=torch.complex64)
     with pytest.raises(UdseError, match=f"{next(iter(option))}: expected a number from 0 to"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from udse_fast import UdseError
-from udse_fast.resampling import Resampler
+from udse_fast.audio.resampling import Resampler
 
 OTHERS = (8000, 11025, 22050, 24000, 32000, 44100, 48000, 96000, 192000)
 PAIRS = [pair for rate in OTHERS for pair in ((rate, 16000), (16000, rate))]

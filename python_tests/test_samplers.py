@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from udse_fast.samplers import posterior_sample, sampler_names
-from udse_fast.sde import OUVE
+from udse_fast.sampling.samplers import posterior_sample, sampler_names
+from udse_fast.sampling.sde import OUVE
 
 GOLDEN = Path(__file__).parent / "golden"
 # float32 against float64: the authors' own float32 code differs by up to 1.1e-5 from these vectors (paradiffuse_in)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast import Enhancer, Stream, UdseError
-from udse_fast.diffusion import Pass
+from udse_fast.sampling.diffusion import Pass
 
 RATES = (8000, 11025, 16000, 44100, 48000)
 BLOCKS = {"block_seconds": 0.5, "overlap_seconds": 0.1}

@@ -12,15 +12,15 @@ import pytest
 import soundfile
 import torch
 
-from udse_fast.checkpoint import load_network
+from udse_fast.audio.spectral import Spectral
+from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.cli import main
+from udse_fast.commands import train as command
 from udse_fast.errors import UdseError
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.score_network import ScoreGraph
-from udse_fast.sde import OUVE
-from udse_fast.spectral import Spectral
-from udse_fast.training import command
+from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Augmentation, Batch, Batches, normalised
 from udse_fast.training.corpus import Corpus, Crops, audio_files, split_speakers
 from udse_fast.training.trainer import Optimizers, Settings, Trainer, score_matching_loss

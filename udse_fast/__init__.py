@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from udse_fast.errors import UdseError
 
 if TYPE_CHECKING:
-    from udse_fast.checkpoint import load_network
+    from udse_fast.checkpoints.checkpoint import load_network
     from udse_fast.enhancer import Enhancer
-    from udse_fast.samplers import Posterior, posterior_sample, sampler_names
-    from udse_fast.streaming import Stream
+    from udse_fast.sampling.samplers import Posterior, posterior_sample, sampler_names
+    from udse_fast.streaming.stream import Stream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
 
 _HOME = {
     "Enhancer": "enhancer",
-    "Posterior": "samplers",
-    "Stream": "streaming",
-    "load_network": "checkpoint",
-    "posterior_sample": "samplers",
-    "sampler_names": "samplers",
+    "Posterior": "sampling.samplers",
+    "Stream": "streaming.stream",
+    "load_network": "checkpoints.checkpoint",
+    "posterior_sample": "sampling.samplers",
+    "sampler_names": "sampling.samplers",
 }
 
 

@@ -14,26 +14,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udse_fast.audio import AudioFormat, check_finite, check_sample_rate
-from udse_fast.blocks import OverlapBlocks
-from udse_fast.causal_blocks import CausalBlocks
-from udse_fast.checkpoint import fingerprint, load_network
+from udse_fast.audio.format import AudioFormat, check_finite, check_sample_rate
+from udse_fast.audio.resampling import Resampler
+from udse_fast.audio.spectral import Spectral
+from udse_fast.backends.cuda_graphs import Replayed, addresses
+from udse_fast.checkpoints.checkpoint import fingerprint, load_network
 from udse_fast.checks import Range, flag, real_number, whole_number
-from udse_fast.cuda_graphs import Replayed, addresses
-from udse_fast.diffusion import Pass, Score
 from udse_fast.errors import UdseError
-from udse_fast.lockstep import in_step, run
 from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, usable_device
-from udse_fast.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, start_nmf
-from udse_fast.output import ReadOut
 from udse_fast.prior import CausalPrior, Prior
-from udse_fast.resampling import Resampler
-from udse_fast.samplers import OPTIONS, SEEDS, Posterior, find_sampler, posterior_pass, recommended_sampler
-from udse_fast.sde import OUVE
+from udse_fast.sampling.diffusion import Pass, Score
+from udse_fast.sampling.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, start_nmf
+from udse_fast.sampling.passes import in_step, run
+from udse_fast.sampling.read_out import ReadOut
+from udse_fast.sampling.samplers import OPTIONS, SEEDS, Posterior, find_sampler, posterior_pass, recommended_sampler
+from udse_fast.sampling.sde import OUVE
 from udse_fast.settings import InferenceSettings
-from udse_fast.spectral import Spectral
-from udse_fast.streaming import Blocks, Stream, process_together
+from udse_fast.streaming.causal import CausalBlocks
+from udse_fast.streaming.overlap import OverlapBlocks
+from udse_fast.streaming.stream import Blocks, Stream, process_together
 
 BUILT_IN_JOINT, BUILT_IN_CAUSAL = "joint", "causal"
 OVERLAPPING_STREAM: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
@@ -57,7 +57,7 @@ class Enhancer:
         strength: greatest attenuation of the noise in dB; None for no limit.
         noise_checkpoint: a noise prior of its own for ParaDiffUSE; None: the checkpoint must be a joint one.
         settings: more of `InferenceSettings` (rank, readout, block_seconds, ...) and options of the sampler
-            (`udse_fast.samplers.SAMPLERS[name].options`: strength is called `guidance` there).
+            (`udse_fast.sampling.samplers.SAMPLERS[name].options`: strength is called `guidance` there).
 
     Raises:
         UdseError: unreadable checkpoint, unknown sampler, device or setting.

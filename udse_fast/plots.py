@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udse_fast.checkpoint import written_whole
+from udse_fast.checkpoints.checkpoint import written_whole
 from udse_fast.errors import UdseError
 
 WINDOW_SECONDS = 0.032

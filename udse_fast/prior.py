@@ -1,4 +1,4 @@
-"""The prior as the samplers call it: score networks behind `udse_fast.diffusion.Score`."""
+"""The prior as the samplers call it: score networks behind `udse_fast.sampling.diffusion.Score`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udse_fast.diffusion import ScoreAnswer, ScoreRequest
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sde import Time
+from udse_fast.sampling.diffusion import ScoreAnswer, ScoreRequest
+from udse_fast.sampling.sde import Time
 
 SPEECH_LABEL, NOISE_LABEL = 1, 0
 
@@ -19,8 +19,8 @@ class Prior:
 
     def __init__(self, speech: ScoreNetwork, noise: ScoreNetwork | None = None) -> None:
         self.networks = {"speech": speech, "noise": noise or speech}
-        if speech.tells_deviation:
-            self.with_deviation = self._with_deviation
+        if speech.has_posterior_variance:
+            self.with_posterior_variance = self._with_posterior_variance
 
     @property
     def batch_key(self) -> int | None:
@@ -32,15 +32,15 @@ class Prior:
         """S(s, t), (B, F, T) complex."""
         return self.networks[source].score(state, _times(state, time), _label(source))
 
-    def _with_deviation(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
+    def _with_posterior_variance(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
         """S(s, t), and E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real."""
-        return self.networks[source].with_deviation(state, _times(state, time), _label(source))
+        return self.networks[source].with_posterior_variance(state, _times(state, time), _label(source))
 
     def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
-        """One batch of requests to this network, all with or all without deviation."""
+        """One batch of requests to this network, all with or all without posterior_variance."""
         network, inputs = self.networks["speech"], _batch(requests)
-        if requests[0].wants_deviation:
-            return _split(requests, *network.with_deviation(*inputs))
+        if requests[0].wants_posterior_variance:
+            return _split(requests, *network.with_posterior_variance(*inputs))
         return _split(requests, network.score(*inputs))
 
 
@@ -68,19 +68,19 @@ class CausalPrior:
 
     def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
         """S(s, t), (B, F, T) complex."""
-        return self.with_deviation(state, time, source)[0]
+        return self.with_posterior_variance(state, time, source)[0]
 
-    def with_deviation(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
+    def with_posterior_variance(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
         """S(s, t), and E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real."""
         times = _times(state, time) if isinstance(time, Tensor) else time
-        return self.network.with_deviation(state, times, _label(source), self._next_past())
+        return self.network.with_posterior_variance(state, times, _label(source), self._next_past())
 
     def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
         """One batch of requests of streams that share this network."""
         pasts = [request.score._next_past() for request in requests]  # type: ignore[attr-defined]
         sizes = [len(request.state) for request in requests]
         together = type(pasts[0]).joined(pasts, sizes)
-        answers = _split(requests, *self.network.with_deviation(*_batch(requests), together))
+        answers = _split(requests, *self.network.with_posterior_variance(*_batch(requests), together))
         together.give_back(pasts, sizes)
         return answers
 
@@ -113,7 +113,7 @@ def _batch(requests: list[ScoreRequest]) -> tuple[Tensor, Time, Tensor]:
     return torch.cat([r.state for r in requests]), time, torch.cat(labels)
 
 
-def _split(requests: list[ScoreRequest], score: Tensor, deviation: Tensor | None = None) -> list[ScoreAnswer]:
+def _split(requests: list[ScoreRequest], score: Tensor, posterior_variance: Tensor | None = None) -> list[ScoreAnswer]:
     sizes = [len(request.state) for request in requests]
-    deviations = [None] * len(sizes) if deviation is None else deviation.split(sizes)
-    return list(zip(score.split(sizes), deviations, strict=True))
+    variances = [None] * len(sizes) if posterior_variance is None else posterior_variance.split(sizes)
+    return list(zip(score.split(sizes), variances, strict=True))

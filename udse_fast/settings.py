@@ -7,9 +7,9 @@ from typing import Any
 
 from udse_fast.checks import Range, real_number, whole_number
 from udse_fast.errors import UdseError
-from udse_fast.output import READOUTS
-from udse_fast.samplers import CORRECTOR_SNR
-from udse_fast.sde import Time, time_grid
+from udse_fast.sampling.read_out import READOUTS
+from udse_fast.sampling.samplers import CORRECTOR_SNR
+from udse_fast.sampling.sde import Time, time_grid
 
 
 def _within(bounds: Range, default: Any) -> Any:

@@ -66,7 +66,7 @@ struct Problem {
     a.speech = {s.data(), S.data(), z.data(), next.data()};
     a.mixture = x.data();
     a.variance = {nullptr, W.data(), H.data(), rank};
-    a.strength = 1.5f;
+    a.guidance = 1.5f;
     a.power = power.data();
     a.observation_variance = 1e-3f;
     return a;
@@ -152,8 +152,8 @@ void updates(const udse::Shape& shape, int threads) {
   const auto tweedie_mean = [&](auto i) { return (cdouble(p.s[i]) + sigma * sigma * cdouble(p.S[i])) / delta; };
   step = p.step();
   step.speech.next = nullptr;
-  step.deviation = p.C.data();
-  step.caution = 3;
+  step.posterior_variance = p.C.data();
+  step.noise_bias = 3;
   udse::unexplained_power(step, threads);
   std::fill(power.begin(), power.end(), 0);
   for (std::size_t i = 0; i < p.size; ++i) {
@@ -173,7 +173,7 @@ void updates(const udse::Shape& shape, int threads) {
   for (std::int64_t t = 0; t < shape.frames; ++t) next_sigma[t] = t % 2 ? 1.5f : 0.125f;
   step.next_delta = 0.75f;
   step.next_sigma = next_sigma.data();
-  step.renewal = 0.625f;
+  step.eta = 0.625f;
   udse::ddrm_step(step, threads);
   compare([&](auto i, auto at, auto bin) {
     const double b = next_sigma[at % shape.frames] / 0.75, V = p.V(bin, at % shape.frames), eta = 0.625;
@@ -182,7 +182,7 @@ void updates(const udse::Shape& shape, int threads) {
     return 0.75 * (s0 + std::sqrt(1 - eta * eta) * b * (x - s0) / std::sqrt(V) + eta * b * z);
   });
 
-  step.deviation = p.C.data();
+  step.posterior_variance = p.C.data();
   udse::ddrm_step(step, threads);
   compare([&](auto i, auto at, auto bin) {
     const double V = p.V(bin, at % shape.frames);
@@ -312,9 +312,9 @@ void errors() {
   step.mixture = nullptr;
   CHECK(throws([&] { udse::marginal_guidance(step); }, "mixture must be given"));
   step = p.step();
-  CHECK(throws([&] { udse::unexplained_power(step); }, "deviation must be given"));
-  step.renewal = 1.5f;
-  CHECK(throws([&] { udse::ddrm_step(step); }, "renewal must be in [0, 1]"));
+  CHECK(throws([&] { udse::unexplained_power(step); }, "posterior_variance must be given"));
+  step.eta = 1.5f;
+  CHECK(throws([&] { udse::ddrm_step(step); }, "eta must be in [0, 1]"));
   step.speech.next = nullptr;
   CHECK(throws([&] { udse::predictor(step); }, "next must be given"));
   step = p.step();

@@ -1,6 +1,6 @@
 """Counter-based circular complex normal noise."""
 
-from udse_fast.backends import dispatched
+from udse_fast.backends.dispatch import dispatched
 from udse_fast.kernels.complex_normal import reference
 from udse_fast.kernels.complex_normal.reference import ROLES, Noise, NoiseKey
 

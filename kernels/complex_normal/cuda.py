@@ -6,7 +6,7 @@ from ctypes import byref
 
 import torch
 
-from udse_fast.cuda_library import cuda_library, key_argument, shape_argument
+from udse_fast.backends.cuda_library import cuda_library, key_argument, shape_argument
 from udse_fast.kernels.complex_normal.reference import NoiseKey
 
 

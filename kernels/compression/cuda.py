@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from udse_fast.cuda_library import cuda_library
+from udse_fast.backends.cuda_library import cuda_library
 
 
 def compress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:

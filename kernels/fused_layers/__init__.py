@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from udse_fast.backends import MODULES, available
+from udse_fast.backends.dispatch import MODULES, available
 from udse_fast.kernels.fused_layers import reference
 
 __all__ = ["backend_of", "measured_sum", "norm_film_silu", "resample", "residual_sum", "tile_statistics"]

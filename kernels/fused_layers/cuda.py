@@ -7,7 +7,7 @@ from ctypes import byref
 
 import torch
 
-from udse_fast.cuda_library import GroupNorm, Map, Tiling, cuda_library, shape_argument
+from udse_fast.backends.cuda_library import GroupNorm, Map, Tiling, cuda_library, shape_argument
 from udse_fast.kernels.fused_layers.reference import EPS, tile_length
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

@@ -6,7 +6,7 @@ from ctypes import byref
 
 import torch
 
-from udse_fast.cuda_library import PerFrame, cuda_library, shape_argument
+from udse_fast.backends.cuda_library import PerFrame, cuda_library, shape_argument
 
 
 def network_input(

@@ -6,7 +6,7 @@ from ctypes import byref
 
 import torch
 
-from udse_fast.cuda_library import NMF, cuda_library
+from udse_fast.backends.cuda_library import NMF, cuda_library
 from udse_fast.kernels.nmf_is.reference import even_start
 
 

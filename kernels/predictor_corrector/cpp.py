@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from udse_fast import _core
-from udse_fast.coefficients import Coefficients
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal.cpp import noise_argument
 from udse_fast.kernels.complex_normal.reference import Noise
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from udse_fast.coefficients import Coefficients
-from udse_fast.cuda_library import StepArguments
+from udse_fast.backends.cuda_library import StepArguments
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal.reference import Noise
 
 

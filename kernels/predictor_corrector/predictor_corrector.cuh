@@ -27,7 +27,7 @@ struct Numbers {
     inverse_delta = 1 / delta;
     sigma2 = square(sigma);
     a2 = square(sigma / delta);
-    pull = at_frame(step.strength, t) * score_step / delta;
+    pull = at_frame(step.guidance, t) * score_step / delta;
     next_delta = at_frame(step.next_delta, t);
     b = at_frame(step.next_sigma, t) / next_delta;
   }
@@ -44,7 +44,7 @@ struct Bin {
 // State and score of one source and the noise of its update; the update writes the next state to s.
 struct Element {
   Complex s, S, z;
-  float C;  // deviation
+  float C;  // posterior_variance
 };
 
 UDSE_HD inline Complex predicted(const Numbers& c, const Element& a) {
@@ -74,7 +74,7 @@ struct Sweep {
     for (int64_t b = 0; b < shape.samples; ++b) {
       const int64_t at = b * shape.bins * shape.frames + i;
       Element speech{load(step.speech.state, at), load(step.speech.score, at), noise_at(step.speech.draw, shape, b, f, t),
-                     step.deviation ? step.deviation[at] : 0.f};
+                     step.posterior_variance ? step.posterior_variance[at] : 0.f};
       Element noise{};
       if (step.noise.state) noise.s = load(step.noise.state, at);
       if (step.noise.score) noise.S = load(step.noise.score, at);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from udse_fast.coefficients import Coefficients
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal.reference import Noise, as_tensor
 
 

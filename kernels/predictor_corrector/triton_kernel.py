@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from udse_fast.coefficients import Coefficients
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal.reference import Noise
 from udse_fast.kernels.complex_normal.triton_kernel import BLOCK, drawn, launch, words
 

@@ -60,7 +60,7 @@ class Job:
 
 def run(arguments: argparse.Namespace) -> int:
     """Enhance everything; a file that fails is reported and the others go on. 0, or 2 if one failed."""
-    from udse_fast.files import open_recording
+    from udse_fast.audio.files import open_recording
 
     with _inputs(arguments) as inputs:
         jobs = _jobs(inputs, arguments)
@@ -93,7 +93,7 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[list[Path]]:
 
 def _jobs(inputs: list[Path], arguments: argparse.Namespace) -> list[Job]:
     """What to read and write; everything is checked before the first recording is enhanced."""
-    from udse_fast.files import CONTAINERS, container_of
+    from udse_fast.audio.files import CONTAINERS, container_of
     from udse_fast.plots import check_plotting
 
     folders = [Path(target) for target in (arguments.out, arguments.noise_out) if target is not None]
@@ -146,7 +146,7 @@ def _jobs(inputs: list[Path], arguments: argparse.Namespace) -> list[Job]:
 
 def _sources(given: Path, results: list[Path]) -> list[tuple[Path, Path]]:
     """(file, its name below an output folder) of one argument; results of an earlier run are left out."""
-    from udse_fast.files import audio_files
+    from udse_fast.audio.files import audio_files
 
     if not given.is_dir():
         if not given.exists():
@@ -165,8 +165,8 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) ->
     """Enhance one recording; returns a line about it."""
     from tqdm import tqdm
 
+    from udse_fast.audio.files import open_recording, written_audio
     from udse_fast.enhancer import OVERLAPPING_STREAM
-    from udse_fast.files import open_recording, written_audio
     from udse_fast.plots import RunningSpectrogram, draw_spectrograms
 
     started = time.perf_counter()

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, or say why not."""
-    from udse_fast.checkpoint import load_network
-    from udse_fast.export import export_network
+    from udse_fast.checkpoints.checkpoint import load_network
+    from udse_fast.checkpoints.export import export_network
 
     network = load_network(arguments.checkpoint)
     difference = export_network(network, arguments.out, arguments.kind, arguments.frames, arguments.dtype)

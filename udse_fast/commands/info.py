@@ -91,7 +91,7 @@ def _devices() -> Iterator[str]:
 
 
 def _kernels() -> Iterator[str]:
-    from udse_fast.backends import backends, forced_backend, isa
+    from udse_fast.backends.dispatch import backends, forced_backend, isa
 
     for backend in backends():
         yield f"{backend.name:<10} {'yes' if backend.available else 'no '}  {backend.detail}"
@@ -115,7 +115,7 @@ def _optional() -> Iterator[str]:
 def _priors() -> Iterator[str]:
     from safetensors import SafetensorError, safe_open
 
-    from udse_fast.checkpoint import CONFIG_KEY
+    from udse_fast.checkpoints.checkpoint import CONFIG_KEY
 
     folder = importlib.resources.files("udse_fast") / "priors"
     found = False

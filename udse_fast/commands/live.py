@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from udse_fast.streaming import Stream
+    from udse_fast.streaming.stream import Stream
 
 DISPLAY_SECONDS = 0.2
 FLOOR_DB = -60.0

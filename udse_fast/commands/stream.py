@@ -11,7 +11,7 @@ from udse_fast.commands.options import add_enhancer_arguments, enhancer_settings
 from udse_fast.errors import UdseError, notice
 
 if TYPE_CHECKING:
-    from udse_fast.streaming import Stream
+    from udse_fast.streaming.stream import Stream
 
 FORMATS = {"s16le": "<i2", "f32le": "<f4"}
 READ_BYTES = 1 << 16

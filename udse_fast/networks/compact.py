@@ -35,50 +35,6 @@ NEIGHBOURS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -
 """(time, frequency) offsets of the bins that the output filter combines."""
 
 
-INFERENCE: dict[str, Any] = {
-    "sampler": "ddrm",
-    "all": {
-        "steps": 12,
-        "samples": 1,
-        "start_time": 0.8,
-        "corrector_snr": 0.35,
-        "readout": "wiener",
-        "wiener_exponent": 0.8,
-    },
-    "ddrm": {
-        "steps": 14,
-        "samples": 2,
-        "corrector_snr": 0.0,
-        "readout": "blend",
-        "wiener_exponent": 0.6,
-        "doubt": 8.0,
-        "caution": 1.35,
-        "rank": 8,
-        "start_share": 4.0,
-        "nmf_iterations": 4,
-        "block_seconds": 2.0,  # noise that changes is followed: a noise model for each block
-        "overlap_seconds": 0.25,
-    },
-    "diffuseen": {"start_share": 2.5, "observation_variance": 0.015},
-    "paradiffuse_en": {"samples": 2, "corrector_snr": 0.0},
-    # two scores pull at one state: with longer steps, or the corrector, it runs away or into "all is noise"
-    "paradiffuse_in": {"steps": 30, "samples": 1, "corrector_snr": 0.0},
-}
-"""Found by measurement: `udse_fast/priors/README.md`."""
-CAUSAL_INFERENCE: dict[str, Any] = {
-    # a noise model of many columns, of which half follow quickly: times of 0.05 to 2 s
-    "ddrm": {
-        **INFERENCE["ddrm"],
-        "steps": 12,
-        "caution": 1.3,
-        "rank": 16,
-        "start_share": 2.5,
-        "forgetting_seconds": 0.316,
-        "forgetting_spread": 40.0,
-    },
-}
-
-
 class NoiseLevelFeatures(nn.Module):
     """[sin, cos](w log a): (...) -> (..., 2 n), geometric w. Float32, whatever the rest computes in."""
 
@@ -466,11 +422,6 @@ class Compact(nn.Module):
         frames = h.permute(0, 2, 3, 1).reshape(B, T, 1, bands * C).permute(0, 3, 1, 2)
         frames = self.over_time(self.to_frames(frames), embedding, past)
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
-
-    @property
-    def recommended_inference(self) -> dict[str, Any]:
-        """Settings for `Enhancer`, kept in checkpoints: "sampler", settings of "all", then by sampler."""
-        return {**INFERENCE, **(CAUSAL_INFERENCE if self.causal_block else {})}
 
     training_dtype: torch.dtype | None = None
     """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udse_fast.backends import give_up
-from udse_fast.cuda_graphs import Replayed, addresses
+from udse_fast.backends.cuda_graphs import Replayed, addresses
+from udse_fast.backends.dispatch import give_up
 from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import (
     backend_of,

@@ -13,7 +13,7 @@ from udse_fast.checks import Range, described, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.causal_core import CausalCore, Memory
 from udse_fast.networks.compact import Past
-from udse_fast.sde import OUVE
+from udse_fast.sampling.sde import OUVE
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,8 +70,8 @@ class ScoreGraph(nn.Module):
         self, state: Tensor, time: Tensor, time_per_bin: Tensor, label: Tensor | None, past: Past | None
     ) -> tuple[Tensor, Tensor]:
         sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
-        clean, deviation = self.module.posterior(state / delta, self.sde.noise_level(time), label, past)
-        return (delta * clean - state) / sigma**2, deviation
+        clean, posterior_variance = self.module.posterior(state / delta, self.sde.noise_level(time), label, past)
+        return (delta * clean - state) / sigma**2, posterior_variance
 
 
 class ScoreNetwork:
@@ -79,7 +79,7 @@ class ScoreNetwork:
 
     Args:
         module: an NCSN++, a denoiser, or an exported TorchScript graph; it is frozen, in eval mode.
-        config: {"architecture", "sde", "stft", "compression", "training", ...}, see `udse_fast.checkpoint`.
+        config: {"architecture", "sde", "stft", "compression", "training", ...}, see `udse_fast.checkpoints.checkpoint`.
     """
 
     def __init__(self, module: nn.Module, config: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class ScoreNetwork:
         self.module = module
         self.frame_multiple: int = getattr(module, "frame_multiple", 1)
         self.graph: Any = module if self.scripted else ScoreGraph(module, self.sde)
-        self.tells_deviation: bool = hasattr(module, "posterior")
+        self.has_posterior_variance: bool = hasattr(module, "posterior")
         self.causal_block: int = getattr(module, "causal_block", 0)
         self.graph.eval()
         for parameter in self.graph.parameters():
@@ -146,24 +146,24 @@ class ScoreNetwork:
         score = self.graph(*inputs) if inputs[1].ndim == 1 else self.graph.per_frame(*inputs)
         return _as_complex(score, state)
 
-    def with_deviation(
+    def with_posterior_variance(
         self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None, past: Past | Memory | None = None
     ) -> tuple[Tensor, Tensor]:
         """`score`, and what is uncertain about the clean spectrogram, E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real.
 
-        Only where `tells_deviation`. `past`: of a causal network, what it saw before (`new_past`); updated.
+        Only where `has_posterior_variance`. `past`: of a causal network, what it saw before (`new_past`); updated.
         """
         if isinstance(past, Memory):
             return self._of_causal_core(state, time, label, past)
         inputs = self._inputs(state, time, label)
         posterior = self.graph.posterior if inputs[1].ndim == 1 else self.graph.posterior_per_frame
-        score, deviation = posterior(*inputs) if past is None else posterior(*inputs, past=past)
-        return _as_complex(score, state), deviation.contiguous().to(state.device, state.real.dtype)
+        score, posterior_variance = posterior(*inputs) if past is None else posterior(*inputs, past=past)
+        return _as_complex(score, state), posterior_variance.contiguous().to(state.device, state.real.dtype)
 
     def _of_causal_core(
         self, state: Tensor, time: Tensor | float, label: Tensor | int | None, memory: Memory
     ) -> tuple[Tensor, Tensor]:
-        """`with_deviation` of a few frames, whose arithmetic is less than the calls that ask for it."""
+        """`with_posterior_variance` of a few frames, whose arithmetic is less than the calls that ask for it."""
         core, sde = self._causal_core, self.sde
         assert core is not None
         core.threads = torch.get_num_threads()
@@ -175,9 +175,9 @@ class ScoreNetwork:
             label = torch.full((len(state),), label)
         delta, sigma, level = sde.delta(time), sde.sigma(time), sde.noise_level(time)
         level = level.flatten() if isinstance(level, Tensor) else level
-        clean, deviation = core.posterior(state * (1 / delta), level, label, memory)
+        clean, posterior_variance = core.posterior(state * (1 / delta), level, label, memory)
         precision = 1 / sigma**2  # the division of complex numbers is slow
-        return clean * (delta * precision) - state * precision, deviation.to(state.real.dtype)
+        return clean * (delta * precision) - state * precision, posterior_variance.to(state.real.dtype)
 
     def new_past(self) -> Past | Memory:
         """For the first block of a stream: of the C++ core on CPUs, of torch elsewhere."""

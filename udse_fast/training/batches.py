@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udse_fast.spectral import Spectral
+from udse_fast.audio.spectral import Spectral
 from udse_fast.training.corpus import Corpus, Crops
 
 SPEECH, NOISE = 1, 0

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from udse_fast.checkpoint import save_checkpoint
-from udse_fast.cuda_graphs import fastest_convolutions
+from udse_fast.audio.spectral import Spectral
+from udse_fast.backends.cuda_graphs import fastest_convolutions
+from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.compact import CAUSAL_BLOCKS
 from udse_fast.networks.score_network import ScoreGraph
-from udse_fast.sde import OUVE
-from udse_fast.spectral import Spectral
+from udse_fast.priors import tuned_settings
+from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import NOISE, SPEECH, Augmentation, Batch, Batches
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
@@ -290,7 +291,7 @@ class Trainer:
                 "torch": torch.__version__,
                 "validation_relative_error_by_time": {k: round(v, 4) for k, v in latest.items()},
             },
-            "inference": getattr(self.module, "recommended_inference", {}),
+            "inference": tuned_settings(self.facts["network"]),
             "licence": self.licence,
         }
 

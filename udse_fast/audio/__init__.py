@@ -1,0 +1,1 @@
+"""Audio on its way in and out: formats, files, sample rates, spectrograms."""

@@ -1,0 +1,213 @@
+"""Which implementation of an operation runs: the plain reference, C++ on CPUs, Triton or CUDA on GPUs."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec, TypeVar
+
+import torch
+
+from udse_fast.errors import UdseError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MODULES: Final = {"reference": "reference", "cpp": "cpp", "triton": "triton_kernel", "cuda": "cuda"}
+"""Backend -> module of that name in the folder of each operation. All have the functions of `reference`."""
+
+DTYPES: Final = {
+    "cpp": (torch.complex64, torch.float32, torch.bfloat16),
+    "cuda": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
+}
+"""Backend -> dtypes it takes and gives; in order of preference. The reference takes all."""
+NUMBERS: Final = (int, float)
+DEVICES: Final = (torch.device, str)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend, whether it is there, and what it is or what to do about it."""
+
+    name: str
+    available: bool
+    detail: str
+
+
+def backends() -> list[Backend]:
+    """Every backend and its state on this machine, for `udse-fast info`."""
+    return [_backend(name) for name in MODULES]
+
+
+def _backend(name: str) -> Backend:
+    try:
+        return Backend(name, *_state(name))
+    except UdseError as error:  # UDSE_FORCE_ISA is wrong: for those who only ask, no reason to stop
+        return Backend(name, False, str(error))
+
+
+def forced_backend() -> str | None:
+    """The backend that UDSE_BACKEND asks for, None where it is not set.
+
+    Raises:
+        UdseError: there is no such backend.
+    """
+    forced = os.environ.get("UDSE_BACKEND", "")
+    if forced and forced not in MODULES:
+        raise UdseError(f"UDSE_BACKEND must be one of {', '.join(MODULES)}; got {forced!r}")
+    return forced or None
+
+
+def available(name: str, device: torch.device) -> bool:
+    """Whether a backend is there for tensors on a device."""
+    return _state(name, device.index)[0]
+
+
+def give_up(name: str, reason: str) -> None:
+    """From now on a backend counts as not there: it does not work on this machine."""
+    _given_up[name] = reason
+    _state.cache_clear()
+
+
+def isa() -> str:
+    """The instruction set the C++ core runs with: scalar, avx2 or avx512."""
+    return _core().isa()
+
+
+def _core() -> Any:
+    return importlib.import_module("udse_fast._core")
+
+
+_given_up: dict[str, str] = {}
+"""Backend -> why."""
+
+
+@functools.cache
+def _state(name: str, index: int | None = None) -> tuple[bool, str]:
+    """Whether a backend is there for a CUDA device, None: the current one; and what it is or what to do about it."""
+    if name in _given_up:
+        return False, _given_up[name]
+    if name == "reference":
+        return True, "plain torch"
+    if name == "cpp":
+        try:
+            _core()
+        except ImportError as error:
+            return (
+                False,
+                f"the compiled core does not load ({error}); install a wheel, or a compiler and the source",
+            )
+        return True, f"C++ core, {isa()}"
+    if importlib.util.find_spec(f"udse_fast.kernels.predictor_corrector.{MODULES[name]}") is None:
+        return False, f"this installation has no {name} kernels; use cpp or reference"
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed; pip install udse-fast[triton]"
+    if name == "triton" and _interpreted():
+        return True, "triton kernels in the interpreter (TRITON_INTERPRET=1)"
+    if not torch.cuda.is_available():
+        return False, "torch sees no CUDA device; install a CUDA build of torch and the driver"
+    if name == "triton":
+        enough = torch.cuda.get_device_capability(index) >= (8, 0)
+        return (
+            enough,
+            "triton kernels" if enough else "triton needs an sm_80 GPU or newer; use cuda or reference",
+        )
+    from udse_fast.backends.cuda_library import cuda_library
+
+    try:
+        return True, f"CUDA kernels, {cuda_library().path}"
+    except UdseError as error:
+        return False, str(error)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _fits(backend: str, value: object) -> bool:
+    """Whether a compiled backend takes this argument as it is. This runs in every call of an operation."""
+    if isinstance(value, torch.Tensor):
+        return _tensor_fits(backend, value)
+    if value is None or isinstance(value, NUMBERS):
+        return True
+    if isinstance(value, tuple):
+        return all([_fits(backend, part) for part in value])
+    if isinstance(value, torch.dtype):
+        return value in DTYPES[backend]
+    if isinstance(value, DEVICES):
+        return torch.device(value).type == ("cpu" if _on_cpu(backend) else "cuda")
+    return True
+
+
+def _tensor_fits(backend: str, tensor: torch.Tensor) -> bool:
+    """It converts nothing and has no gradients."""
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        return False
+    there = tensor.is_cpu if _on_cpu(backend) else tensor.is_cuda
+    if tensor.ndim <= 1 and not tensor.is_complex():  # a number, or one per frame: the adapters convert these
+        return there or tensor.is_cpu
+    return there and tensor.dtype in DTYPES[backend] and tensor.is_contiguous()
+
+
+def _index(arguments: tuple[object, ...]) -> int | None:
+    """Of the CUDA device that the arguments are on, or name; None: none, or the current one."""
+    for value in arguments:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            return value.get_device()
+        if isinstance(value, DEVICES):
+            return torch.device(value).index
+    return None
+
+
+def _on_cpu(backend: str) -> bool:
+    return backend == "cpp" or (backend == "triton" and _interpreted())
+
+
+def _choose(operation: str, arguments: tuple[object, ...]) -> str:
+    """UDSE_BACKEND where set, else the first compiled one that takes the arguments, else the reference."""
+    forced = forced_backend()
+    if forced is None:
+        for backend in DTYPES:
+            if _fits(backend, arguments) and _state(backend, None if backend == "cpp" else _index(arguments))[0]:
+                return backend
+        return "reference"
+    there, detail = _state(forced, _index(arguments))
+    if not there:
+        raise UdseError(f"UDSE_BACKEND={forced} is not available: {detail}")
+    if forced != "reference" and not _fits(forced, arguments):
+        descriptions = ", ".join(_description(a) for a in arguments if isinstance(a, torch.Tensor))
+        raise UdseError(
+            f"UDSE_BACKEND={forced} takes contiguous complex64 and float32 "
+            f"{'CPU' if forced == 'cpp' else 'CUDA'} tensors without gradient; "
+            f"{operation} got {descriptions}; convert these or unset UDSE_BACKEND"
+        )
+    return forced
+
+
+def _description(tensor: torch.Tensor) -> str:
+    layout = "" if tensor.is_contiguous() else "non-contiguous "
+    return f"{layout}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"
+
+
+@functools.cache
+def _function(package: str, backend: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(f"{package}.{MODULES[backend]}"), name)
+    return function
+
+
+def dispatched(reference: Callable[P, R]) -> Callable[P, R]:
+    """The public form of an operation: it runs the backend that fits the arguments, or the forced one."""
+    package, name = reference.__module__.rpartition(".")[0], reference.__name__
+
+    @functools.wraps(reference)
+    def operation(*args: P.args, **kwargs: P.kwargs) -> R:
+        backend = _choose(name, (*args, *kwargs.values()))
+        result: R = _function(package, backend, name)(*args, **kwargs)
+        return result
+
+    return operation

@@ -1,0 +1,1 @@
+"""Checkpoints read and written: safetensors, TorchScript, Lightning files, exports."""

@@ -1,0 +1,331 @@
+"""Checkpoints: one safetensors file with the configuration as JSON in its header; and the others read.
+
+The header's metadata has one key, "udse_fast", whose value is the JSON text of the configuration::
+
+    {"format_version": 1,
+     "architecture": {"name": "ncsnpp" | "compact", **arguments of its class},
+     "sde": {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5},
+     "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
+     "compression": {"exponent": 0.5, "factor": 0.15},
+     "training": {facts: numbers and strings},
+     "inference": {"sampler": name, "all": {settings of `Enhancer`}, name of a sampler: {more of them, with it}},
+     "licence": "..."}
+
+Matrices and kernels may be stored in 16 bits; vectors (biases, norms, Fourier frequencies) stay in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from udse_fast.audio.spectral import WINDOWS
+from udse_fast.checkpoints.lightning import read_lightning
+from udse_fast.errors import UdseError
+from udse_fast.networks import build_network
+from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork, first_line
+from udse_fast.priors import BUILT_IN, tuned_settings
+from udse_fast.sampling.sde import OUVE
+
+_numbers = itertools.count()
+FORMAT_VERSION = 1
+CONFIG_KEY = "udse_fast"
+CONFIG_FILE = "udse_fast.json"
+_DEFAULTS: dict[str, Any] = {
+    "sde": {"name": "ouve", **OUVE().config},
+    "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
+    "compression": {"exponent": 0.5, "factor": 0.15},
+    "training": {},
+    "inference": {},
+    "licence": "not stated",
+}
+
+
+def load_network(
+    path: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+) -> ScoreNetwork:
+    """Load a score network; the kind of file is found out by its content.
+
+    Pickled code never runs. A TorchScript file is itself a program, for PyTorch's own interpreter.
+
+    Args:
+        path: a safetensors checkpoint, an exported TorchScript file, or a PyTorch Lightning checkpoint of the
+            published models; "speech" (or None), "causal" and "joint" are the built-in priors.
+        device: "cpu", "cuda", "cuda:1", "auto".
+        precision: "float32" (default), "bfloat16" or "float16".
+
+    Raises:
+        UdseError: the file is missing, damaged or of another kind, or there is no such device.
+    """
+    try:
+        name = "speech" if path is None else os.fsdecode(path)
+        path = BUILT_IN.get(name, Path(name))
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except (OSError, TypeError, ValueError) as error:  # the others: no path, no name that a file can have
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UdseError(f"expected a checkpoint file, got {path!s}: {reason}") from error
+    try:
+        if start.startswith(b"PK\x03\x04"):
+            network = _load_zip(path)
+        elif start[8:] == b"{":
+            network = _load_safetensors(path)
+        else:
+            found = "a file of another kind, or an incomplete one" if start else "an empty file"
+            raise UdseError(f"expected a checkpoint (.safetensors, TorchScript .pt, Lightning .ckpt), got {found}")
+    except UdseError as error:
+        raise UdseError(f"{path}: {error}") from error
+    if name in BUILT_IN:  # their settings may be tuned again without touching the weights
+        network.config["inference"] = tuned_settings(network.config["training"]["network"])
+    return network.to(device, precision)
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    state_dict: dict[str, Tensor],
+    config: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a safetensors checkpoint; the file appears only when it is whole.
+
+    Args:
+        state_dict: weights of the network that `config["architecture"]` describes.
+        config: see the module's description; missing sections get the published settings.
+        dtype: float32, bfloat16 or float16, of the stored matrices and kernels.
+
+    Raises:
+        UdseError: the file cannot be written.
+    """
+    if dtype not in PRECISIONS.values():
+        raise UdseError(f"expected {', '.join(PRECISIONS)} as the dtype of a checkpoint, got {dtype}")
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.ndim > 1 else torch.float32).contiguous()
+        for name, tensor in state_dict.items()
+    }
+    header = {CONFIG_KEY: json.dumps(complete_config(config))}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def fingerprint(network: ScoreNetwork) -> str:
+    """Short hash of what the scores of a network depend on: configuration and weights."""
+    digest = hashlib.sha256(json.dumps(network.config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.graph.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The numbers of a tensor as they are in memory, of any dtype and device."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""  # an empty one may have any stride
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name next to `path`, renamed to it at the end, or removed after an error.
+
+    Raises:
+        UdseError: the file cannot be written there.
+    """
+    path = Path(path)
+    # short, as a name may have 255 bytes in all; with the ending, by which some programs go
+    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial{path.suffix[:16]}")
+    try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # a name that cannot be is told now, not after the work
+        if path.is_dir():
+            raise IsADirectoryError(None, "Is a directory")
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes its own file, which only the owner may read
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UdseError(f"cannot write {path}: {reason}; give a file in a folder that can be written") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the published settings where it has none, checked.
+
+    Raises:
+        UdseError: a section is missing or malformed.
+    """
+    complete = {"format_version": FORMAT_VERSION, **_DEFAULTS, **config}
+    if complete["format_version"] != FORMAT_VERSION:
+        raise UdseError(
+            f"expected a checkpoint of format {FORMAT_VERSION}, got {complete['format_version']!r}: "
+            "use a newer udse-fast"
+        )
+    for section in ("architecture", "sde", "stft", "compression", "training", "inference"):
+        if not isinstance(complete.get(section), dict):
+            raise UdseError(
+                f"expected the section {section!r} in the configuration of a checkpoint, got {complete.get(section)!r}"
+            )
+    for section in ("sde", "stft", "compression"):
+        defaults = _DEFAULTS[section]
+        if unknown := complete[section].keys() - defaults.keys():
+            known, found = ", ".join(defaults), ", ".join(sorted(unknown))
+            raise UdseError(f"expected {known} in the section {section!r}, got {found} too: use a newer udse-fast?")
+        complete[section] = {**defaults, **complete[section]}
+        for name, default in defaults.items():
+            value = complete[section][name]
+            if not _is_like(value, default) or (name == "name" and value != default):
+                raise UdseError(f"expected a {name} like {default!r} in the section {section!r}, got {value!r}")
+    stft, sde = complete["stft"], complete["sde"]
+    if stft["window"] not in WINDOWS:
+        raise UdseError(f"expected the window {' or '.join(WINDOWS)} in the section 'stft', got {stft['window']!r}")
+    if stft["hop_length"] > (stft["n_fft"] + 1) // 2:
+        raise UdseError(
+            f"expected a hop_length of at most half the n_fft of {stft['n_fft']} in the section 'stft', "
+            f"got {stft['hop_length']}"
+        )
+    if not sde["sigma_min"] < sde["sigma_max"]:
+        raise UdseError(
+            f"expected sigma_min < sigma_max in the section 'sde', got {sde['sigma_min']} and {sde['sigma_max']}"
+        )
+    for name, value in complete["inference"].items():
+        if not isinstance(value, str if name == "sampler" else dict):
+            wanted = "the name of a sampler" if name == "sampler" else "a dictionary of settings"
+            raise UdseError(f"expected {wanted} as {name!r} in the section 'inference', got {value!r}")
+    return complete
+
+
+def _is_like(value: Any, default: str | int | float) -> bool:
+    """A string, a positive whole number or a positive number, as the default is."""
+    if isinstance(default, str) or isinstance(value, (str, bool)):
+        return isinstance(default, str) and isinstance(value, str)
+    kinds = (int,) if isinstance(default, int) else (int, float)
+    return isinstance(value, kinds) and 0 < value < float("inf")
+
+
+def _load_safetensors(path: Path) -> ScoreNetwork:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
+        raise UdseError(
+            f"expected a safetensors checkpoint, got a damaged one ({first_line(error)}): download or copy it again"
+        ) from error
+    if CONFIG_KEY not in metadata:
+        raise UdseError(
+            f"expected a safetensors file with the key {CONFIG_KEY!r} in its header, got one of "
+            "another program: make it with udse-fast train or export"
+        )
+    return _assembled(state_dict, _parsed(metadata[CONFIG_KEY]))
+
+
+def _load_zip(path: Path) -> ScoreNetwork:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            config_names = [name for name in names if name.endswith(f"extra/{CONFIG_FILE}")]
+            config = archive.read(config_names[0]).decode() if config_names else ""
+            damaged = archive.testzip() if config else None  # PyTorch does not look at the checksums
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
+        raise UdseError(
+            "expected a TorchScript or Lightning checkpoint, got an incomplete one "
+            f"({first_line(error)}): download or copy it again"
+        ) from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        if not config:
+            raise UdseError(
+                f"expected TorchScript with the configuration {CONFIG_FILE} inside, got that of "
+                "another program: make it with udse-fast export"
+            )
+        if damaged:
+            raise UdseError(f"expected a TorchScript file, got a damaged one ({damaged}): copy it again")
+        return _load_torchscript(path, config)
+    if any(name.endswith("/data.pkl") for name in names):
+        state_dict, settings = read_lightning(path)
+        return _assembled(state_dict, settings)
+    raise UdseError(
+        "expected a TorchScript or Lightning checkpoint, got another zip archive; instead of a "
+        "torch.export file (.pt2), give the checkpoint that it was made from"
+    )
+
+
+def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
+    settings = complete_config(_parsed(config))
+    _planned(settings)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # deprecated, and what older users have
+            module = torch.jit.load(str(path), map_location="cpu")
+    except RuntimeError as error:
+        raise UdseError(
+            f"expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again"
+        ) from error
+    return ScoreNetwork(module, settings)
+
+
+def _planned(config: dict[str, Any]) -> nn.Module:
+    """The network of a configuration without memory, of which a foreign file may ask for any; it takes the STFT's bins.
+
+    Raises:
+        UdseError: it does not.
+    """
+    bins = config["stft"]["n_fft"] // 2 + 1
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(config["architecture"])
+        inputs = torch.empty(1, 2, bins, 1), torch.empty(1)
+        try:
+            ScoreGraph(network, OUVE())(*inputs)
+        except RuntimeError as error:
+            raise UdseError(
+                f"expected an n_fft in the section 'stft' that gives the bins of the network, "
+                f"got {config['stft']['n_fft']}, which gives {bins}"
+            ) from error
+    return network
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UdseError(f"expected the configuration as JSON, got {first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise UdseError(f"expected the configuration as a JSON object, got {text[:40]!r}")
+    return config
+
+
+def _assembled(state_dict: dict[str, Tensor], config: dict[str, Any]) -> ScoreNetwork:
+    config = complete_config(config)
+    expected = _planned(config).state_dict()
+    for name in expected.keys() | state_dict.keys():
+        wanted = tuple(expected[name].shape) if name in expected else "none"
+        found = tuple(state_dict[name].shape) if name in state_dict else "none"
+        if wanted != found:
+            raise UdseError(
+                f"expected the weight {name} of the shape {wanted}, got {found}: "
+                "weights and configuration do not belong together"
+            )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state_dict.values()):
+        raise UdseError(
+            "expected finite weights, got NaN or infinity: the training diverged, take an earlier checkpoint"
+        )
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        module = build_network(config["architecture"])
+    module.load_state_dict(state_dict)
+    return ScoreNetwork(module, config)

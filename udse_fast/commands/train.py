@@ -1,0 +1,247 @@
+"""`udse-fast train`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udse_fast.audio.spectral import Spectral
+from udse_fast.checkpoints.checkpoint import load_network
+from udse_fast.checks import Range, whole_number
+from udse_fast.errors import UdseError
+from udse_fast.networks import build_network
+from udse_fast.networks.compact import COMPACT_SIZES
+from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
+from udse_fast.networks.score_network import PRECISIONS, usable_device
+from udse_fast.training.batches import Augmentation, Batches
+from udse_fast.training.corpus import Corpus, audio_files, split_speakers
+from udse_fast.training.curves import draw_curves
+from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
+    **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
+}
+LEARNING_RATES = {"compact": 2e-3, "ncsnpp": 1e-4}
+"""By architecture: of Muon and AdamW together, and the published one, of Adam."""
+SEEDS = Range(0, 2**63 - 1)
+COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
+"""Half overlap: half the frames, hence half the cost, of the published transform."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add = parser.add_argument
+    add("--speech", type=Path, metavar="DIR", help="folder of clean speech (any format soundfile reads)")
+    add("--noise", type=Path, metavar="DIR", help="folder of noise; with --speech: a joint prior of both")
+    add(
+        "--speech-list",
+        type=Path,
+        metavar="FILE",
+        help="text file: the recordings of --speech to use, one a line",
+    )
+    add("--noise-list", type=Path, metavar="FILE", help="the same for --noise")
+    add("--valid-speech", type=Path, metavar="DIR", help="validation speech (default: 4 %% of the speakers)")
+    add("--valid-noise", type=Path, metavar="DIR", help="validation noise (default: 4 %% of the kinds)")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="checkpoint to write (.safetensors); resumed if there",
+    )
+    add("--network", default="compact", choices=list(NETWORKS), help="(default: %(default)s)")
+    add("--init", type=Path, metavar="FILE", help="start from the weights of this checkpoint")
+    add("--steps", type=int, default=20_000, help="optimizer steps in all (default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="crops a step (default: %(default)s)")
+    add("--crop-seconds", type=float, default=2.0, help="(default: %(default)s)")
+    add("--learning-rate", type=float, help="(default: 2e-3, of the published networks 1e-4)")
+    add(
+        "--decay-share",
+        type=float,
+        default=0.4,
+        help="share of the steps with falling rate (default: %(default)s)",
+    )
+    add("--ema", type=float, default=0.999, help="decay of the weight average (default: %(default)s)")
+    add(
+        "--speed-range",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="crops are played up to this share faster or slower: other voices (default: %(default)s)",
+    )
+    add(
+        "--equalisation",
+        type=float,
+        default=3.0,
+        metavar="DB",
+        help="standard deviation of a smooth random frequency response: other microphones (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
+    add(
+        "--precision",
+        default="auto",
+        choices=["auto", *PRECISIONS],
+        help="of the computation (default: %(default)s)",
+    )
+    add("--threads", type=int, help="CPU threads (default: all)")
+    add("--save-minutes", type=float, default=5.0, help="time between checkpoints (default: %(default)s)")
+    add("--validate-minutes", type=float, default=10.0, help="time between validations (default: %(default)s)")
+    add("--licence", default="not stated", help="licence of the weights, kept in the checkpoint")
+    add("--data-note", default="", help="what the recordings are, kept in the checkpoint")
+
+
+def _corpora(
+    folder: Path | None, listed: Path | None, valid: Path | None, rate: int
+) -> tuple[Corpus | None, Corpus | None]:
+    """(training, validation) recordings of one source."""
+    if folder is None:
+        return None, None
+    files = audio_files(folder, listed)
+    if valid is not None:
+        return Corpus(files, rate), Corpus(audio_files(valid), rate)
+    training, validation = split_speakers(files, folder, share=0.04)
+    return Corpus(training, rate), Corpus(validation, rate)
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        # older GPUs emulate bfloat16, slowly, and float16 would need its loss scaled
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.speech is None and arguments.noise is None:
+        raise UdseError("train: expected --speech DIR, --noise DIR or both (a joint prior), got neither")
+    for name in (
+        "steps",
+        "batch_size",
+        "crop_seconds",
+        "learning_rate",
+        "threads",
+        "save_minutes",
+        "validate_minutes",
+    ):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise UdseError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
+    if arguments.out.suffix != ".safetensors":
+        raise UdseError(f"--out: expected a name that ends in .safetensors, got {arguments.out}")
+    if not arguments.out.parent.is_dir():
+        raise UdseError(f"--out: expected an existing folder, got {arguments.out.parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=arguments.out.parent):
+            pass  # told now, not when the first checkpoint is due
+    except OSError as error:
+        raise UdseError(
+            f"--out: expected a folder that can be written, got {arguments.out.parent}: {error.strerror}"
+        ) from None
+    sources = (arguments.speech is not None) + (arguments.noise is not None)
+    if NETWORKS[arguments.network].get("joint") and sources < 2:
+        raise UdseError(f"--network {arguments.network}: expected --speech DIR and --noise DIR, got one of them")
+    if arguments.batch_size < sources:
+        raise UdseError(f"--batch-size: expected at least 2, a crop of each source, got {arguments.batch_size}")
+    whole_number("--seed", arguments.seed, SEEDS)
+    if not (0 <= arguments.speed_range <= 0.5 and 0 <= arguments.equalisation <= 20):
+        raise UdseError("--speed-range and --equalisation: expected numbers in [0, 0.5] and [0, 20]")
+    if not (0 <= arguments.ema < 1 and 0 <= arguments.decay_share <= 1):
+        raise UdseError("--ema and --decay-share: expected numbers in [0, 1)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or go on training; 0 when the run is complete or was stopped with everything saved."""
+    _check(arguments)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = usable_device(arguments.device)
+    architecture = dict(NETWORKS[arguments.network])
+    joint = arguments.speech is not None and arguments.noise is not None
+    architecture["joint"] = joint
+    compact = architecture["name"] == "compact"
+    spectral = COMPACT_SPECTRAL if compact else Spectral()
+    rate = spectral.sample_rate
+    speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
+    noise, valid_noise = _corpora(arguments.noise, arguments.noise_list, arguments.valid_noise, rate)
+    frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
+    if not compact:
+        frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
+    augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
+    training = Batches(
+        speech,
+        noise,
+        spectral,
+        size=arguments.batch_size,
+        frames=frames,
+        augmentation=augmentation,
+        seed=arguments.seed,
+    )
+    validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
+    initial = load_network(arguments.init) if arguments.init else None
+    if compact:
+        measured = measure_sigma_data(training)
+        before = initial.config["architecture"].get("sigma_data") if initial else None
+        if isinstance(before, float):  # the weights that are started from belong to this preconditioning
+            measured = [measured[0], before] if isinstance(measured, list) else before
+        architecture["sigma_data"] = measured
+
+    settings = Settings(
+        architecture=architecture,
+        spectral=spectral,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        crop_seconds=arguments.crop_seconds,
+        learning_rate=arguments.learning_rate or LEARNING_RATES[architecture["name"]],
+        decay_share=arguments.decay_share,
+        ema=arguments.ema,
+        augmentation=augmentation,
+        seed=arguments.seed,
+    )
+    facts: dict[str, Any] = {
+        "network": arguments.network,
+        "data": arguments.data_note,
+        "speech_hours": round(speech.seconds / 3600, 3) if speech else 0,
+        "noise_hours": round(noise.seconds / 3600, 3) if noise else 0,
+        "recordings": sum(len(c.files) for c in (speech, noise) if c),
+    }
+    if arguments.init:
+        earlier = (initial.config.get("training") or {}) if initial else {}
+        facts["started_from"] = {
+            "checkpoint": arguments.init.name,
+            "steps": earlier.get("steps"),
+            "seconds_of_audio_seen": earlier.get("seconds_of_audio_seen"),
+        }
+    trainer = Trainer(
+        settings,
+        training,
+        validation,
+        arguments.out,
+        device=device,
+        precision=_precision(arguments.precision, device),
+        facts=facts,
+        licence=arguments.licence,
+        workers=1 if device.type == "cpu" else 12,
+    )
+    if trainer.state_file.exists():
+        trainer.resume()
+        print(f"resuming {arguments.out} at step {trainer.step}")
+    elif initial is not None:
+        centred = not initial.config["architecture"].get("causal_block", 0)
+        trainer.start_from(initial.graph.module.state_dict(), bool(architecture.get("causal_block")) and centred)
+    parameters = sum(p.numel() for p in build_network(architecture).parameters())
+    print(
+        f"{arguments.network}: {parameters / 1e6:.2f} M parameters, {trainer.precision}, {device}; "
+        f"{facts['speech_hours']} h of speech, {facts['noise_hours']} h of noise"
+    )
+    complete = trainer.run(save_minutes=arguments.save_minutes, validate_minutes=arguments.validate_minutes)
+    curves = draw_curves(trainer.history, arguments.out.with_suffix(".png"))
+    print(f"{'done' if complete else 'stopped'} at step {trainer.step}: {arguments.out}, {curves}")
+    return 0

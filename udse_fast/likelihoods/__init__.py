@@ -1,1 +1,0 @@
-"""What each sampler adds to the reverse pass (`udse_fast.diffusion.Likelihood`)."""

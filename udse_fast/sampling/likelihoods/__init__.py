@@ -1,0 +1,1 @@
+"""What each sampler adds to the reverse pass (`udse_fast.sampling.diffusion.Likelihood`)."""

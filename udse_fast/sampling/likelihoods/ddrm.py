@@ -1,0 +1,51 @@
+"""DDRM-NMF: denoising diffusion restoration (Kawar et al. 2022) with the noise variance from NMF-IS.
+
+The mixture is not pulled at: where its noise is weaker than the level of the step, it *is* the state, its noise
+brought up to that level by fresh noise. One network call per step, and the prior sees what it was trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from udse_fast.kernels.coefficients import Coefficients
+from udse_fast.kernels.posterior_step import ddrm_step, unexplained_power
+from udse_fast.kernels.posterior_step.reference import variance
+from udse_fast.sampling.diffusion import Transition
+from udse_fast.sampling.likelihoods.base import SpeechLikelihood
+from udse_fast.sampling.randomness import Draw
+
+
+@dataclass
+class DDRM(SpeechLikelihood):
+    """Restoration of the mixture bin by bin; NMF update before the step, on the expected power of the noise (EM)."""
+
+    eta: float = 0.85
+    """eta: share of fresh noise where the mixture's noise is stronger than the step's level."""
+    noise_bias: float = 1.3
+    """kappa: factor of the power of the M-step. 1 is EM; a prior that takes some of the noise for speech wants more."""
+
+    variance_scale: float = 1.0
+    """Weight of the prior's own uncertainty in the last step: more lets more of the mixture in."""
+
+    needs_posterior_variance: ClassVar[bool] = True
+
+    def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
+        """s = delta (x + sqrt(a^2 - V) z): the mixture with its noise brought up to a."""
+        c = coefficients
+        missing = ((c.sigma / c.delta) ** 2 - variance(self.noise_model.variance)).clamp_min(0).sqrt()
+        return c.delta * (self.mixture + missing * noise)
+
+    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+        step = transitions["speech"]
+        assert step.posterior_variance is not None
+        estimate = step.state, step.score, step.posterior_variance, self.mixture
+        V = self.noise_model.variance
+        self.noise_model.fit(unexplained_power(*estimate, V, step.coefficients, self.noise_bias))
+        if step.last:
+            estimate = step.state, step.score, self.variance_scale * step.posterior_variance, self.mixture
+        V = self.noise_model.variance
+        return {"speech": ddrm_step(*estimate, V, step.coefficients, step.following, step.noise, self.eta)}

@@ -1,0 +1,1 @@
+"""Signals cut into blocks: streams, overlapping blocks, causal blocks."""
