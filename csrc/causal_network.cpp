@@ -264,11 +264,19 @@ struct CausalNetwork::Network {
     std::vector<Maps> levels;
     Floats sums, products, scratch;  // sums and products: of bands, of `points` kinds
     // of the call
+    const NetworkBlock* block = nullptr;
+    int64_t sample = 0;
     float* memory = nullptr;
     float noise_level = 0, data_scale = 0;
-    std::shared_ptr<const Floats> film;
+    std::shared_ptr<const Floats> film;  // of the noise level
   };
-  using Items = std::vector<std::unique_ptr<Item>>;
+  // The items of a call.
+  struct Items {
+    Item* first;
+    int64_t count;
+    Item* begin() const { return first; }
+    Item* end() const { return first + count; }
+  };
 
   int64_t bins = 0, stem = 0, embedding = 0, frame_channels = 0, film_size = 0, memory_size = 0, longest_reach = 0;
   bool joint = false;
@@ -279,7 +287,7 @@ struct CausalNetwork::Network {
 
   std::mutex mutex;  // of what follows
   std::map<std::pair<float, int64_t>, std::shared_ptr<const Floats>> films;
-  Items idle;
+  std::vector<std::vector<Item>> idle;
 
   Network(const Weights& weights, const std::vector<int64_t>& dilations) {
     const Checkpoint checkpoint(weights);
@@ -405,18 +413,20 @@ struct CausalNetwork::Network {
     return films[key] = numbers;
   }
 
-  std::unique_ptr<Item> take(int64_t frames) {
-    std::unique_ptr<Item> item;
+  // Items of an earlier call, or new ones.
+  std::vector<Item> take(int64_t count, int64_t frames) {
+    std::vector<Item> items;
     {
       const std::lock_guard<std::mutex> lock(mutex);
       if (!idle.empty()) {
-        item = std::move(idle.back());
+        items = std::move(idle.back());
         idle.pop_back();
       }
     }
-    if (!item) item = std::make_unique<Item>();
-    if (item->frames < frames) hold(*item, frames);
-    return item;
+    if (static_cast<int64_t>(items.size()) < count) items.resize(count);
+    for (Item& item : items)
+      if (item.frames < frames) hold(item, frames);
+    return items;
   }
 
   void hold(Item& item, int64_t frames) const {
@@ -451,13 +461,13 @@ struct CausalNetwork::Network {
     item.memory += before * map.size();
   }
 
-  void prepare(const NetworkBlock& block, int64_t b, Item& item) {
-    const int64_t K = block.frames;
+  void prepare(Item& item) const {
+    const NetworkBlock& block = *item.block;
+    const int64_t K = block.frames, b = item.sample;
     const int64_t of_label = joint && block.label ? block.label[b] : 1;
     item.memory = block.memory + b * memory_size;
     item.noise_level = block.noise_level[b];
     item.data_scale = data_scale[of_label];
-    item.film = film(item.noise_level, of_label);
     const float total = item.noise_level * item.noise_level + item.data_scale * item.data_scale;
     const float scale = 1 / std::sqrt(total);
     const float* const u = reinterpret_cast<const float*>(block.noisy + b * bins * K);
@@ -499,21 +509,21 @@ struct CausalNetwork::Network {
     run.from_products(item.products.data(), layer.bias.data(), frames, tiles, columns, rows, finish);
   }
 
-  void residuals(const NetworkKernels& run, const std::vector<Residual>& blocks, Items& items, int64_t frames,
+  void residuals(const NetworkKernels& run, const std::vector<Residual>& blocks, const Items& items, int64_t frames,
                  int64_t level) const {
     const int64_t bands = levels[level].bands;
     for (const Residual& block : blocks) {
       const int64_t C = padded(block.channels);
-      for (auto& item : items) {
-        auto& maps = item->levels[level];
-        norm(run, block, *item, maps.x, maps.first, frames, bands);
-        remember(*item, maps.first, 1, frames);
-        convolve(run, block.conv1, *item, maps.first, C, frames, bands, maps.second, Finish::silu);
+      for (Item& item : items) {
+        auto& maps = item.levels[level];
+        norm(run, block, item, maps.x, maps.first, frames, bands);
+        remember(item, maps.first, 1, frames);
+        convolve(run, block.conv1, item, maps.first, C, frames, bands, maps.second, Finish::silu);
       }
-      for (auto& item : items) {
-        auto& maps = item->levels[level];
-        remember(*item, maps.second, 1, frames);
-        convolve(run, block.conv2, *item, maps.second, C, frames, bands, maps.x, Finish::add);
+      for (Item& item : items) {
+        auto& maps = item.levels[level];
+        remember(item, maps.second, 1, frames);
+        convolve(run, block.conv2, item, maps.second, C, frames, bands, maps.x, Finish::add);
       }
     }
   }
@@ -532,28 +542,29 @@ struct CausalNetwork::Network {
     run.convolve(layer.convolution(), {in, 0, stride, tap}, 1, frames, false, {out, 0, out_stride}, finish);
   }
 
-  void stack_over_time(const NetworkKernels& run, Items& items, int64_t frames) const {
+  void stack_over_time(const NetworkKernels& run, const Items& items, int64_t frames) const {
     const int64_t C = padded(frame_channels);
-    for (auto& item : items) {
-      Map& h = item->levels.back().x;
-      over_frames(run, to_frames, h.frame(0), h.stride(), 0, frames, item->x.frame(0), C, Finish::store);
+    for (Item& item : items) {
+      Map& h = item.levels.back().x;
+      over_frames(run, to_frames, h.frame(0), h.stride(), 0, frames, item.x.frame(0), C, Finish::store);
     }
     for (const Residual& block : over_time)
-      for (auto& item : items) {
-        norm(run, block, *item, item->x, item->first, frames, 1);
-        remember(*item, item->first, block.reach, frames);
-        over_frames(run, block.conv1, item->first.frame(-block.reach), C, block.reach / 4 * C, frames,
-                    item->second.frame(0), C, Finish::silu);
-        over_frames(run, block.conv2, item->second.frame(0), C, 0, frames, item->x.frame(0), C, Finish::add);
+      for (Item& item : items) {
+        norm(run, block, item, item.x, item.first, frames, 1);
+        remember(item, item.first, block.reach, frames);
+        over_frames(run, block.conv1, item.first.frame(-block.reach), C, block.reach / 4 * C, frames,
+                    item.second.frame(0), C, Finish::silu);
+        over_frames(run, block.conv2, item.second.frame(0), C, 0, frames, item.x.frame(0), C, Finish::add);
       }
-    for (auto& item : items) {
-      Map& h = item->levels.back().x;
-      over_frames(run, from_frames, item->x.frame(0), C, 0, frames, h.frame(0), h.stride(), Finish::add);
+    for (Item& item : items) {
+      Map& h = item.levels.back().x;
+      over_frames(run, from_frames, item.x.frame(0), C, 0, frames, h.frame(0), h.stride(), Finish::add);
     }
   }
 
-  void answer(const NetworkKernels& run, const NetworkBlock& block, int64_t b, Item& item) const {
-    const int64_t K = block.frames;
+  void answer(const NetworkKernels& run, Item& item) const {
+    const NetworkBlock& block = *item.block;
+    const int64_t K = block.frames, b = item.sample;
     const float a2 = item.noise_level * item.noise_level, data2 = item.data_scale * item.data_scale;
     const float skip = std::min(std::max(data2 / (a2 + data2), 1e-6f), 1 - 1e-6f);
     for (int64_t t = 0; t < K; ++t)
@@ -562,27 +573,24 @@ struct CausalNetwork::Network {
                   block.clean + b * bins * K + t, block.variance + b * bins * K + t, K, item.scratch.data()});
   }
 
-  void step(const NetworkBlock& block, int64_t begin, int64_t end) {
+  // Items that know their block, their sample of it, and the film.
+  void step(const Items& items) const {
     const NetworkKernels& run = kernels();
-    const int64_t K = block.frames;
-    Items items;
-    for (int64_t b = begin; b < end; ++b) {
-      items.push_back(take(K));
-      prepare(block, b, *items.back());
-    }
-    for (auto& item : items) {
-      Map& h = item->levels[0].x;
+    const int64_t K = items.first->block->frames;
+    for (Item& item : items) prepare(item);
+    for (Item& item : items) {
+      Map& h = item.levels[0].x;
       for (int64_t t = 0; t < K; ++t) std::memcpy(h.frame(t), band.data(), band.size() * sizeof(float));
-      Map& features = item->features;
+      Map& features = item.features;
       run.convolve(input.convolution(), {features.with_border(-1), features.stride(), 3 * stem, features.stride()}, K,
                    levels[0].bands, true, {h.frame(0), h.stride(), padded(levels[0].channels)}, Finish::add);
     }
     const int64_t last = static_cast<int64_t>(levels.size()) - 1;
     for (int64_t i = 0; i <= last; ++i) {
       residuals(run, levels[i].before, items, K, i);
-      for (auto& item : items) {
+      for (Item& item : items) {
         if (i == last) break;
-        Map &h = item->levels[i].x, &next = item->levels[i + 1].x;
+        Map &h = item.levels[i].x, &next = item.levels[i + 1].x;
         run.convolve(levels[i].down.convolution(), {h.with_border(0), h.stride(), 2 * padded(levels[i].channels), 0}, K,
                      levels[i + 1].bands, false, {next.frame(0), next.stride(), padded(levels[i + 1].channels)},
                      Finish::store);
@@ -590,27 +598,48 @@ struct CausalNetwork::Network {
     }
     stack_over_time(run, items, K);
     for (int64_t i = last; i >= 0; --i) {
-      for (auto& item : items) {
+      for (Item& item : items) {
         if (i == last) break;
-        Map &h = item->levels[i].x, &from = item->levels[i + 1].x;
+        Map &h = item.levels[i].x, &from = item.levels[i + 1].x;
         const int64_t C = padded(levels[i + 1].channels);
         run.convolve(levels[i].up.convolution(), {from.frame(0), from.stride(), C, 0}, K, levels[i + 1].bands, false,
                      {h.frame(0), h.stride(), 2 * padded(levels[i].channels)}, Finish::add);
       }
       residuals(run, levels[i].after, items, K, i);
     }
-    for (auto& item : items) {
-      auto& maps = item->levels[0];
+    for (Item& item : items) {
+      auto& maps = item.levels[0];
       for (int64_t t = 0; t < K; ++t) run.silu(maps.x.frame(t), maps.x.size(), maps.first.frame(t));
-      remember(*item, maps.first, 1, K);
-      convolve(run, output, *item, maps.first, padded(levels[0].channels), K, levels[0].bands, item->numbers,
+      remember(item, maps.first, 1, K);
+      convolve(run, output, item, maps.first, padded(levels[0].channels), K, levels[0].bands, item.numbers,
                Finish::store);
     }
-    for (int64_t b = begin; b < end; ++b) answer(run, block, b, *items[b - begin]);
+    for (Item& item : items) answer(run, item);
+  }
+
+  void step(const NetworkBlock& block, int64_t begin, int64_t end) {
+    std::vector<Item> items = take(end - begin, block.frames);
+    for (int64_t b = begin; b < end; ++b) {
+      Item& item = items[b - begin];
+      item.film = film(block.noise_level[b], joint && block.label ? block.label[b] : 1);
+      item.block = &block;
+      item.sample = b;
+    }
+    step(Items{items.data(), end - begin});
     const std::lock_guard<std::mutex> lock(mutex);
-    for (auto& item : items) idle.push_back(std::move(item));
+    idle.push_back(std::move(items));
   }
 };
+
+struct CausalNetwork::Workspace::Parts {
+  std::vector<Network::Item> items;
+  std::vector<std::pair<float, std::shared_ptr<const Floats>>> films;  // by noise level
+};
+
+CausalNetwork::Workspace::Workspace(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+CausalNetwork::Workspace::Workspace(Workspace&&) noexcept = default;
+CausalNetwork::Workspace& CausalNetwork::Workspace::operator=(Workspace&&) noexcept = default;
+CausalNetwork::Workspace::~Workspace() = default;
 
 CausalNetwork::CausalNetwork(const Weights& weights, const std::vector<int64_t>& dilations)
     : network_(std::make_unique<Network>(weights, dilations)) {}
@@ -619,6 +648,29 @@ CausalNetwork::~CausalNetwork() = default;
 
 int64_t CausalNetwork::bins() const { return network_->bins; }
 int64_t CausalNetwork::memory_size() const { return network_->memory_size; }
+
+CausalNetwork::Workspace CausalNetwork::workspace(int64_t samples, int64_t frames,
+                                                  const std::vector<float>& noise_levels) const {
+  auto parts = std::make_unique<Workspace::Parts>();
+  parts->items.resize(samples);
+  for (Network::Item& item : parts->items) network_->hold(item, frames);
+  for (const float level : noise_levels) parts->films.emplace_back(level, network_->film(level, 1));
+  return Workspace(std::move(parts));
+}
+
+void CausalNetwork::step(const NetworkBlock* blocks, std::size_t count, Workspace& workspace) const {
+  Workspace::Parts& parts = *workspace.parts_;
+  int64_t samples = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    for (int64_t b = 0; b < blocks[i].samples; ++b) {
+      Network::Item& item = parts.items[samples++];
+      for (const auto& [level, film] : parts.films)
+        if (level == blocks[i].noise_level[b]) item.film = film;
+      item.block = blocks + i;
+      item.sample = b;
+    }
+  network_->step({parts.items.data(), samples});
+}
 
 void CausalNetwork::step(const NetworkBlock& block, int threads) const {
   require(block.samples >= 0 && block.frames >= 1, "expected B >= 0 samples of K >= 1 frames; got " +

@@ -49,11 +49,15 @@ const Kernels& choose() {
 
 std::atomic<const Kernels*> chosen{nullptr};
 
+}  // namespace
+
 const Kernels& kernels() {
   const Kernels* table = chosen.load(std::memory_order_acquire);
   if (!table) chosen.store(table = &choose(), std::memory_order_release);
   return *table;
 }
+
+namespace {
 
 // kernel(arguments..., range) over `items`, each of `numbers` numbers
 template <class Kernel, class... Arguments>

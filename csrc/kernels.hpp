@@ -58,6 +58,9 @@ struct Kernels {
   void (*nmf_normalise)(const NMFPass&, Range);
 };
 
+// The table in use. Its kernels check nothing, and run in the caller's thread.
+const Kernels& kernels();
+
 namespace scalar {
 extern const Kernels kernels;
 }
