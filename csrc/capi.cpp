@@ -24,6 +24,7 @@ struct udse_live {
 namespace {
 
 constexpr std::int64_t most_frames = std::int64_t{1} << 40;  // of one call: sizes of it do not overflow
+constexpr std::int64_t invalid = UDSE_INVALID;
 
 void describe(udse_error* error, int code, const char* text) {
   if (!error) return;
@@ -148,7 +149,7 @@ int64_t udse_process(udse_stream* stream, const float* in, int64_t frames, float
 }
 
 int64_t udse_most(const udse_stream* stream, int64_t frames) {
-  return stream && frames >= 0 && frames <= most_frames ? stream->stream.most(frames) : UDSE_INVALID;
+  return stream && frames >= 0 && frames <= most_frames ? stream->stream.most(frames) : invalid;
 }
 
 int64_t udse_flush(udse_stream* stream, float* out, int64_t capacity) {
@@ -157,7 +158,7 @@ int64_t udse_flush(udse_stream* stream, float* out, int64_t capacity) {
   return stream->stream.flush({out, nullptr});
 }
 
-int64_t udse_remaining(const udse_stream* stream) { return stream ? stream->stream.remaining() : UDSE_INVALID; }
+int64_t udse_remaining(const udse_stream* stream) { return stream ? stream->stream.remaining() : invalid; }
 
 int udse_reset(udse_stream* stream) {
   if (!stream) return UDSE_INVALID;
@@ -165,14 +166,14 @@ int udse_reset(udse_stream* stream) {
   return UDSE_OK;
 }
 
-int64_t udse_latency(const udse_stream* stream) { return stream ? stream->stream.latency() : UDSE_INVALID; }
+int64_t udse_latency(const udse_stream* stream) { return stream ? stream->stream.latency() : invalid; }
 
 int64_t udse_recovered_blocks(const udse_stream* stream) {
-  return stream ? stream->stream.recovered_blocks() : UDSE_INVALID;
+  return stream ? stream->stream.recovered_blocks() : invalid;
 }
 
 int64_t udse_state_size(udse_stream* stream) {
-  return stream ? static_cast<int64_t>(stream->stream.state_size()) : UDSE_INVALID;
+  return stream ? static_cast<int64_t>(stream->stream.state_size()) : invalid;
 }
 
 int64_t udse_save(udse_stream* stream, void* bytes, size_t size) {
@@ -213,8 +214,8 @@ int udse_process_live(udse_live* live, const float* in, float* out, int64_t fram
   return UDSE_OK;
 }
 
-int64_t udse_live_latency(const udse_live* live) { return live ? live->live.latency() : UDSE_INVALID; }
+int64_t udse_live_latency(const udse_live* live) { return live ? live->live.latency() : invalid; }
 
-int64_t udse_live_missed(const udse_live* live) { return live ? live->live.missed() : UDSE_INVALID; }
+int64_t udse_live_missed(const udse_live* live) { return live ? live->live.missed() : invalid; }
 
 }  // extern "C"
