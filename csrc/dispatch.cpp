@@ -81,7 +81,15 @@ void check_rank(std::int64_t rank) {
   require(1 <= rank && rank <= 32, "rank must be in 1..32; got " + std::to_string(rank));
 }
 
-enum Needs { mixture = 1, variance = 2, power = 4, noise_next = 8, noise_source = 16, posterior_variance = 32, no_next = 64 };
+enum Needs {
+  mixture = 1,
+  variance = 2,
+  power = 4,
+  noise_next = 8,
+  noise_source = 16,
+  posterior_variance = 32,
+  no_next = 64
+};
 
 void run(void (*Kernels::*kernel)(const Step&, Range), const Step& step, int needs, int threads) {
   check(step.shape);

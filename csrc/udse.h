@@ -1,8 +1,8 @@
 /* udse-fast in C: speech enhancement of streams, from samples to samples.
  *
  * Samples are float, full scale 1, frames of interleaved channels. Handles belong to one thread at a time; different
- * ones are independent. No function throws. Those that may run in a real-time thread say so: they allocate nothing, take
- * no lock and make no system call but, with a worker, the one that wakes it.
+ * ones are independent. No function throws. Those that may run in a real-time thread say so: they allocate nothing,
+ * take no lock and make no system call but, with a worker, the one that wakes it.
  */
 #ifndef UDSE_H
 #define UDSE_H
@@ -32,11 +32,11 @@ typedef struct udse_live udse_live;     /* as many frames out as in, with a fixe
 
 enum {
   UDSE_OK = 0,
-  UDSE_INVALID = -1,   /* an argument that cannot be */
-  UDSE_CAPACITY = -2,  /* too little room for the output; nothing has happened */
-  UDSE_FILE = -3,      /* a checkpoint that cannot be read, or is damaged */
-  UDSE_MEMORY = -4,    /* no memory left */
-  UDSE_STATE = -5      /* a saved state that is damaged, or of another stream */
+  UDSE_INVALID = -1,  /* an argument that cannot be */
+  UDSE_CAPACITY = -2, /* too little room for the output; nothing has happened */
+  UDSE_FILE = -3,     /* a checkpoint that cannot be read, or is damaged */
+  UDSE_MEMORY = -4,   /* no memory left */
+  UDSE_STATE = -5     /* a saved state that is damaged, or of another stream */
 };
 
 typedef struct udse_error {

@@ -1,5 +1,5 @@
-// Draws the speech of one block from its posterior. A sampler says what it asks the network for, call by call, and takes
-// the answers: so the calls of many streams can be made together.
+// Draws the speech of one block from its posterior. A sampler says what it asks the network for, call by call, and
+// takes the answers: so the calls of many streams can be made together.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ class BlockSampler {
   // Noise levels of the network calls of a block, in their order
   virtual const std::vector<float>& noise_levels() const = 0;
 
-  // The block: x (F, K), compressed and normalised, with the number of its first frame; it is read until the last answer.
+  // The block: x (F, K), compressed and normalised, with the number of its first frame; it is read until the last
+  // answer.
   virtual void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) = 0;
   virtual NetworkBlock request(std::size_t call) = 0;
   // The network has written what the request points to. The noise model learns on the way.

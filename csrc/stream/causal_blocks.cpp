@@ -9,10 +9,10 @@ namespace {
 using std::int64_t;
 using std::size_t;
 
-constexpr float least_level = 1e-6f;      // largest compressed modulus below which a block counts as digital silence
-constexpr double release_seconds = 0.5;   // in which the level falls to 1/e once the loudest frame is forgotten
-constexpr float least_squares = 1e-3f;    // of the windows, where a sample is hardly seen
-constexpr float loudest_sample = 1e9f;    // far above full scale; powers of it are finite
+constexpr float least_level = 1e-6f;     // largest compressed modulus below which a block counts as digital silence
+constexpr double release_seconds = 0.5;  // in which the level falls to 1/e once the loudest frame is forgotten
+constexpr float least_squares = 1e-3f;   // of the windows, where a sample is hardly seen
+constexpr float loudest_sample = 1e9f;   // far above full scale; powers of it are finite
 
 double seconds(const Prior& prior, int64_t samples) {
   return static_cast<double>(samples) / static_cast<double>(prior.spectral.settings().sample_rate);
@@ -23,9 +23,7 @@ double forgetting(const Prior& prior, const StreamSettings& settings) {
   return std::exp(-seconds(prior, samples) / settings.forgetting_seconds);
 }
 
-float sane(float sample) {
-  return std::isfinite(sample) ? std::clamp(sample, -loudest_sample, loudest_sample) : 0.f;
-}
+float sane(float sample) { return std::isfinite(sample) ? std::clamp(sample, -loudest_sample, loudest_sample) : 0.f; }
 
 }  // namespace
 
@@ -43,8 +41,7 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       input_(static_cast<size_t>(window_ + most_pushed)),
       sum_(static_cast<size_t>(window_)),
       squares_(sum_.size()),
-      loudest_(static_cast<size_t>(
-          std::max(1.0, std::nearbyint(settings.level_seconds / seconds(*prior_, advance_))))),
+      loudest_(static_cast<size_t>(std::max(1.0, std::nearbyint(settings.level_seconds / seconds(*prior_, advance_))))),
       mixture_(static_cast<size_t>(prior_->network.bins() * frames_)),
       spectrogram_(mixture_.size()),
       speech_(static_cast<size_t>(advance_)),

@@ -1,4 +1,5 @@
-// One channel at the network's rate: a few frames at a time, everything before them remembered; `CausalBlocks` in Python.
+// One channel at the network's rate: a few frames at a time, everything before them remembered; `CausalBlocks` in
+// Python.
 #pragma once
 
 #include <memory>
@@ -14,8 +15,8 @@ class CausalBlocks {
   // most_pushed: samples of one push.
   CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSettings& settings, std::int64_t most_pushed);
 
-  std::int64_t window() const { return window_; }    // samples of a block
-  std::int64_t advance() const { return advance_; }  // samples that it gives
+  std::int64_t window() const { return window_; }                      // samples of a block
+  std::int64_t advance() const { return advance_; }                    // samples that it gives
   std::int64_t first() const { return window_ - skipped_at_first(); }  // samples before anything is given
   BlockSampler& sampler() { return *sampler_; }
   NoiseModel& noise_model() { return noise_model_; }
@@ -53,9 +54,9 @@ class CausalBlocks {
   Spectral::Workspace workspace_;
 
   std::vector<float> input_;
-  std::int64_t held_ = 0;       // samples of `input_`
+  std::int64_t held_ = 0;             // samples of `input_`
   std::vector<float> sum_, squares_;  // overlap-add of speech, and of the squared windows
-  std::vector<float> loudest_;  // compressed moduli of the last blocks, the latest at `latest_`
+  std::vector<float> loudest_;        // compressed moduli of the last blocks, the latest at `latest_`
   std::int64_t latest_ = 0;
   float level_ = 0;
   std::uint64_t frame_ = 0;  // number of the next block's first

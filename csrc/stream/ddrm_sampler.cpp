@@ -55,14 +55,10 @@ NetworkBlock DdrmSampler::request(size_t call) {
   const float gain = static_cast<float>(1 / delta_[call]);
   for (size_t i = 0; i < state_.size(); ++i) unit_gain_[i] = gain * state_[i];
   std::fill(level_of_samples_.begin(), level_of_samples_.end(), noise_levels_[call]);
-  return {shape_.samples,
-          shape_.frames,
-          unit_gain_.data(),
-          level_of_samples_.data(),
-          nullptr,
-          memories_.data() + static_cast<std::int64_t>(call) * shape_.samples * memory_size_,
-          clean_.data(),
-          posterior_variance_.data()};
+  return {shape_.samples,    shape_.frames,
+          unit_gain_.data(), level_of_samples_.data(),
+          nullptr,           memories_.data() + static_cast<std::int64_t>(call) * shape_.samples * memory_size_,
+          clean_.data(),     posterior_variance_.data()};
 }
 
 void DdrmSampler::answer(size_t call, NoiseModel& noise) {

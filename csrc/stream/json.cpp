@@ -25,7 +25,9 @@ class Parser {
   }
 
  private:
-  [[noreturn]] void fail() const { throw Error("expected JSON; it breaks at character " + std::to_string(at_ - begin_)); }
+  [[noreturn]] void fail() const {
+    throw Error("expected JSON; it breaks at character " + std::to_string(at_ - begin_));
+  }
 
   void skip_spaces() {
     while (at_ != end_ && (*at_ == ' ' || *at_ == '\t' || *at_ == '\n' || *at_ == '\r')) ++at_;
@@ -105,8 +107,8 @@ class Parser {
 
   double parse_number() {
     std::string text;
-    while (at_ != end_ && (std::isdigit(static_cast<unsigned char>(*at_)) || *at_ == '-' || *at_ == '+' || *at_ == '.' ||
-                           *at_ == 'e' || *at_ == 'E')) {
+    while (at_ != end_ && (std::isdigit(static_cast<unsigned char>(*at_)) || *at_ == '-' || *at_ == '+' ||
+                           *at_ == '.' || *at_ == 'e' || *at_ == 'E')) {
       text += *at_++;
       if (static_cast<std::ptrdiff_t>(text.size()) > longest_number) fail();
     }

@@ -8,9 +8,9 @@ namespace {
 using std::int64_t;
 using std::size_t;
 
-constexpr int64_t chunk_frames = 512;    // that are worked on at a time
-constexpr double fade_seconds = 0.005;   // from the enhanced signal to the noisy one, and back
-constexpr double spare_seconds = 0.5;    // that the worker may be late before it starts anew
+constexpr int64_t chunk_frames = 512;   // that are worked on at a time
+constexpr double fade_seconds = 0.005;  // from the enhanced signal to the noisy one, and back
+constexpr double spare_seconds = 0.5;   // that the worker may be late before it starts anew
 
 }  // namespace
 

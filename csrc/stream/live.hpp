@@ -1,4 +1,5 @@
-// A stream in a real-time pipeline: as many frames out as in, with a fixed delay, and something to hear whatever happens.
+// A stream in a real-time pipeline: as many frames out as in, with a fixed delay, and something to hear whatever
+// happens.
 #pragma once
 
 #include <atomic>
@@ -22,7 +23,7 @@ class LiveStream {
   // `frames` of interleaved channels; in and out may be the same. Nothing is allocated, no lock is taken.
   void process(const float* in, float* out, std::int64_t frames);
   std::int64_t channels() const { return channels_; }
-  std::int64_t missed() const { return missed_; }                // times that the output was late
+  std::int64_t missed() const { return missed_; }                  // times that the output was late
   std::int64_t bridged_frames() const { return bridged_frames_; }  // of noisy input instead
 
  private:

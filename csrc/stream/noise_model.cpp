@@ -56,8 +56,21 @@ NoiseModel::NoiseModel(int64_t bins, int64_t frames, const StreamSettings& setti
   float* const scaled_h = H + rank_ * stride;
   float* const scaled_w = scaled_h + (rank_ + 1) * stride;
   float* const weighted = scaled_w + bins * (rank_ + 1);
-  pass_ = {bins,     frames,   rank_,    nullptr, W_.data(), H, stride, scaled_w, scaled_h, weighted, weighted + bins * rank_,
-           floor_of_factors, nullptr, nullptr, forgetting_};
+  pass_ = {bins,
+           frames,
+           rank_,
+           nullptr,
+           W_.data(),
+           H,
+           stride,
+           scaled_w,
+           scaled_h,
+           weighted,
+           weighted + bins * rank_,
+           floor_of_factors,
+           nullptr,
+           nullptr,
+           forgetting_};
   reset();
 }
 

@@ -33,10 +33,10 @@ class NoiseModel {
 
   std::int64_t bins_, frames_, rank_, iterations_;
   float forgetting_, share_;
-  std::vector<float> random_;                          // (F, R), what the columns of W differ by at first
-  std::vector<float> kept_;                            // (R), forgetting of the columns beside that of the update
-  std::vector<float> W_, H_;                           // (F, R), (R, K)
-  std::vector<float> numerator_, denominator_;         // statistics of the blocks before, (F, R)
+  std::vector<float> random_;                             // (F, R), what the columns of W differ by at first
+  std::vector<float> kept_;                               // (R), forgetting of the columns beside that of the update
+  std::vector<float> W_, H_;                              // (F, R), (R, K)
+  std::vector<float> numerator_, denominator_;            // statistics of the blocks before, (F, R)
   std::vector<float> next_numerator_, next_denominator_;  // with those of the step before
   std::int32_t started_ = 0;
   std::vector<float> scratch_;

@@ -21,13 +21,15 @@ double number(const Json* section, const char* name, double otherwise, double le
   if (!found) return otherwise;
   if (found->kind != Json::number || !(found->value >= least && found->value <= most))
     throw Error(std::string(name) + ": expected " + std::to_string(least) + " to " + std::to_string(most) +
-                " in the checkpoint, got " + (found->kind == Json::number ? std::to_string(found->value) : "another kind"));
+                " in the checkpoint, got " +
+                (found->kind == Json::number ? std::to_string(found->value) : "another kind"));
   return found->value;
 }
 
-std::int64_t whole(const Json* section, const char* name, std::int64_t otherwise, std::int64_t least, std::int64_t most) {
-  return std::llround(number(section, name, static_cast<double>(otherwise), static_cast<double>(least),
-                             static_cast<double>(most)));
+std::int64_t whole(const Json* section, const char* name, std::int64_t otherwise, std::int64_t least,
+                   std::int64_t most) {
+  return std::llround(
+      number(section, name, static_cast<double>(otherwise), static_cast<double>(least), static_cast<double>(most)));
 }
 
 SpectralSettings read_spectral(const Json& config) {
@@ -61,7 +63,7 @@ std::vector<std::int64_t> read_dilations(const Json& architecture) {
   std::vector<std::int64_t> dilations;
   for (const Json& item : given->items)
     dilations.push_back(item.kind == Json::number && item.value >= 1 && item.value <= 1024 ? std::llround(item.value)
-                                                                                            : 0);
+                                                                                           : 0);
   return dilations;
 }
 
@@ -150,9 +152,9 @@ std::shared_ptr<const Prior> parse_prior(const unsigned char* bytes, std::size_t
   if (!architecture) throw Error("expected the section architecture in the checkpoint");
   StreamSettings recommended = read_settings(config.find("inference"));
   if (!recommended.block_frames) recommended.block_frames = whole(architecture, "causal_block", 0, 0, 8);
-  auto prior = std::shared_ptr<Prior>(new Prior{Spectral(read_spectral(config)), read_sde(config),
-                                                make_network(file, *architecture), recommended,
-                                                fingerprint(bytes, size)});
+  auto prior =
+      std::shared_ptr<Prior>(new Prior{Spectral(read_spectral(config)), read_sde(config),
+                                       make_network(file, *architecture), recommended, fingerprint(bytes, size)});
   if (prior->network.bins() != prior->spectral.settings().bins())
     throw Error("expected a network of " + std::to_string(prior->spectral.settings().bins()) +
                 " bins in the checkpoint, got " + std::to_string(prior->network.bins()));

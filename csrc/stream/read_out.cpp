@@ -12,9 +12,7 @@ using std::size_t;
 
 float power_of(cfloat z) { return z.real() * z.real() + z.imag() * z.imag(); }
 
-float ratio(float speech, float noise) {
-  return speech / std::max(speech + noise, std::numeric_limits<float>::min());
-}
+float ratio(float speech, float noise) { return speech / std::max(speech + noise, std::numeric_limits<float>::min()); }
 
 }  // namespace
 

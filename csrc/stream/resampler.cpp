@@ -11,11 +11,11 @@ using std::int64_t;
 using std::size_t;
 
 constexpr double pi = 3.141592653589793;
-constexpr int zero_crossings = 29;     // of the sinc on either side: the transition band is 0.45 to 0.55 of the rate
-constexpr double kaiser_beta = 8.96;   // stopband at -90 dB (Kaiser 1974)
-constexpr int window_points = 16384;   // intervals of the table of the window
-constexpr int64_t piece = 1024;        // inputs that are taken at a time
-constexpr int sums = 8;                // partial sums of a product, so that it is a few vectors
+constexpr int zero_crossings = 29;    // of the sinc on either side: the transition band is 0.45 to 0.55 of the rate
+constexpr double kaiser_beta = 8.96;  // stopband at -90 dB (Kaiser 1974)
+constexpr int window_points = 16384;  // intervals of the table of the window
+constexpr int64_t piece = 1024;       // inputs that are taken at a time
+constexpr int sums = 8;               // partial sums of a product, so that it is a few vectors
 
 double bessel_i0(double x) {
   double term = 1, sum = 1;

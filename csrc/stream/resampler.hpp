@@ -9,8 +9,8 @@
 
 namespace udse {
 
-// A polyphase filter between two rates: the sinc of the lower one under a Kaiser window, flat to 0.45 of it (0.0005 dB),
-// below -89 dB from 0.55 on.
+// A polyphase filter between two rates: the sinc of the lower one under a Kaiser window, flat to 0.45 of it (0.0005
+// dB), below -89 dB from 0.55 on.
 struct ResamplingFilter {
   std::int64_t step, phases;  // source and target without what they have in common
   std::int64_t half;          // inputs that it reaches to either side
@@ -38,7 +38,7 @@ class Resampler {
 
  private:
   std::shared_ptr<const ResamplingFilter> filter_;
-  std::int64_t time_ = 0;                           // of the next output after the first input kept, in 1 / phases
+  std::int64_t time_ = 0;  // of the next output after the first input kept, in 1 / phases
   std::int64_t kept_count_ = 0;
   std::vector<float> kept_;  // inputs from the first tap of the next output on
 };

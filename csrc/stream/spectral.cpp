@@ -97,18 +97,17 @@ void Spectral::overlap_add(const cfloat* spectrogram, int64_t frames, float* sum
     }
   multiply(frames, workspace);
   for (int64_t t = 0; t < frames; ++t) {
-    const double *const by_cosine = workspace.by_cosine.data() + t * F, *const by_sine = workspace.by_sine.data() + t * F;
+    const double *const by_cosine = workspace.by_cosine.data() + t * F, *const by_sine =
+                                                                            workspace.by_sine.data() + t * F;
     float* const to = sum + t * settings_.hop;
     for (int64_t n = 0; n < F; ++n) to[n] += static_cast<float>(by_cosine[n] - by_sine[n]) * window_.data()[n];
-    for (int64_t n = F; n < N; ++n)
-      to[n] += static_cast<float>(by_cosine[N - n] + by_sine[N - n]) * window_.data()[n];
+    for (int64_t n = F; n < N; ++n) to[n] += static_cast<float>(by_cosine[N - n] + by_sine[N - n]) * window_.data()[n];
   }
 }
 
 void Spectral::overlap_add_squares(int64_t frames, float* sum) const {
   for (int64_t t = 0; t < frames; ++t)
-    for (int64_t n = 0; n < settings_.n_fft; ++n)
-      sum[t * settings_.hop + n] += window_.data()[n] * window_.data()[n];
+    for (int64_t n = 0; n < settings_.n_fft; ++n) sum[t * settings_.hop + n] += window_.data()[n] * window_.data()[n];
 }
 
 }  // namespace udse

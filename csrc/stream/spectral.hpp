@@ -9,7 +9,7 @@ namespace udse {
 
 struct SpectralSettings {
   std::int64_t sample_rate = 16000, n_fft = 510, hop = 128;
-  bool sqrt_hann = false;  // the root of the periodic Hann window instead of the window
+  bool sqrt_hann = false;                 // the root of the periodic Hann window instead of the window
   float exponent = 0.5f, factor = 0.15f;  // of the compression
 
   std::int64_t bins() const { return n_fft / 2 + 1; }

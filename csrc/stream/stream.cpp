@@ -221,7 +221,8 @@ size_t Stream::state_size() {
 void Stream::save(unsigned char* bytes) {
   State state(State::save, bytes + sizeof(StateHeader));
   exchange(state);
-  const StateHeader header{state_version, facts(), state.size(), fingerprint(bytes + sizeof(StateHeader), state.size())};
+  const StateHeader header{state_version, facts(), state.size(),
+                           fingerprint(bytes + sizeof(StateHeader), state.size())};
   std::memcpy(bytes, &header, sizeof header);
 }
 

@@ -58,7 +58,8 @@ class Stream {
   };
 
   void push(const float* in, std::int64_t frames);
-  // Enhances the block that is ready; all channels are in step. Of the samples that it gives at most `most_given` count.
+  // Enhances the block that is ready; all channels are in step. Of the samples that it gives at most `most_given`
+  // count.
   std::int64_t run_block(std::int64_t most_given, Writer& to);
   void give(Channel& channel, std::int64_t number, const float* speech, const float* noise, std::int64_t n, Writer& to);
   void exchange(State& state);

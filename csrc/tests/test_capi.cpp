@@ -1,4 +1,5 @@
-// The C interface: misuse gives codes, live streams keep their delay and bridge what is late. The argument is the prior.
+// The C interface: misuse gives codes, live streams keep their delay and bridge what is late. The argument is the
+// prior.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -37,7 +38,8 @@ Samples noise(size_t n) {
 
 void wrong_files_say_what_is_wrong() {
   udse_error error;
-  CHECK(!udse_read_prior("/no/such/file", &error) && error.code == UDSE_FILE && std::strstr(error.text, "/no/such/file"));
+  CHECK(!udse_read_prior("/no/such/file", &error) && error.code == UDSE_FILE &&
+        std::strstr(error.text, "/no/such/file"));
   CHECK(!udse_read_prior(nullptr, &error) && error.code == UDSE_FILE);
   CHECK(!udse_read_prior(nullptr, nullptr));
   CHECK(!udse_read_prior("/", &error) && error.code == UDSE_FILE);
@@ -142,8 +144,8 @@ void live_is_the_stream_with_a_delay(const udse_prior* prior, uint32_t rate, uin
   udse_close_live(live);
 }
 
-// Fed at leisure, a worker gives what the caller would compute; fed as fast as can be it is late, and what is heard then
-// is the input of that moment, without a jump.
+// Fed at leisure, a worker gives what the caller would compute; fed as fast as can be it is late, and what is heard
+// then is the input of that moment, without a jump.
 void a_worker_that_is_late_is_bridged(const udse_prior* prior) {
   udse_options options = quick();
   options.buffer_frames = 1600;

@@ -124,7 +124,8 @@ void json_is_read() {
   const udse::Json json = udse::parse_json(text.data(), text.data() + text.size());
   CHECK(json.find("a")->items[1].value == -2500 && json.find("a")->items[2].truth && !json.find("z"));
   CHECK(json.find("b")->find("c")->text == "x\n\xc3\xa9\xf0\x9f\x98\x80\"");
-  for (const char* wrong : {"", "{", "[1,]", "{\"a\" 1}", "\"", "\"\\u12\"", "\"\\ud800\"", "nul", "1 2", "{\"a\":1,\"a\":2}", "-", "\x01"}) {
+  for (const char* wrong : {"", "{", "[1,]", "{\"a\" 1}", "\"", "\"\\u12\"", "\"\\ud800\"", "nul", "1 2",
+                            "{\"a\":1,\"a\":2}", "-", "\x01"}) {
     bool caught = false;
     try {
       udse::parse_json(wrong, wrong + std::strlen(wrong));
