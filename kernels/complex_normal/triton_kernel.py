@@ -15,6 +15,18 @@ BLOCK = 256  # bins of a program
 
 
 @triton.jit
+def load(p, at, inside):
+    """Complex numbers (N, 2) at (N,)."""
+    return tl.load(p + 2 * at[:, None] + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def store(p, at, inside, value):
+    """Complex numbers (N, 2) to (N,)."""
+    tl.store(p + 2 * at[:, None] + tl.arange(0, 2)[None, :], value, mask=inside[:, None])
+
+
+@triton.jit
 def word(value, like):
     """A word of the key as uint32 of the shape of `like` (N,) int32."""
     return (like * 0 + ((value - 3) >> 1)).to(tl.uint32)
@@ -99,9 +111,7 @@ def complex_normal_kernel(out, key, F, T, BLOCK: tl.constexpr):
     """out: (B, F, T, 2)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sample = tl.program_id(1)
-    at = 2 * (sample.to(tl.int64) * F * T + i)
-    z = drawn(key, sample, i // T, i % T)
-    tl.store(out + at[:, None] + tl.arange(0, 2)[None, :], z, mask=(i < F * T)[:, None])
+    store(out, sample.to(tl.int64) * F * T + i, i < F * T, drawn(key, sample, i // T, i % T))
 
 
 def words(noise: Noise) -> tuple[int | torch.Tensor, ...] | None:

@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from udse_fast.kernels.complex_normal.triton_kernel import BLOCK, launch
-from udse_fast.kernels.predictor_corrector.triton_kernel import load, store
+from udse_fast.kernels.complex_normal.triton_kernel import BLOCK, launch, load, store
 
 
 @triton.jit

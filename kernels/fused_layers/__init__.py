@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
-from udse_fast.backends.dispatch import MODULES, available
+from udse_fast.backends.dispatch import chosen_backend, implementation
 from udse_fast.kernels.fused_layers import reference
 
 __all__ = ["backend_of", "measured_sum", "norm_film_silu", "resample", "residual_sum", "tile_statistics"]
@@ -18,18 +16,15 @@ DTYPES = torch.float32, torch.float16, torch.bfloat16
 
 
 def backend_of(device: torch.device) -> str:
-    """Triton or CUDA on GPUs, or what UDSE_BACKEND says; else the reference, which CPUs always take."""
+    """Triton or CUDA on GPUs, or what UDSE_BACKEND says; CPUs have the reference."""
     if device.type != "cuda":
         return "reference"
-    forced = os.environ.get("UDSE_BACKEND")
-    order = [forced] if forced else ["triton", "cuda"]  # sm_75 has no Triton
-    return next((name for name in order if name in ("triton", "cuda") and available(name, device)), "reference")
+    return chosen_backend("the fused layers", (device,), ("triton", "cuda"))  # sm_75 has no Triton
 
 
 def _module(x: torch.Tensor) -> ModuleType:
     """The one for a map."""
-    name = backend_of(x.device) if x.is_cuda and x.dtype in DTYPES else "reference"
-    return importlib.import_module(f"{__name__}.{MODULES[name]}")
+    return implementation(__name__, backend_of(x.device) if x.dtype in DTYPES else "reference")
 
 
 def tile_statistics(x: torch.Tensor) -> torch.Tensor | None:

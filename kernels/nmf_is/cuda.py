@@ -20,10 +20,9 @@ def nmf_update(
     H: torch.Tensor,
     iterations: int = 1,
     floor: float = 1e-10,
-    fixed_w: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     W, H = W.clone(), H.clone()
-    cuda_library().call("nmf_update", power, byref(_argument(power, W, H, floor)), iterations, fixed_w)
+    cuda_library().call("nmf_update", power, byref(_argument(power, W, H, floor)), iterations)
     return W, H
 
 
@@ -34,10 +33,9 @@ def online_nmf_update(
     denominator: torch.Tensor,
     forgetting: float,
     iterations: int = 1,
-    H: torch.Tensor | None = None,
     floor: float = 1e-10,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    H = even_start(power, W, floor) if H is None else H.clone()
+    H = even_start(power, W, floor)
     W, A, B = W.clone(), numerator.clone(), denominator.clone()
     arguments = byref(_argument(power, W, H, floor)), A.data_ptr(), B.data_ptr(), forgetting, iterations
     cuda_library().call("online_nmf_update", power, *arguments)

@@ -40,7 +40,6 @@ def nmf_update(
     H: torch.Tensor,
     iterations: int = 1,
     floor: float = 1e-10,
-    fixed_w: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NMF-IS iterations: W, then H, then the columns of W to sum 1.
 
@@ -50,18 +49,15 @@ def nmf_update(
         H: (R, T) real.
         iterations: number of passes.
         floor: least entry of W, H and V.
-        fixed_w: update H only, W as it is.
 
     Returns:
         W (F, R) and H (R, T), new tensors.
     """
     for _ in range(iterations):
-        if not fixed_w:
-            W = w_step(power, W, H, floor)
+        W = w_step(power, W, H, floor)
         H = h_step(power, W, H, floor)
-        if not fixed_w:
-            scale = W.sum(0)
-            W, H = W / scale, H * scale[:, None]
+        scale = W.sum(0)
+        W, H = W / scale, H * scale[:, None]
     return W, H
 
 
@@ -72,10 +68,9 @@ def online_nmf_update(
     denominator: torch.Tensor,
     forgetting: float,
     iterations: int = 1,
-    H: torch.Tensor | None = None,
     floor: float = 1e-10,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """H of a new block with W as it is, then W from sufficient statistics with forgetting.
+    """H of a new block with W as it is, from an even start, then W from sufficient statistics with forgetting.
 
     A <- rho A + W^2 ((P V^-2) H^T), B <- rho B + V^-1 H^T, W <- sqrt(A / B); then the columns of W to sum 1,
     which divides A and multiplies B and H by the sums. The statistics start at zero.
@@ -87,13 +82,12 @@ def online_nmf_update(
         denominator: B, (F, R) real.
         forgetting: rho in [0, 1], the weight of the past when this block comes in.
         iterations: number of H updates.
-        H: (R, t) real: start of the activations. None: evenly shared, V sums to P in every frame.
         floor: least entry of W, H and V.
 
     Returns:
         W (F, R), H (R, t), A (F, R), B (F, R), new tensors.
     """
-    H = even_start(power, W, floor) if H is None else H
+    H = even_start(power, W, floor)
     for _ in range(iterations):
         H = h_step(power, W, H, floor)
     V = variance(W, H, floor)

@@ -125,19 +125,16 @@ def nmf_update(
     H: torch.Tensor,
     iterations: int = 1,
     floor: float = 1e-10,
-    fixed_w: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     bins, rank = W.shape
     constants = {"RANK": triton.next_power_of_2(rank), "FRAMES": FRAMES}
     if iterations == 0:
         return W.clone(), H.clone()
     for _ in range(iterations):
-        next_w = W.clone() if fixed_w else torch.empty_like(W)
-        if not fixed_w:
-            launch(w_kernel, (bins,), W, power, W, H, next_w, power.shape[1], rank, floor, **constants)
+        next_w = torch.empty_like(W)
+        launch(w_kernel, (bins,), W, power, W, H, next_w, power.shape[1], rank, floor, **constants)
         W, H = next_w, _update_h(power, next_w, H, floor)
-        if not fixed_w:
-            _normalise(W, H)
+        _normalise(W, H)
     return W, H
 
 
@@ -148,11 +145,10 @@ def online_nmf_update(
     denominator: torch.Tensor,
     forgetting: float,
     iterations: int = 1,
-    H: torch.Tensor | None = None,
     floor: float = 1e-10,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     bins, rank = W.shape
-    H = even_start(power, W, floor) if H is None else H.clone()
+    H = even_start(power, W, floor)
     for _ in range(iterations):
         H = _update_h(power, W, H, floor)
     next_w, A, B = torch.empty_like(W), torch.empty_like(W), torch.empty_like(W)

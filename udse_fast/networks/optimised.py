@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.backends.cuda_graphs import Replayed, addresses
-from udse_fast.backends.dispatch import give_up
-from udse_fast.errors import UdseError
+from udse_fast.backends.dispatch import disable, forced_backend
+from udse_fast.errors import UdseError, first_line
 from udse_fast.kernels.fused_layers import (
     backend_of,
     measured_sum,
@@ -25,7 +24,7 @@ from udse_fast.kernels.fused_layers import (
     tile_statistics,
 )
 from udse_fast.networks.ncsnpp import ActivatedNorm, Attention, Downsample, NCSNpp, PyramidInput, ResidualBlock
-from udse_fast.networks.score_network import ScoreNetwork, first_line
+from udse_fast.networks.score_network import ScoreNetwork
 
 HALF_POWER = 1 / math.sqrt(2)
 INPUT_MODULE = 3  # of NCSNpp.all_modules, after those of the embedding
@@ -286,8 +285,8 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
             return fast
         except Exception as error:  # whatever the reason, the plain network does the same
             reason = first_line(error)
-        if backend == "triton" and not os.environ.get("UDSE_BACKEND"):
-            give_up("triton", f"its kernels do not work here: {reason}")
+        if backend == "triton" and forced_backend() is None:
+            disable("triton", f"its kernels do not work here: {reason}")
             if backend_of(network.device) == "cuda":
                 continue
         warnings.warn(
