@@ -31,7 +31,7 @@ struct PerFrame {
 
 // The SDE at one step; corrector_snr is r.
 struct Coefficients {
-  PerFrame gamma, delta, sigma, g, dt, corrector_snr = 0.5f;
+  PerFrame gamma, delta = 1.0f, sigma, g, dt, corrector_snr = 0.5f;
 };
 
 // Fixed identity of each use of noise.
@@ -82,7 +82,7 @@ struct Step {
   const cfloat* mixture = nullptr;            // x, (F, T)
   NoiseVariance variance;                     // V
   const float* posterior_variance = nullptr;  // C, (B, F, T)
-  Coefficients following = {0.0f, 1.0f};      // of the next step
+  Coefficients following;                     // of the next step
   const cfloat* other_state = nullptr;        // of a second source, (B, F, T)
   const cfloat* other_score = nullptr;        // (B, F, T)
   Noise other_noise;                          // of a second source, or a second draw of this one

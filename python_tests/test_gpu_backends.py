@@ -87,7 +87,11 @@ class Backend:
         if name in DECLARED and "step" in self.modules:
             run = self.modules["step"].run
             return lambda step, **options: run(DECLARED[name], DECLARED[name].arguments(step, options))
-        return next(vars(m)[name] for m in self.modules.values() if name in vars(m))
+        folder, function = next((f, vars(m)[name]) for f, m in self.modules.items() if name in vars(m))
+        if folder in ("fused_layers", "predictor_corrector", "posterior_step"):
+            return function
+        named = backends.named_arguments(vars(importlib.import_module(f"udse_fast.kernels.{folder}.reference"))[name])
+        return lambda *args, **keywords: function(**named(*args, **keywords))
 
 
 def modules(name: str) -> dict[str, ModuleType]:
@@ -319,13 +323,20 @@ class LayerInputs:
         return [reference.tile_statistics(x) for x in maps]
 
 
+def layer(backend: Backend, name: str, inputs: LayerInputs) -> Any:
+    """A case in a backend."""
+    function, arguments = LAYERS[name]
+    values = arguments(inputs)
+    return getattr(backend, function)(*((reference.Norm(*values),) if function == "norm_film_silu" else values))
+
+
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_is_the_float64_reference(backend: Backend, name: str, dtype: torch.dtype) -> None:
-    function, arguments = LAYERS[name]
-    result = getattr(backend, function)(*arguments(LayerInputs(dtype, False)))
-    expected = getattr(REFERENCE, function)(*arguments(LayerInputs(dtype, True)))
+    function, _ = LAYERS[name]
+    result = layer(backend, name, LayerInputs(dtype, False))
+    expected = layer(REFERENCE, name, LayerInputs(dtype, True))
     if function == "measured_sum":  # statistics are those of the rounded sum
         expected = expected[0], reference.tile_statistics(result[0].double().cpu())
     assert (result if function.startswith(("norm", "res")) else result[0]).dtype == (
@@ -339,9 +350,8 @@ def test_layer_is_the_float64_reference(backend: Backend, name: str, dtype: torc
 def test_norm_of_long_tiles(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps of more positions than the tests can have: few tiles, each read in several steps."""
     monkeypatch.setattr(reference, "MAX_TILES", 2)
-    function, arguments = LAYERS[name]
-    result = getattr(backend, function)(*arguments(LayerInputs(torch.float32, False)))
-    assert_close(result, getattr(REFERENCE, function)(*arguments(LayerInputs(torch.float32, True))))
+    result = layer(backend, name, LayerInputs(torch.float32, False))
+    assert_close(result, layer(REFERENCE, name, LayerInputs(torch.float32, True)))
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
@@ -573,8 +583,8 @@ for capability in (80, 90):
         if name in sys.argv[1:]: operation(backend, a)
     for name in cases.UPDATES:
         if name in sys.argv[1:]: cases.call(backend, name, a, cases.ONE_TIME, *cases.KEYS)
-    for name, arguments in cases.LAYERS.values():
-        getattr(backend, name)(*arguments(cases.LayerInputs(torch.bfloat16, False)))
+    for name in cases.LAYERS:
+        cases.layer(backend, name, cases.LayerInputs(torch.bfloat16, False))
     targets = {{k.metadata.target.arch for k in compiled if k.asm["cubin"]}}
     assert capability in targets, targets
 print(len(compiled))

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from udse_fast.kernels.complex_normal.reference import MASK, ROLES, Noise, NoiseKey
+from udse_fast.kernels.complex_normal.reference import MASK, ROLES, Noise, NoiseKey, Shape
 
 BLOCK = 256  # bins of a program
 
@@ -139,12 +139,7 @@ def launch(kernel: Any, programs: tuple[int, ...], like: torch.Tensor, *argument
         kernel[programs](*arguments, **constants, enable_fp_fusion=True)
 
 
-def complex_normal(
-    key: NoiseKey,
-    shape: tuple[int, int, int],
-    dtype: torch.dtype = torch.complex64,
-    device: torch.device | str = "cuda",
-) -> torch.Tensor:
+def complex_normal(key: NoiseKey, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     z = torch.empty(shape, dtype=dtype, device=device)
     samples, bins, frames = shape
     programs = triton.cdiv(bins * frames, BLOCK), samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from udse_fast.kernels.complex_normal.triton_kernel import launch
 from udse_fast.kernels.nmf_is.reference import even_start
@@ -93,7 +94,7 @@ def normalise_kernel(W, H, A, B, F, T, R, BLOCK: tl.constexpr):
         tl.store(H + at, tl.load(H + at, mask=inside, other=0.0) * total, mask=inside)
 
 
-def _update_h(power: torch.Tensor, W: torch.Tensor, H: torch.Tensor, floor: float) -> torch.Tensor:
+def _update_h(power: Tensor, W: Tensor, H: Tensor, floor: float) -> Tensor:
     out = torch.empty_like(H)
     (bins, frames), rank = power.shape, H.shape[0]
     launch(
@@ -115,17 +116,11 @@ def _update_h(power: torch.Tensor, W: torch.Tensor, H: torch.Tensor, floor: floa
     return out
 
 
-def _normalise(W: torch.Tensor, H: torch.Tensor, A: torch.Tensor | None = None, B: torch.Tensor | None = None) -> None:
+def _normalise(W: Tensor, H: Tensor, A: Tensor | None = None, B: Tensor | None = None) -> None:
     launch(normalise_kernel, (H.shape[0],), W, W, H, A, B, W.shape[0], H.shape[1], H.shape[0], BLOCK=256)
 
 
-def nmf_update(
-    power: torch.Tensor,
-    W: torch.Tensor,
-    H: torch.Tensor,
-    iterations: int = 1,
-    floor: float = 1e-10,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def nmf_update(power: Tensor, W: Tensor, H: Tensor, iterations: int, floor: float) -> tuple[Tensor, Tensor]:
     bins, rank = W.shape
     constants = {"RANK": triton.next_power_of_2(rank), "FRAMES": FRAMES}
     if iterations == 0:
@@ -139,14 +134,8 @@ def nmf_update(
 
 
 def online_nmf_update(
-    power: torch.Tensor,
-    W: torch.Tensor,
-    numerator: torch.Tensor,
-    denominator: torch.Tensor,
-    forgetting: float,
-    iterations: int = 1,
-    floor: float = 1e-10,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    power: Tensor, W: Tensor, numerator: Tensor, denominator: Tensor, forgetting: float, iterations: int, floor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bins, rank = W.shape
     H = even_start(power, W, floor)
     for _ in range(iterations):

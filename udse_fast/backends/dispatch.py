@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MODULES: Final = {"reference": "reference", "cpp": "cpp", "triton": "triton_kernel", "cuda": "cuda"}
-"""Backend -> module of that name in the folder of each operation. All have the functions of `reference`."""
+"""Backend -> module in the folder of each operation, with the functions of `reference`, which alone has defaults."""
 
 DTYPES: Final = {
     "cpp": (torch.complex64, torch.float32, torch.bfloat16),
@@ -223,14 +224,28 @@ def implementation(package: str, backend: str) -> ModuleType:
     return importlib.import_module(f"{package}.{MODULES[backend]}")
 
 
+def named_arguments(reference: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """A function that gives the arguments of a call by name, with the defaults, which only the reference declares."""
+    parameters = inspect.signature(reference).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+    def named(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**defaults, **dict(zip(parameters, args, strict=False)), **kwargs}
+
+    return named
+
+
 def dispatched(reference: Callable[P, R]) -> Callable[P, R]:
     """The public form of an operation: it runs the backend that fits the arguments, or the forced one."""
     package, name = reference.__module__.rpartition(".")[0], reference.__name__
+    named = named_arguments(reference)
 
     @functools.wraps(reference)
     def operation(*args: P.args, **kwargs: P.kwargs) -> R:
         backend = chosen_backend(name, (*args, *kwargs.values()))
-        result: R = vars(implementation(package, backend))[name](*args, **kwargs)
+        if backend == "reference":
+            return reference(*args, **kwargs)
+        result: R = vars(implementation(package, backend))[name](**named(*args, **kwargs))
         return result
 
     return operation

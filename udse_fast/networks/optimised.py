@@ -16,6 +16,7 @@ from udse_fast.backends.cuda_graphs import Replayed, addresses
 from udse_fast.backends.dispatch import disable, forced_backend
 from udse_fast.errors import UdseError, first_line
 from udse_fast.kernels.fused_layers import (
+    Norm,
     backend_of,
     measured_sum,
     norm_film_silu,
@@ -58,9 +59,8 @@ class FusedNorm(nn.Module):
     ) -> Tensor:
         """(B, C, F, T), or C channels of two maps, and conditions (B, C, 1, 1 or T) -> (B, C, F, T)."""
         other, of_other = (None, None) if skip is None else skip
-        statistics = x.statistics, of_other
-        arguments = before, scale, shift, self.activate, other, statistics
-        return norm_film_silu(x.values, self.weight, self.bias, self.groups, *arguments)
+        parameters = self.weight, self.bias, self.groups, before, scale, shift, self.activate
+        return norm_film_silu(Norm(x.values, *parameters, other, (x.statistics, of_other)))
 
 
 class FusedInput(nn.Module):
