@@ -22,6 +22,7 @@ from udse_fast.errors import UdseError  # noqa: E402
 from udse_fast.networks import build_network  # noqa: E402
 
 
+
 @cache
 def _runs(isa: str) -> bool:
     before = _core.isa()
