@@ -169,7 +169,8 @@ def test_online_nmf(benchmark: Any, copy_rate: float, frames: int, rank: int, va
     """A block of a stream: one H update, then W from its statistics. P is read twice."""
     benchmark.group = f"online NMF-IS block, F={F} T={frames} R={rank}"
     factors = torch.rand(3, F, rank, generator=torch.Generator().manual_seed(1)) + 0.1
-    arguments = POWER[:, :frames].contiguous(), *factors.unbind(), 0.9
+    start = torch.ones(rank, frames)
+    arguments = POWER[:, :frames].contiguous(), factors[0], start, factors[1], factors[2], 0.9
     result = benchmark((nmf if variant == "cpp" else nmf.reference).online_nmf_update, *arguments)
     for one, other in zip(result, nmf.reference.online_nmf_update(*arguments), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)

@@ -47,5 +47,16 @@ T* out(Array<T>& a, const char* name, const Sizes& expected) {
   return const_cast<T*>(in(a, name, expected));
 }
 
+// Arrays that may be absent
+template <class T>
+const T* in(const std::optional<Array<T>>& a, const char* name, const Sizes& expected) {
+  return a ? in(*a, name, expected) : nullptr;
+}
+
+template <class T>
+T* out(std::optional<Array<T>>& a, const char* name, const Sizes& expected) {
+  return a ? out(*a, name, expected) : nullptr;
+}
+
 }  // namespace bindings
 }  // namespace udse

@@ -54,17 +54,6 @@ udse::NoiseVariance variance(const VarianceArgument& argument, const udse::Shape
   return {nullptr, in(W, "W", {shape.bins, rank}), in(H, "H", {rank, shape.frames}), rank};
 }
 
-// in() and out() of arrays that may be absent
-template <class T>
-const T* in(const std::optional<Array<T>>& a, const char* name, const Sizes& expected) {
-  return a ? in(*a, name, expected) : nullptr;
-}
-
-template <class T>
-T* out(std::optional<Array<T>>& a, const char* name, const Sizes& expected) {
-  return a ? out(*a, name, expected) : nullptr;
-}
-
 using UpdateFunction = void (*)(const udse::Step&, int);
 
 constexpr std::pair<const char*, UpdateFunction> updates[] = {

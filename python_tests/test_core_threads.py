@@ -38,7 +38,7 @@ OPERATIONS: dict[str, Callable[[], Result]] = {
     "score_noise_guidance": lambda: lg.score_noise_guidance(STEP),
     "joint_guidance": lambda: lg.joint_guidance(STEP),
     "nmf_update": lambda: nmf.nmf_update(POWER, W, H, 3),
-    "online_nmf_update": lambda: nmf.online_nmf_update(POWER, W, W, W, 0.9, 3),
+    "online_nmf_update": lambda: nmf.online_nmf_update(POWER, W, H, W, W, 0.9, 3),
     "compress": lambda: compression.compress(X),
     "decompress": lambda: compression.decompress(X),
 }

@@ -203,8 +203,8 @@ OTHERS: dict[str, Callable[..., Any]] = {
     "decompress_cube_root": lambda m, a: m.decompress(a.s, 1 / 3, 0.3),
     "nmf": lambda m, a: m.nmf_update(a.P, *a.factors, 3),
     "nmf_nothing": lambda m, a: m.nmf_update(a.P, *a.factors, 0),
-    "online_nmf": lambda m, a: m.online_nmf_update(a.P, a.factors[0], a.A, a.B, 0.9, 2),
-    "online_nmf_from_nothing": lambda m, a: m.online_nmf_update(a.P, a.factors[0], a.A, a.B, 0.0, 1),
+    "online_nmf": lambda m, a: m.online_nmf_update(a.P, *a.factors, a.A, a.B, 0.9, 2),
+    "online_nmf_from_nothing": lambda m, a: m.online_nmf_update(a.P, *a.factors, a.A, a.B, 0.0, 0),
 }
 
 

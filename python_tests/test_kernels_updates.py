@@ -197,7 +197,7 @@ def test_tweedie_mean_of_a_gaussian_prior_is_its_wiener_estimate() -> None:
     """s = delta s0 + sigma z with s0 of variance v: E[s0 | s] = delta v / (delta^2 v + sigma^2) s."""
     s = Inputs((1, 3, 5, 1), torch.complex128).s
     delta, sigma, v = 0.6, 0.25, 0.8
-    mean = pc_reference.tweedie_mean(Step(s, -s / (delta**2 * v + sigma**2), ONE_TIME))
+    mean = pc_reference.tweedie_mean(s, -s / (delta**2 * v + sigma**2), ONE_TIME)
     torch.testing.assert_close(mean, delta * v / (delta**2 * v + sigma**2) * s)
 
 
@@ -236,7 +236,7 @@ def test_noise_posterior_without_uncertainty_gives_the_residual() -> None:
     a, c = Inputs((2, 3, 4, 1), torch.complex128), ONE_TIME
     V = torch.full((3, 4), 1e12, dtype=torch.float64)
     _, power, mu = lg_reference.noise_posterior_guidance(Step(a.s, a.S, c, None, a.x, V), want_noise=True)
-    s0 = pc_reference.tweedie_mean(Step(pc_reference.predictor(Step(a.s, a.S, c)), a.S, c))
+    s0 = pc_reference.tweedie_mean(pc_reference.predictor(Step(a.s, a.S, c)), a.S, c)
     assert mu is not None
     torch.testing.assert_close(mu, a.x - s0)
     q = (c.sigma / c.delta) ** 2 + 5e-4

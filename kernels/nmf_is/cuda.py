@@ -7,7 +7,6 @@ from ctypes import byref
 from torch import Tensor
 
 from udse_fast.backends.cuda_library import NMF, cuda_library
-from udse_fast.kernels.nmf_is.reference import even_start
 
 
 def _argument(power: Tensor, W: Tensor, H: Tensor, floor: float) -> NMF:
@@ -21,10 +20,9 @@ def nmf_update(power: Tensor, W: Tensor, H: Tensor, iterations: int, floor: floa
 
 
 def online_nmf_update(
-    power: Tensor, W: Tensor, numerator: Tensor, denominator: Tensor, forgetting: float, iterations: int, floor: float
+    power: Tensor, W: Tensor, H: Tensor, A: Tensor, B: Tensor, forgetting: float, iterations: int, floor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    H = even_start(power, W, floor)
-    W, A, B = W.clone(), numerator.clone(), denominator.clone()
+    W, H, A, B = (x.clone() for x in (W, H, A, B))
     arguments = byref(_argument(power, W, H, floor)), A.data_ptr(), B.data_ptr(), forgetting, iterations
     cuda_library().call("online_nmf_update", power, *arguments)
     return W, H, A, B

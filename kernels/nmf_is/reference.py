@@ -64,13 +64,14 @@ def nmf_update(
 def online_nmf_update(
     power: torch.Tensor,
     W: torch.Tensor,
-    numerator: torch.Tensor,
-    denominator: torch.Tensor,
+    H: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
     forgetting: float,
     iterations: int = 1,
     floor: float = 1e-10,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """H of a new block with W as it is, from an even start, then W from sufficient statistics with forgetting.
+    """H of a new block with W as it is, then W from sufficient statistics with forgetting.
 
     A <- rho A + W^2 ((P V^-2) H^T), B <- rho B + V^-1 H^T, W <- sqrt(A / B); then the columns of W to sum 1,
     which divides A and multiplies B and H by the sums. The statistics start at zero.
@@ -78,8 +79,8 @@ def online_nmf_update(
     Args:
         power: (F, t) real, >= 0: the new frames.
         W: (F, R) real.
-        numerator: A, (F, R) real.
-        denominator: B, (F, R) real.
+        H: (R, t) real: start of the activations.
+        A, B: the statistics, (F, R) real.
         forgetting: rho in [0, 1], the weight of the past when this block comes in.
         iterations: number of H updates.
         floor: least entry of W, H and V.
@@ -87,12 +88,11 @@ def online_nmf_update(
     Returns:
         W (F, R), H (R, t), A (F, R), B (F, R), new tensors.
     """
-    H = even_start(power, W, floor)
     for _ in range(iterations):
         H = h_step(power, W, H, floor)
     V = variance(W, H, floor)
-    A = forgetting * numerator + W**2 * ((power / V**2) @ H.T)
-    B = forgetting * denominator + (1 / V) @ H.T
+    A = forgetting * A + W**2 * ((power / V**2) @ H.T)
+    B = forgetting * B + (1 / V) @ H.T
     W = (A / B.clamp_min(TINY)).sqrt().clamp_min(floor)
     scale = W.sum(0)
     return W / scale, H * scale[:, None], A / scale, B * scale

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from udse_fast.kernels.complex_normal.triton_kernel import launch
-from udse_fast.kernels.nmf_is.reference import even_start
 
 FRAMES = 64  # of a tile, where a program owns a bin
 BINS, FEW_FRAMES = 32, 16  # of a tile, where a program owns frames
@@ -134,13 +133,14 @@ def nmf_update(power: Tensor, W: Tensor, H: Tensor, iterations: int, floor: floa
 
 
 def online_nmf_update(
-    power: Tensor, W: Tensor, numerator: Tensor, denominator: Tensor, forgetting: float, iterations: int, floor: float
+    power: Tensor, W: Tensor, H: Tensor, A: Tensor, B: Tensor, forgetting: float, iterations: int, floor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bins, rank = W.shape
-    H = even_start(power, W, floor)
+    if iterations == 0:
+        H = H.clone()
     for _ in range(iterations):
         H = _update_h(power, W, H, floor)
-    next_w, A, B = torch.empty_like(W), torch.empty_like(W), torch.empty_like(W)
+    next_w, next_a, next_b = torch.empty_like(W), torch.empty_like(W), torch.empty_like(W)
     launch(
         online_w_kernel,
         (bins,),
@@ -148,11 +148,11 @@ def online_nmf_update(
         power,
         W,
         H,
-        numerator,
-        denominator,
-        next_w,
         A,
         B,
+        next_w,
+        next_a,
+        next_b,
         power.shape[1],
         rank,
         floor,
@@ -160,5 +160,5 @@ def online_nmf_update(
         RANK=triton.next_power_of_2(rank),
         FRAMES=FRAMES,
     )
-    _normalise(next_w, H, A, B)
-    return next_w, H, A, B
+    _normalise(next_w, H, next_a, next_b)
+    return next_w, H, next_a, next_b

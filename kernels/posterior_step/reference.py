@@ -23,9 +23,10 @@ def mean_power(z: torch.Tensor) -> torch.Tensor:
     return (z.real**2 + z.imag**2).mean(0)
 
 
-def clean_estimate(step: Step, divide_tweedie: bool) -> torch.Tensor:
+def clean_estimate(s: torch.Tensor, step: Step, divide_tweedie: bool) -> torch.Tensor:
     """s0: the Tweedie mean (the papers'), or that times delta, s + sigma^2 S_p (the public code's)."""
-    return tweedie_mean(step) if divide_tweedie else step.state + step.coefficients.sigma**2 * step.score
+    S, c = step.score, step.coefficients
+    return tweedie_mean(s, S, c) if divide_tweedie else s + c.sigma**2 * S
 
 
 @update(reads="noise mixture variance", gives="next power")
@@ -53,7 +54,7 @@ def marginal_guidance(
     if apply:
         total_variance = (c.sigma / c.delta) ** 2 + variance(step.variance)
         s = s + guidance * c.g**2 * c.dt / c.delta * (x - s / c.delta) / total_variance
-    s0 = s if power_of_state else clean_estimate(step._replace(state=s), divide_tweedie)
+    s0 = s if power_of_state else clean_estimate(s, step, divide_tweedie)
     return s, mean_power(x - s0)
 
 
@@ -80,7 +81,7 @@ def product_of_gaussians(step: Step, *, divide_tweedie: bool = False) -> tuple[t
     else:
         y = y + c.sigma * as_tensor(step.other_noise, step.state)
     s = (R * m + q * y) / (R + q) + (q * R / (R + q)) ** 0.5 * as_tensor(step.noise, step.state)
-    return s, mean_power(x - clean_estimate(step._replace(state=s), divide_tweedie))
+    return s, mean_power(x - clean_estimate(s, step, divide_tweedie))
 
 
 @update(reads="noise mixture variance", gives="next power other_next")
@@ -108,7 +109,7 @@ def noise_posterior_guidance(
     """
     x, c, V = step.mixture, step.coefficients, variance(step.variance)
     s = predictor(step)
-    s0 = tweedie_mean(step._replace(state=s))
+    s0 = tweedie_mean(s, step.score, c)
     q = (c.sigma / c.delta) ** 2 + observation_variance
     q_n = observation_variance if paper_posterior else q
     mu = V / (V + q_n) * (x - s0)
@@ -171,7 +172,7 @@ def joint_guidance(
     other = step._replace(state=step.other_state, score=step.other_score, noise=step.other_noise)
     s, n = predictor(step), predictor(other)
     if apply:
-        s0, n0 = tweedie_mean(step._replace(state=s)), tweedie_mean(other._replace(state=n))
+        s0, n0 = tweedie_mean(s, step.score, c), tweedie_mean(n, step.other_score, c)
         pull = guidance * c.g**2 * c.dt / c.delta / ((c.sigma / c.delta) ** 2 + observation_variance)
         s, n = s + pull * (x - s / c.delta - n0), n + pull * (x - n / c.delta - s0)
     return s, n
@@ -197,7 +198,7 @@ def unexplained_power(step: Step, *, noise_bias: float = 1.0) -> torch.Tensor:
     a2 = (c.sigma / c.delta) ** 2
     weaker = a2 > V
     uncertain = C / (1 + C * torch.where(weaker, 1 / V - 1 / a2, 0))
-    residual = step.mixture - tweedie_mean(step)
+    residual = step.mixture - tweedie_mean(step.state, step.score, c)
     # (u - s0)/a^2 = -delta S
     pull = torch.where(weaker, residual / V + c.delta * step.score, 0)
     return noise_bias * (mean_power(residual - uncertain * pull) + uncertain.mean(0))
@@ -217,7 +218,8 @@ def ddrm_step(step: Step, *, eta: float = 0.85) -> torch.Tensor:
     Returns:
         the next state.
     """
-    x, s0, V, z = step.mixture, tweedie_mean(step), variance(step.variance), as_tensor(step.noise, step.state)
+    x, V, z = step.mixture, variance(step.variance), as_tensor(step.noise, step.state)
+    s0 = tweedie_mean(step.state, step.score, step.coefficients)
     b = torch.as_tensor(step.following.sigma / step.following.delta, dtype=V.dtype, device=V.device)
     weaker = x + (b**2 - V).clamp_min(0).sqrt() * z
     stronger = s0 + (1 - eta**2) ** 0.5 * b / V.sqrt() * (x - s0) + eta * b * z
@@ -231,5 +233,5 @@ def posterior_mean(step: Step) -> torch.Tensor:
     Returns:
         the clean signal (B, F, T).
     """
-    s0, C = tweedie_mean(step), step.posterior_variance
+    s0, C = tweedie_mean(step.state, step.score, step.coefficients), step.posterior_variance
     return s0 + C / (C + variance(step.variance)) * (step.mixture - s0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal.reference import as_tensor
 from udse_fast.kernels.step import Step, update
 
@@ -31,7 +32,6 @@ def predictor(step: Step) -> torch.Tensor:
     return s + c.gamma * c.dt * s + c.g**2 * c.dt * S + c.g * c.dt**0.5 * as_tensor(step.noise, s)
 
 
-def tweedie_mean(step: Step) -> torch.Tensor:
+def tweedie_mean(state: torch.Tensor, score: torch.Tensor, coefficients: Coefficients) -> torch.Tensor:
     """Estimate of the clean signal: s0 = (s + sigma^2 S(s, t)) / delta, (B, F, T)."""
-    c = step.coefficients
-    return (step.state + c.sigma**2 * step.score) / c.delta
+    return (state + coefficients.sigma**2 * score) / coefficients.delta

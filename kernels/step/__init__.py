@@ -110,7 +110,7 @@ def dispatched_update(equations: Callable[Concatenate[Step, P], R]) -> Callable[
     declared = UPDATES[equations.__name__]
 
     @functools.wraps(equations)
-    def operation(step: Step, *_: P.args, **options: P.kwargs) -> R:
+    def operation(step: Step, /, *_: P.args, **options: P.kwargs) -> R:
         backend = chosen_backend(declared.name, (declared.values(step), *options.values()))
         if backend == "reference":
             return equations(step, *_, **options)

@@ -54,10 +54,9 @@ def run(declared: Update, arguments: dict[str, Any]) -> Any:
     state = arguments["state"]
     results = empty_results(declared, state, arguments)
     frames = state.shape[-1]
-    _core.update(
-        declared.name,
+    converted: dict[str, Any] = {
         **{name: CONVERTED[name](a, frames) if name in CONVERTED else a for name, a in arguments.items()},
         **{name: None if result is None else result.numpy() for name, result in results.items()},
-        threads=torch.get_num_threads(),
-    )
+    }
+    _core.update(declared.name, **converted, threads=torch.get_num_threads())
     return as_declared(results)

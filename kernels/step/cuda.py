@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import byref
 from typing import Any
 
@@ -28,7 +29,7 @@ class StepArgument:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._like: torch.Tensor = arguments["state"]
         self._kept = list[torch.Tensor]()
-        convert = {
+        convert: dict[str, Callable[[Any], Any]] = {
             **dict.fromkeys(("noise", "other_noise"), self._noise),
             **dict.fromkeys(("coefficients", "following"), self._coefficients),
             "variance": self._variance,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -35,16 +35,9 @@ class SpeechLikelihood:
     def observed(self, transition: Transition) -> Step:
         """The prior's step and what is known of the mixture, for the updates."""
         t = transition
-        return Step(
-            t.state,
-            t.score,
-            t.coefficients,
-            t.noise,
-            self.mixture,
-            self.noise_model.variance,
-            t.posterior_variance,
-            t.following,
-        )
+        step = Step(t.state, t.score, t.coefficients, t.noise, self.mixture, self.noise_model.variance)
+        not_always: dict[str, Any] = {"posterior_variance": t.posterior_variance, "following": t.following}
+        return step._replace(**not_always)
 
     def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
         """None: the sampler has no noise estimate of its own."""
