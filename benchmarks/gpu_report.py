@@ -39,6 +39,7 @@ from udse_fast import Enhancer, __version__
 from udse_fast.backends.dispatch import backends
 from udse_fast.checkpoints.checkpoint import load_network, save_checkpoint
 from udse_fast.commands.info import processor
+from udse_fast.errors import first_line
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
@@ -47,7 +48,7 @@ from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.kernels.posterior_step import noise_posterior_guidance
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, NCSNpp
 from udse_fast.networks.optimised import optimised_or_plain
-from udse_fast.networks.score_network import ScoreNetwork, first_line
+from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.diffusion import ScoreAnswer, ScoreRequest
 from udse_fast.sampling.samplers import SAMPLERS, posterior_sample, sampler_names
 from udse_fast.sampling.sde import OUVE

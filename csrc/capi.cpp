@@ -11,6 +11,18 @@
 #include "stream/stream.hpp"
 #include "udse.h"
 
+#ifdef UDSE_EMBEDDED_PRIOR
+// The file of the prior, put into the library by the assembler
+__asm__(
+    ".section .rodata\n"
+    ".balign 16\n"
+    "udse_embedded_begin: .incbin \"" UDSE_EMBEDDED_PRIOR
+    "\"\n"
+    "udse_embedded_end: .byte 0\n"
+    ".previous\n");
+extern "C" __attribute__((visibility("hidden"))) const unsigned char udse_embedded_begin[], udse_embedded_end[];
+#endif
+
 struct udse_prior {
   std::shared_ptr<const udse::Prior> prior;
 };
@@ -58,6 +70,10 @@ udse_options known_options(const udse_options* given) {
   return options;
 }
 
+double remaining_noise(double max_attenuation_db) {
+  return max_attenuation_db > 0 ? std::pow(10.0, -max_attenuation_db / 20) : 0;
+}
+
 udse::StreamSettings chosen_settings(const udse::Prior& prior, const udse_options& options) {
   udse::StreamSettings settings = prior.recommended;
   if (options.block_frames) settings.block_frames = options.block_frames;
@@ -67,7 +83,7 @@ udse::StreamSettings chosen_settings(const udse::Prior& prior, const udse_option
   if (!(options.max_attenuation_db >= 0))
     throw udse::Error("max_attenuation_db: expected 0 (no limit) or more, got " +
                       std::to_string(options.max_attenuation_db));
-  if (options.max_attenuation_db > 0) settings.remaining_noise = std::pow(10.0, -options.max_attenuation_db / 20);
+  settings.remaining_noise = remaining_noise(options.max_attenuation_db);
   return settings;
 }
 
@@ -125,6 +141,16 @@ udse_prior* udse_parse_prior(const void* bytes, size_t size, udse_error* error) 
   });
 }
 
+udse_prior* udse_embedded_prior(udse_error* error) {
+#ifdef UDSE_EMBEDDED_PRIOR
+  return udse_parse_prior(udse_embedded_begin, static_cast<size_t>(udse_embedded_end - udse_embedded_begin), error);
+#else
+  return guarded(error, UDSE_FILE, []() -> udse_prior* {
+    throw udse::Error("expected a library with an embedded prior (-DUDSE_EMBED_PRIOR=ON); read one from a file");
+  });
+#endif
+}
+
 void udse_close_prior(udse_prior* prior) { delete prior; }
 
 udse_stream* udse_open(const char* path, const udse_options* options, udse_error* error) {
@@ -166,6 +192,12 @@ int udse_reset(udse_stream* stream) {
   return UDSE_OK;
 }
 
+int udse_set_max_attenuation(udse_stream* stream, double db) {
+  if (!stream || !(db >= 0)) return UDSE_INVALID;
+  stream->stream.set_remaining_noise(static_cast<float>(remaining_noise(db)));
+  return UDSE_OK;
+}
+
 int64_t udse_latency(const udse_stream* stream) { return stream ? stream->stream.latency() : invalid; }
 
 int64_t udse_recovered_blocks(const udse_stream* stream) {
@@ -202,7 +234,8 @@ udse_live* udse_open_live(const udse_prior* prior, const udse_options* options, 
     std::unique_ptr<udse_stream> stream(open_stream(of(prior), chosen));
     if (chosen.buffer_frames > 10 * chosen.sample_rate)
       throw udse::Error("buffer_frames: expected up to 10 seconds, got " + std::to_string(chosen.buffer_frames));
-    return new udse_live{{std::make_unique<udse::Stream>(std::move(stream->stream)), chosen.buffer_frames}};
+    return new udse_live{{std::make_unique<udse::Stream>(std::move(stream->stream)),
+                          static_cast<float>(remaining_noise(chosen.max_attenuation_db)), chosen.buffer_frames}};
   });
 }
 
@@ -211,6 +244,12 @@ void udse_close_live(udse_live* live) { delete live; }
 int udse_process_live(udse_live* live, const float* in, float* out, int64_t frames) {
   if (!live || frames < 0 || (frames && (!in || !out))) return UDSE_INVALID;
   live->live.process(in, out, frames);
+  return UDSE_OK;
+}
+
+int udse_live_set_max_attenuation(udse_live* live, double db) {
+  if (!live || !(db >= 0)) return UDSE_INVALID;
+  live->live.set_remaining_noise(static_cast<float>(remaining_noise(db)));
   return UDSE_OK;
 }
 

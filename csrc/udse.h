@@ -64,6 +64,8 @@ UDSE_API const char* udse_code_text(int64_t code);
 /* All that open: null after an error, which is then described where `error` is not null. */
 UDSE_API udse_prior* udse_read_prior(const char* path, udse_error* error);
 UDSE_API udse_prior* udse_parse_prior(const void* bytes, size_t size, udse_error* error); /* bytes are copied */
+/* The one that this library was built with, if any */
+UDSE_API udse_prior* udse_embedded_prior(udse_error* error);
 UDSE_API void udse_close_prior(udse_prior* prior); /* its streams go on; null is allowed here and in every close */
 
 UDSE_API udse_stream* udse_open(const char* path, const udse_options* options, udse_error* error);
@@ -79,9 +81,11 @@ UDSE_API int64_t udse_most(const udse_stream* stream, int64_t frames);
 UDSE_API int64_t udse_flush(udse_stream* stream, float* out, int64_t capacity);
 UDSE_API int64_t udse_remaining(const udse_stream* stream);
 UDSE_API int udse_reset(udse_stream* stream);
+/* Real-time. Greatest attenuation of the noise from the next block on; 0: no limit */
+UDSE_API int udse_set_max_attenuation(udse_stream* stream, double db);
 /* Frames that must follow one before it is given, at most */
 UDSE_API int64_t udse_latency(const udse_stream* stream);
-/* Blocks whose computing broke down, and that were given as they came */
+/* Blocks whose computing broke down, and that were given as they came, 20 dB down */
 UDSE_API int64_t udse_recovered_blocks(const udse_stream* stream);
 
 /* Everything that the output to come depends on, for a stream with the same checkpoint and options, on a machine with
@@ -95,6 +99,8 @@ UDSE_API void udse_close_live(udse_live* live);
 /* Real-time. UDSE_OK or a code below 0; `in` and `out` may be the same. Output that is late is bridged by the noisy
  * input of the same moment, faded in and out. */
 UDSE_API int udse_process_live(udse_live* live, const float* in, float* out, int64_t frames);
+/* Real-time. Greatest attenuation of the noise from one of the next blocks on; 0: no limit */
+UDSE_API int udse_live_set_max_attenuation(udse_live* live, double db);
 /* Delay of the output in frames */
 UDSE_API int64_t udse_live_latency(const udse_live* live);
 /* Times that the output was late */

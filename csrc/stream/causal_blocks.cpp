@@ -12,6 +12,7 @@ using std::size_t;
 constexpr float least_level = 1e-6f;     // largest compressed modulus below which a block counts as digital silence
 constexpr double release_seconds = 0.5;  // in which the level falls to 1/e once the loudest frame is forgotten
 constexpr float least_squares = 1e-3f;   // of the windows, where a sample is hardly seen
+constexpr float recovered_gain = 0.1f;     // of a block whose computing broke down: 20 dB down
 constexpr float loudest_sample = 1e9f;   // far above full scale; powers of it are finite
 
 double seconds(const Prior& prior, int64_t samples) {
@@ -33,7 +34,6 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       advance_(frames_ * prior_->spectral.settings().hop),
       window_(advance_ - prior_->spectral.settings().hop + prior_->spectral.settings().n_fft),
       release_(static_cast<float>(std::exp(-seconds(*prior_, advance_) / release_seconds))),
-      remaining_noise_(static_cast<float>(settings.remaining_noise)),
       noise_model_(prior_->network.bins(), frames_, settings, forgetting(*prior_, settings)),
       sampler_(make_block_sampler(*prior_, settings)),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
@@ -44,8 +44,7 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       loudest_(static_cast<size_t>(std::max(1.0, std::nearbyint(settings.level_seconds / seconds(*prior_, advance_))))),
       mixture_(static_cast<size_t>(prior_->network.bins() * frames_)),
       spectrogram_(mixture_.size()),
-      speech_(static_cast<size_t>(advance_)),
-      noise_(speech_.size()) {
+      speech_(static_cast<size_t>(advance_)) {
   reset();
 }
 
@@ -77,7 +76,7 @@ bool CausalBlocks::begin() {
   const SpectralSettings& settings = prior_->spectral.settings();
   const auto size = static_cast<int64_t>(mixture_.size());
   prior_->spectral.analyse(input_.data(), frames_, spectrogram_.data(), workspace_);
-  kernels().compress(spectrogram_.data(), settings.exponent, settings.factor, mixture_.data(), {0, size});
+  kernels().compression.compress(spectrogram_.data(), settings.exponent, settings.factor, mixture_.data(), {0, size});
   update_level();
   active_ = level_ > least_level;
   if (!active_) return false;
@@ -87,13 +86,14 @@ bool CausalBlocks::begin() {
   return true;
 }
 
-// The block is given as it came, and what was remembered is forgotten.
+// The mixture is given, as far down as noise would be, and what was remembered is forgotten.
 void CausalBlocks::recover() {
   ++recovered_blocks_;
   noise_model_.reset();
   sampler_->reset();
   read_out_.reset();
   read_out_.decompress(mixture_.data(), level_, spectrogram_.data());
+  for (cfloat& z : spectrogram_) z *= recovered_gain;
 }
 
 void CausalBlocks::end() {
@@ -106,9 +106,7 @@ void CausalBlocks::end() {
   prior_->spectral.overlap_add_squares(frames_, squares_.data());
   for (int64_t i = 0; i < advance_; ++i) {
     const auto at = static_cast<size_t>(i);
-    const float mixture = input_[at], estimate = sum_[at] / std::max(squares_[at], least_squares);
-    speech_[at] = estimate + remaining_noise_ * (mixture - estimate);
-    noise_[at] = mixture - speech_[at];
+    speech_[at] = sum_[at] / std::max(squares_[at], least_squares);
   }
   for (auto* sums : {&sum_, &squares_}) {
     std::copy(sums->begin() + advance_, sums->end(), sums->begin());

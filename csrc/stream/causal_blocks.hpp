@@ -25,10 +25,9 @@ class CausalBlocks {
   bool ready() const { return held_ >= window_; }
   // Starts the next block; false for digital silence, of which nothing is asked.
   bool begin();
-  // After the sampler's last answer, or after silence: speech and noise, `count()` samples
+  // After the sampler's last answer, or after silence: the speech, `count()` samples
   void end();
   const float* speech() const { return speech_.data() + left_out_; }
-  const float* noise() const { return noise_.data() + left_out_; }
   std::int64_t count() const { return advance_ - left_out_; }
 
   // Samples of the signal that were pushed and not given yet
@@ -47,7 +46,7 @@ class CausalBlocks {
 
   std::shared_ptr<const Prior> prior_;
   std::int64_t frames_, advance_, window_;
-  float release_, remaining_noise_;
+  float release_;
   NoiseModel noise_model_;
   std::unique_ptr<BlockSampler> sampler_;
   ReadOut read_out_;
@@ -64,7 +63,7 @@ class CausalBlocks {
   bool active_ = false;      // the block under way is not silent
   std::int64_t left_out_ = 0, recovered_blocks_ = 0;
   std::vector<cfloat> mixture_, spectrogram_;  // normalised; at the level of the input, (F, K)
-  std::vector<float> speech_, noise_;
+  std::vector<float> speech_;
 };
 
 }  // namespace udse

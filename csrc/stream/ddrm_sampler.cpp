@@ -42,7 +42,7 @@ void DdrmSampler::start(const cfloat* mixture, std::uint64_t first_frame, const 
   mixture_ = mixture;
   first_frame_ = first_frame;
   noise.variance(power_.data());
-  kernels().complex_normal(draw(init_speech, 0), shape_, state_.data(), {0, (shape_.bins + 1) / 2});
+  kernels().noise.complex_normal(draw(init_speech, 0), shape_, state_.data(), {0, (shape_.bins + 1) / 2});
   const double level = sigma_[0] / delta_[0];
   const float delta = static_cast<float>(delta_[0]), level2 = static_cast<float>(level * level);
   const size_t size = power_.size();
@@ -62,7 +62,7 @@ NetworkBlock DdrmSampler::request(size_t call) {
 }
 
 void DdrmSampler::answer(size_t call, NoiseModel& noise) {
-  const Kernels& run = kernels();
+  const UpdateKernels& run = kernels().updates;
   const Range pairs{0, (shape_.bins + 1) / 2};
   const bool last = call + 1 == noise_levels_.size();
   // Tweedie: S = (delta E[s_0 | s] - s) / sigma^2
@@ -73,7 +73,8 @@ void DdrmSampler::answer(size_t call, NoiseModel& noise) {
   Step step;
   step.shape = shape_;
   step.coefficients = coefficients_[call];
-  step.speech = {state_.data(), score_.data(), {}, nullptr};
+  step.state = state_.data();
+  step.score = score_.data();
   step.mixture = mixture_;
   step.variance = noise.variance();
   step.noise_bias = noise_bias_;
@@ -83,16 +84,15 @@ void DdrmSampler::answer(size_t call, NoiseModel& noise) {
   noise.fit(power_.data());
 
   step.power = nullptr;
-  step.eta = eta_;
-  step.speech.next = state_.data();
+  step.next = state_.data();
   if (last) {
     for (float& variance : posterior_variance_) variance *= variance_scale_;
-  } else {
-    step.posterior_variance = nullptr;
-    step.next_delta = coefficients_[call + 1].delta;
-    step.next_sigma = coefficients_[call + 1].sigma;
-    step.speech.draw = draw(predictor_speech, call);
+    return run.posterior_mean(step, pairs);
   }
+  step.posterior_variance = nullptr;
+  step.eta = eta_;
+  step.following = coefficients_[call + 1];
+  step.noise = draw(predictor_speech, call);
   run.ddrm_step(step, pairs);
 }
 

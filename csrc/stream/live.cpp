@@ -14,20 +14,7 @@ constexpr double spare_seconds = 0.5;   // that the worker may be late before it
 
 }  // namespace
 
-LiveStream::Ring::Ring(int64_t channels, int64_t least) : channels(channels), capacity(1) {
-  while (capacity < least) capacity *= 2;
-  samples.resize(static_cast<size_t>(capacity * channels));
-}
-
-void LiveStream::Ring::write(int64_t number, const float* frames, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) std::copy_n(frames + i * channels, channels, frame(number + i));
-}
-
-void LiveStream::Ring::read(int64_t number, float* frames, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) std::copy_n(frame(number + i), channels, frames + i * channels);
-}
-
-LiveStream::LiveStream(std::unique_ptr<Stream> stream, int64_t buffer_frames)
+LiveStream::LiveStream(std::unique_ptr<Stream> stream, float remaining_noise, int64_t buffer_frames)
     : stream_(std::move(stream)),
       channels_(stream_->channels()),
       latency_(stream_->latency()),
@@ -35,9 +22,10 @@ LiveStream::LiveStream(std::unique_ptr<Stream> stream, int64_t buffer_frames)
       has_worker_(buffer_frames > 0),
       noisy_(channels_, latency_ + buffer_frames + fade_ + chunk_frames +
                             static_cast<int64_t>(spare_seconds * static_cast<double>(stream_->sample_rate()))),
-      enhanced_(channels_, noisy_.capacity),
+      enhanced_(channels_, noisy_.capacity()),
       chunk_(static_cast<size_t>(chunk_frames * channels_)),
-      result_(static_cast<size_t>(stream_->most(chunk_frames) * channels_)) {
+      result_(static_cast<size_t>(stream_->most(chunk_frames) * channels_)),
+      remaining_noise_(remaining_noise) {
   if (has_worker_) {
     latency_ += buffer_frames + fade_;  // a fade needs frames that are there
     worker_ = std::thread([this] { work(); });
@@ -66,7 +54,7 @@ void LiveStream::process(const float* in, float* out, int64_t frames) {
 
 void LiveStream::take_in(const float* in, int64_t frames) {
   // what the worker has not taken yet stays
-  const bool late = received_ + frames - consumed_.load(std::memory_order_acquire) > noisy_.capacity;
+  const bool late = received_ + frames - consumed_.load(std::memory_order_acquire) > noisy_.capacity();
   int phase = phase_.load(std::memory_order_acquire);
   if (phase == running && late) phase_.store(phase = lost, std::memory_order_release);
   if (phase == cleared) {
@@ -131,6 +119,7 @@ bool LiveStream::enhance(int64_t until) {
   noisy_.read(taken_, chunk_.data(), n);
   taken_ += n;
   consumed_.store(taken_, std::memory_order_release);
+  stream_->set_remaining_noise(remaining_noise_.load(std::memory_order_relaxed));
   const int64_t count = stream_->process(chunk_.data(), n, {result_.data(), nullptr});
   const int64_t produced = produced_.load(std::memory_order_relaxed);
   enhanced_.write(produced, result_.data(), count);

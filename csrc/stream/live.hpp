@@ -5,6 +5,7 @@
 #include <atomic>
 #include <thread>
 
+#include "stream/ring.hpp"
 #include "stream/semaphore.hpp"
 #include "stream/stream.hpp"
 
@@ -15,29 +16,20 @@ namespace udse {
 class LiveStream {
  public:
   // buffer_frames: time that the own thread has for its computing, beside the latency of the stream; 0: no such thread.
-  LiveStream(std::unique_ptr<Stream> stream, std::int64_t buffer_frames);
+  LiveStream(std::unique_ptr<Stream> stream, float remaining_noise, std::int64_t buffer_frames);
   ~LiveStream();
 
   // Delay in frames, exact
   std::int64_t latency() const { return latency_; }
   // `frames` of interleaved channels; in and out may be the same. Nothing is allocated, no lock is taken.
   void process(const float* in, float* out, std::int64_t frames);
+  // Factor of the noise that is left in, 0 to 1, from one of the next blocks on
+  void set_remaining_noise(float factor) { remaining_noise_.store(factor, std::memory_order_relaxed); }
   std::int64_t channels() const { return channels_; }
   std::int64_t missed() const { return missed_; }                  // times that the output was late
   std::int64_t bridged_frames() const { return bridged_frames_; }  // of noisy input instead
 
  private:
-  // Frames of a signal by their number, the last `capacity` of them
-  struct Ring {
-    std::int64_t channels = 0, capacity = 0;  // capacity: a power of two
-    std::vector<float> samples;
-
-    Ring(std::int64_t channels, std::int64_t least);
-    float* frame(std::int64_t number) { return samples.data() + (number & (capacity - 1)) * channels; }
-    void write(std::int64_t number, const float* frames, std::int64_t n);
-    void read(std::int64_t number, float* frames, std::int64_t n);
-  };
-
   // running: the worker follows the caller. lost: it came too late, the caller has stopped feeding it. cleared: it has
   // forgotten everything and waits for the next frame.
   enum Phase { running, lost, cleared };
@@ -63,6 +55,7 @@ class LiveStream {
   std::atomic<std::int64_t> consumed_{0};  // frames that it has taken, and the caller may overwrite
   std::atomic<std::int64_t> produced_{0};  // frames that are enhanced
   std::atomic<std::int64_t> base_{0};      // the first frame after everything was forgotten
+  std::atomic<float> remaining_noise_;
   std::atomic<int> phase_{running};
   std::atomic<bool> closing_{false};
   Semaphore wake_;

@@ -117,7 +117,7 @@ void NoiseModel::next_block(const cfloat* mixture) {
 }
 
 void NoiseModel::fit(const float* power) {
-  const Kernels& run = kernels();
+  const NMFKernels& run = kernels().nmf;
   pass_.power = power;
   pass_.A = next_numerator_.data();
   pass_.B = next_denominator_.data();
@@ -130,12 +130,12 @@ void NoiseModel::fit(const float* power) {
   // no 0/0 in the frames behind the last one
   std::fill_n(pass_.scaled_h + rank_ * pass_.stride + frames_, pass_.stride - frames_, 1.f);
   for (int64_t i = 0; i < iterations_; ++i) {
-    run.nmf_scale_w(pass_, {0, bins_});
-    run.nmf_h(pass_, {0, 1});
+    run.scale_w(pass_, {0, bins_});
+    run.h(pass_, {0, 1});
   }
-  run.nmf_scale_h(pass_, {0, frames_});
-  run.nmf_w(pass_, {0, bins_});
-  run.nmf_normalise(pass_, {0, bins_});
+  run.scale_h(pass_, {0, frames_});
+  run.w(pass_, {0, bins_});
+  run.normalise(pass_, {0, bins_});
   for (int64_t k = 0; k < rank_; ++k) std::copy_n(pass_.H + k * pass_.stride, frames_, H_.data() + k * frames_);
 }
 

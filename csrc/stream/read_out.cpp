@@ -43,7 +43,7 @@ void ReadOut::exchange(State& state) {
 void ReadOut::decompress(const cfloat* normalised, float level, cfloat* out) {
   for (size_t i = 0; i < scaled_.size(); ++i) scaled_[i] = level * normalised[i];
   const auto size = static_cast<int64_t>(scaled_.size());
-  kernels().decompress(scaled_.data(), spectral_.exponent, spectral_.factor, out, {0, size});
+  kernels().compression.decompress(scaled_.data(), spectral_.exponent, spectral_.factor, out, {0, size});
 }
 
 // The mean is that of the decompressed samples, or it is decompressed.

@@ -56,13 +56,16 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
       settings_(checked(settings, sample_rate, channels)),
       sample_rate_(sample_rate),
       channel_count_(channels),
-      workspace_(prior_->network.workspace(0, 1, {})) {
+      workspace_(prior_->network.workspace(0, 1, {})),
+      mixture_(channels, piece_frames + 1),
+      remaining_noise_(static_cast<float>(settings.remaining_noise)) {
+  isa();  // throws where one is forced that is not there
   const int64_t network_rate = prior_->spectral.settings().sample_rate;
   const auto down = resampling_filter(sample_rate, network_rate), up = resampling_filter(network_rate, sample_rate);
   most_pushed_ = Resampler(down).most(piece_frames);
   for (int64_t c = 0; c < channels; ++c)
     channels_.push_back(std::unique_ptr<Channel>(
-        new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up), Resampler(up)}));
+        new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up)}));
   Channel& first = *channels_[0];
   workspace_ = prior_->network.workspace(channels * settings.samples, settings.block_frames,
                                          first.blocks.sampler().noise_levels());
@@ -70,9 +73,10 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
   active_.resize(static_cast<size_t>(channels));
   piece_.resize(piece_frames);
   resampled_.resize(static_cast<size_t>(most_pushed_));
-  const int64_t longest_silence = std::max({first.speech_after.delay(), piece_frames, most_pushed_});
+  const int64_t longest_silence = std::max({first.after.delay(), piece_frames, most_pushed_});
   silence_.resize(static_cast<size_t>(longest_silence));
-  given_.resize(static_cast<size_t>(first.speech_after.most(std::max(first.blocks.advance(), longest_silence))));
+  mixture_ = Ring(channels, latency() + piece_frames + 1);
+  given_.resize(static_cast<size_t>(first.after.most(std::max(first.blocks.advance(), longest_silence))));
 }
 
 int64_t Stream::latency() const {
@@ -80,7 +84,7 @@ int64_t Stream::latency() const {
   const int64_t network_hz = prior_->spectral.settings().sample_rate, common = std::gcd(sample_rate_, network_hz);
   const int64_t rate = sample_rate_ / common, network_rate = network_hz / common;
   // in units of 1 / network_rate of our samples
-  const int64_t held = (channel.blocks.window() - 1 + channel.speech_after.delay()) * rate;
+  const int64_t held = (channel.blocks.window() - 1 + channel.after.delay()) * rate;
   // blocks end at samples first - 1, first - 1 + advance, ... of the network's rate, which are not all of ours: the
   // whole sample that is missing where none of them falls late enough between two
   const int64_t end = (channel.blocks.first() - 1) * rate % std::gcd(channel.blocks.advance(), network_rate);
@@ -90,7 +94,7 @@ int64_t Stream::latency() const {
 int64_t Stream::most(int64_t frames) const {
   const Channel& channel = *channels_[0];
   const int64_t advance = channel.blocks.advance();
-  return channel.speech_after.most((channel.before.most(frames) + advance - 1) / advance * advance);
+  return channel.after.most((channel.before.most(frames) + advance - 1) / advance * advance);
 }
 
 void Stream::push(const float* in, int64_t frames) {
@@ -98,22 +102,25 @@ void Stream::push(const float* in, int64_t frames) {
     Channel& channel = *channels_[static_cast<size_t>(c)];
     for (int64_t i = 0; i < frames; ++i) {
       const float sample = in[i * channel_count_ + c];
-      piece_[static_cast<size_t>(i)] = std::isfinite(sample) ? sample : 0.f;
+      mixture_.frame(received_ + i)[c] = piece_[static_cast<size_t>(i)] = std::isfinite(sample) ? sample : 0.f;
     }
     channel.blocks.push(resampled_.data(), channel.before.process(piece_.data(), frames, resampled_.data()));
   }
+  received_ += frames;
 }
 
-void Stream::give(Channel& channel, int64_t number, const float* speech, const float* noise, int64_t n, Writer& to) {
-  const auto write = [&](Resampler& resampler, const float* samples, float* frames) {
-    const int64_t count = std::min(resampler.process(samples, n, given_.data()), to.room - to.written);
-    for (int64_t i = 0; frames && i < count; ++i)
-      frames[(to.written + i) * channel_count_ + number] = given_[static_cast<size_t>(i)];
-    return count;
-  };
-  write(channel.noise_after, noise, to.out.noise);
-  const int64_t count = write(channel.speech_after, speech, to.out.speech);
-  if (number == channel_count_ - 1) to.written += count;  // as many of every channel
+void Stream::give(Channel& channel, int64_t number, const float* speech, int64_t n, Writer& to) {
+  const int64_t count = std::min(channel.after.process(speech, n, given_.data()), remaining());
+  for (int64_t i = 0; i < count; ++i) {
+    const float mixture = mixture_.frame(returned_ + i)[number], own = given_[static_cast<size_t>(i)];
+    const float given = (1 - remaining_noise_) * own + remaining_noise_ * mixture;
+    const int64_t at = (to.written + i) * channel_count_ + number;
+    to.out.speech[at] = given;
+    if (to.out.noise) to.out.noise[at] = mixture - given;
+  }
+  if (number < channel_count_ - 1) return;
+  to.written += count;  // as many of every channel
+  returned_ += count;
 }
 
 int64_t Stream::run_block(int64_t most_given, Writer& to) {
@@ -132,29 +139,27 @@ int64_t Stream::run_block(int64_t most_given, Writer& to) {
   const int64_t count = std::min(channels_[0]->blocks.count(), most_given);
   for (int64_t c = 0; c < channel_count_; ++c) {
     Channel& channel = *channels_[static_cast<size_t>(c)];
-    give(channel, c, channel.blocks.speech(), channel.blocks.noise(), count, to);
+    give(channel, c, channel.blocks.speech(), count, to);
   }
   return count;
 }
 
 int64_t Stream::process(const float* in, int64_t frames, const Output& out) {
   const DenormalsOff denormals_off;
-  Writer to{out, 0, everything};
+  Writer to{out, 0};
   for (int64_t taken = 0; taken < frames;) {
     const int64_t count = std::min(piece_frames, frames - taken);
     push(in + taken * channel_count_, count);
     taken += count;
     while (channels_[0]->blocks.ready()) run_block(everything, to);
   }
-  received_ += frames;
-  returned_ += to.written;
   return to.written;
 }
 
 int64_t Stream::flush(const Output& out) {
   const DenormalsOff denormals_off;
   const CausalBlocks& blocks = channels_[0]->blocks;
-  Writer to{out, 0, remaining()};
+  Writer to{out, 0};
   // as if silence followed: first in front of the blocks, until all of the signal has come to them
   for (int64_t left = channels_[0]->before.delay(); left > 0;) {
     const int64_t count = std::min(piece_frames, left);
@@ -173,7 +178,7 @@ int64_t Stream::flush(const Output& out) {
   }
   for (int64_t c = 0; c < channel_count_; ++c) {
     Channel& channel = *channels_[static_cast<size_t>(c)];
-    give(channel, c, silence_.data(), silence_.data(), channel.speech_after.delay(), to);
+    give(channel, c, silence_.data(), channel.after.delay(), to);
   }
   reset();
   return to.written;
@@ -182,7 +187,8 @@ int64_t Stream::flush(const Output& out) {
 void Stream::reset() {
   for (auto& channel : channels_) {
     channel->blocks.reset();
-    for (Resampler* resampler : {&channel->before, &channel->speech_after, &channel->noise_after}) resampler->reset();
+    channel->before.reset();
+    channel->after.reset();
   }
   received_ = returned_ = 0;
 }
@@ -205,9 +211,10 @@ std::uint64_t Stream::facts() const {
 void Stream::exchange(State& state) {
   for (auto& channel : channels_) {
     channel->blocks.exchange(state);
-    for (Resampler* resampler : {&channel->before, &channel->speech_after, &channel->noise_after})
-      resampler->exchange(state);
+    channel->before.exchange(state);
+    channel->after.exchange(state);
   }
+  mixture_.exchange(state);
   state(received_, int64_t{0}, everything);
   state(returned_, int64_t{0}, everything);
 }

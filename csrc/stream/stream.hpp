@@ -6,10 +6,11 @@
 
 #include "stream/causal_blocks.hpp"
 #include "stream/resampler.hpp"
+#include "stream/ring.hpp"
 
 namespace udse {
 
-// Where a call writes: frames of interleaved channels. `noise` may be null.
+// Where a call writes: frames of interleaved channels. `noise`, which is what was taken away, may be null.
 struct Output {
   float* speech;
   float* noise;
@@ -37,31 +38,33 @@ class Stream {
   // Room for `remaining()`; afterwards the stream starts anew
   std::int64_t flush(const Output& out);
   void reset();
+  // Factor of the noise that is left in, 0 to 1, from the next block on
+  void set_remaining_noise(float factor) { remaining_noise_ = factor; }
 
   std::size_t state_size();
   void save(unsigned char* bytes);  // room for `state_size()`
   // Throws Error for bytes that are damaged or of a stream with other settings; this stream is then as before.
   void restore(const unsigned char* bytes, std::size_t size);
 
-  // Blocks whose computing broke down, and that were given as they came
+  // Blocks whose computing broke down, and that were given as they came, 20 dB down
   std::int64_t recovered_blocks() const;
 
  private:
   struct Channel {
     CausalBlocks blocks;
-    Resampler before, speech_after, noise_after;
+    Resampler before, after;
   };
 
   struct Writer {
     Output out;
-    std::int64_t written, room;  // frames
+    std::int64_t written;  // frames
   };
 
   void push(const float* in, std::int64_t frames);
   // Enhances the block that is ready; all channels are in step. Of the samples that it gives at most `most_given`
   // count.
   std::int64_t run_block(std::int64_t most_given, Writer& to);
-  void give(Channel& channel, std::int64_t number, const float* speech, const float* noise, std::int64_t n, Writer& to);
+  void give(Channel& channel, std::int64_t number, const float* speech, std::int64_t n, Writer& to);
   void exchange(State& state);
   std::uint64_t facts() const;
 
@@ -74,6 +77,8 @@ class Stream {
   std::vector<NetworkBlock> requests_;
   std::vector<char> active_;  // channels that are not silent
   std::vector<float> piece_, resampled_, silence_, given_;
+  Ring mixture_;  // frames that came, those that were not given yet among them
+  float remaining_noise_;
   std::int64_t received_ = 0, returned_ = 0;
 };
 

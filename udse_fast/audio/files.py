@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from udse_fast.checkpoints.checkpoint import written_whole
+from udse_fast.atomic import atomic_write
 from udse_fast.errors import UdseError, reason
 
 CONTAINERS = {
@@ -185,7 +185,7 @@ def written_audio(
         UdseError: no such container or rate in it, or the file cannot be written.
     """
     container, subtype, lost = output_layout(path, source)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             file = soundfile.SoundFile(temporary, "w", source.sample_rate, source.channels, subtype, format=container)
         except (soundfile.SoundFileError, ValueError, TypeError) as error:

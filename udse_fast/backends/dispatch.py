@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar
+from types import ModuleType
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import torch
 
@@ -18,7 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MODULES: Final = {"reference": "reference", "cpp": "cpp", "triton": "triton_kernel", "cuda": "cuda"}
-"""Backend -> module of that name in the folder of each operation. All have the functions of `reference`."""
+"""Backend -> module in the folder of each operation, with the functions of `reference`, which alone has defaults."""
 
 DTYPES: Final = {
     "cpp": (torch.complex64, torch.float32, torch.bfloat16),
@@ -52,7 +54,7 @@ def _backend(name: str) -> Backend:
 
 
 def forced_backend() -> str | None:
-    """The backend that UDSE_BACKEND asks for, None where it is not set.
+    """The backend that UDSE_BACKEND asks for, None where it is not set or empty. Nothing else reads the variable.
 
     Raises:
         UdseError: there is no such backend.
@@ -63,14 +65,19 @@ def forced_backend() -> str | None:
     return forced or None
 
 
+def wanted(name: str) -> bool:
+    """Whether UDSE_BACKEND leaves a backend in the choice: it is not set, or names it."""
+    return forced_backend() in (None, name)
+
+
 def available(name: str, device: torch.device) -> bool:
     """Whether a backend is there for tensors on a device."""
     return _state(name, device.index)[0]
 
 
-def give_up(name: str, reason: str) -> None:
+def disable(name: str, reason: str) -> None:
     """From now on a backend counts as not there: it does not work on this machine."""
-    _given_up[name] = reason
+    _disabled[name] = reason
     _state.cache_clear()
 
 
@@ -83,15 +90,15 @@ def _core() -> Any:
     return importlib.import_module("udse_fast._core")
 
 
-_given_up: dict[str, str] = {}
+_disabled: dict[str, str] = {}
 """Backend -> why."""
 
 
 @functools.cache
 def _state(name: str, index: int | None = None) -> tuple[bool, str]:
     """Whether a backend is there for a CUDA device, None: the current one; and what it is or what to do about it."""
-    if name in _given_up:
-        return False, _given_up[name]
+    if name in _disabled:
+        return False, _disabled[name]
     if name == "reference":
         return True, "plain torch"
     if name == "cpp":
@@ -103,7 +110,7 @@ def _state(name: str, index: int | None = None) -> tuple[bool, str]:
                 f"the compiled core does not load ({error}); install a wheel, or a compiler and the source",
             )
         return True, f"C++ core, {isa()}"
-    if importlib.util.find_spec(f"udse_fast.kernels.predictor_corrector.{MODULES[name]}") is None:
+    if importlib.util.find_spec(f"udse_fast.kernels.complex_normal.{MODULES[name]}") is None:
         return False, f"this installation has no {name} kernels; use cpp or reference"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return False, "triton is not installed; pip install udse-fast[triton]"
@@ -168,25 +175,42 @@ def _on_cpu(backend: str) -> bool:
     return backend == "cpp" or (backend == "triton" and _interpreted())
 
 
-def _choose(operation: str, arguments: tuple[object, ...]) -> str:
-    """UDSE_BACKEND where set, else the first compiled one that takes the arguments, else the reference."""
+Fits: TypeAlias = Callable[[str, tuple[Any, ...]], bool]
+"""fits(backend, arguments): whether a compiled backend takes the arguments as they are."""
+
+
+def chosen_backend(
+    operation: str, arguments: tuple[Any, ...], order: tuple[str, ...] = tuple(DTYPES), fits: Fits = _fits
+) -> str:
+    """UDSE_BACKEND where set, else the first compiled one that takes the arguments, else the reference.
+
+    Args:
+        operation: its name, for the error.
+        arguments: of the call.
+        order: the compiled backends that have the operation; in all others it is the reference.
+        fits: what they take.
+
+    Raises:
+        UdseError: the forced backend is not there, or does not take the arguments.
+    """
     forced = forced_backend()
     if forced is None:
-        for backend in DTYPES:
-            if _fits(backend, arguments) and _state(backend, None if backend == "cpp" else _index(arguments))[0]:
+        for backend in order:
+            if fits(backend, arguments) and _state(backend, None if backend == "cpp" else _index(arguments))[0]:
                 return backend
         return "reference"
     there, detail = _state(forced, _index(arguments))
     if not there:
         raise UdseError(f"UDSE_BACKEND={forced} is not available: {detail}")
-    if forced != "reference" and not _fits(forced, arguments):
-        descriptions = ", ".join(_description(a) for a in arguments if isinstance(a, torch.Tensor))
+    if forced in order and not fits(forced, arguments):
+        tensors = (a for part in arguments for a in (part if isinstance(part, tuple) else (part,)))
+        descriptions = ", ".join(_description(a) for a in tensors if isinstance(a, torch.Tensor))
         raise UdseError(
             f"UDSE_BACKEND={forced} takes contiguous complex64 and float32 "
             f"{'CPU' if forced == 'cpp' else 'CUDA'} tensors without gradient; "
             f"{operation} got {descriptions}; convert these or unset UDSE_BACKEND"
         )
-    return forced
+    return forced if forced in order else "reference"
 
 
 def _description(tensor: torch.Tensor) -> str:
@@ -195,19 +219,33 @@ def _description(tensor: torch.Tensor) -> str:
 
 
 @functools.cache
-def _function(package: str, backend: str, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(importlib.import_module(f"{package}.{MODULES[backend]}"), name)
-    return function
+def implementation(package: str, backend: str) -> ModuleType:
+    """The module of a backend in the folder of an operation."""
+    return importlib.import_module(f"{package}.{MODULES[backend]}")
+
+
+def named_arguments(reference: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """A function that gives the arguments of a call by name, with the defaults, which only the reference declares."""
+    parameters = inspect.signature(reference).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+    def named(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**defaults, **dict(zip(parameters, args, strict=False)), **kwargs}
+
+    return named
 
 
 def dispatched(reference: Callable[P, R]) -> Callable[P, R]:
     """The public form of an operation: it runs the backend that fits the arguments, or the forced one."""
     package, name = reference.__module__.rpartition(".")[0], reference.__name__
+    named = named_arguments(reference)
 
     @functools.wraps(reference)
     def operation(*args: P.args, **kwargs: P.kwargs) -> R:
-        backend = _choose(name, (*args, *kwargs.values()))
-        result: R = _function(package, backend, name)(*args, **kwargs)
+        backend = chosen_backend(name, (*args, *kwargs.values()))
+        if backend == "reference":
+            return reference(*args, **kwargs)
+        result: R = vars(implementation(package, backend))[name](**named(*args, **kwargs))
         return result
 
     return operation

@@ -25,6 +25,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from udse_fast.atomic import atomic_write
 from udse_fast.commands.options import add_enhancer_arguments, enhancer_settings
 from udse_fast.errors import UdseError
 from udse_fast.evaluation.metrics import FAMILIES, METRICS, SAMPLE_RATE, score
@@ -308,10 +309,10 @@ def _earlier_scores(out: Path, systems: Sequence[System], overwrite: bool) -> li
                     f"{out} holds scores of {system.name!r} with other settings ({what}): "
                     "choose another --out or --name, or --overwrite"
                 )
-    with _written_whole(settings_file) as temporary:
+    with atomic_write(settings_file) as temporary:
         settings = {**earlier, **{system.name: system.settings for system in systems}}
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    with _written_whole(scores) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(scores) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(_csv_row, rows))
@@ -464,16 +465,16 @@ def _report(
     if notes:
         text += ["## Notes", "", *notes, ""]
     table = re.sub(r"\n{3,}", "\n\n", "\n".join(text))
-    with _written_whole(out / "table.md") as temporary:
+    with atomic_write(out / "table.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
     for name in unique(row.set for row in rows):
         suffix = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}" if name else ""
         title = name or str(arguments.out)
-        with _written_whole(out / f"violins{suffix}.png") as temporary:
+        with atomic_write(out / f"violins{suffix}.png") as temporary:
             draw_violins([r for r in everything if r.set == name], temporary, title)
         of_set = [r for r in differences if r.set == name]
         if of_set:
-            with _written_whole(out / f"differences{suffix}.png") as temporary:
+            with atomic_write(out / f"differences{suffix}.png") as temporary:
                 draw_differences(of_set, temporary, f"{title}: {main} minus others")
     print(table)
     print(f"written: {out}/scores.csv, table.md and plots", file=sys.stderr)
@@ -483,14 +484,6 @@ def _csv_row(row: ScoreRow) -> dict[str, str]:
     values = {name: "nan" if math.isnan(value) else f"{value:.6g}" for name, value in row.values.items()}
     identity = {"system": row.system, "set": row.set, "snr": row.snr, "utterance": row.utterance}
     return {**identity, **values, "note": row.note}
-
-
-def _written_whole(path: Path) -> Any:
-    from udse_fast.checkpoints.checkpoint import (
-        written_whole,
-    )  # not above: it imports torch, which scoring files does without
-
-    return written_whole(path)
 
 
 def _cores() -> int:
