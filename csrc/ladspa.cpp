@@ -1,4 +1,5 @@
-// The LADSPA plug-in, mono and stereo: controls, and a live stream with a thread of its own.
+// The LADSPA plug-in, mono and stereo: controls, and a live stream, with a thread of its own for hosts that run in real
+// time.
 #include <ladspa.h>
 
 #include <algorithm>
@@ -10,13 +11,13 @@
 
 namespace {
 
-constexpr unsigned long piece = 1024;            // frames that are worked on at a time
-constexpr double buffer_seconds = 0.064;         // for the computing: one block
-constexpr float most_attenuation = 60;           // dB; there, no limit
+constexpr unsigned long piece = 1024;     // frames that are worked on at a time
+constexpr double buffer_seconds = 0.064;  // for the computing: one block
+constexpr float most_attenuation = 60;    // dB; there, no limit
 constexpr unsigned long mono_id = 5101, stereo_id = 5102;
 
 // Controls first, then the inputs and the outputs of the channels
-enum Port : unsigned long { attenuation, block_frames, latency, controls };
+enum Port : unsigned long { attenuation, block_frames, own_thread, latency, controls };
 
 struct Plugin {
   udse_prior* prior;
@@ -26,13 +27,9 @@ struct Plugin {
   std::vector<float> frames;
 
   Plugin(udse_prior* opened, unsigned long rate, unsigned channels)
-      : prior(opened),
-        options(udse_default_options()),
-        ports(controls + 2 * channels),
-        frames(piece * channels) {
+      : prior(opened), options(udse_default_options()), ports(controls + 2 * channels), frames(piece * channels) {
     options.sample_rate = static_cast<uint32_t>(rate);
     options.channels = channels;
-    options.buffer_frames = static_cast<uint32_t>(buffer_seconds * static_cast<double>(rate));
   }
 
   ~Plugin() {
@@ -53,6 +50,8 @@ struct Plugin {
   void open() {
     udse_close_live(live);
     options.block_frames = static_cast<uint32_t>(std::lround(control(block_frames, 2, 5, 4)));
+    const double buffer = control(own_thread, 0, 1, 1) > 0 ? buffer_seconds : 0;
+    options.buffer_frames = static_cast<uint32_t>(buffer * options.sample_rate);
     live = udse_open_live(prior, &options, nullptr);
   }
 
@@ -92,24 +91,32 @@ constexpr LADSPA_PortDescriptor control_in = LADSPA_PORT_INPUT | LADSPA_PORT_CON
                                 control_out = LADSPA_PORT_OUTPUT | LADSPA_PORT_CONTROL,
                                 audio_in = LADSPA_PORT_INPUT | LADSPA_PORT_AUDIO,
                                 audio_out = LADSPA_PORT_OUTPUT | LADSPA_PORT_AUDIO;
-constexpr LADSPA_PortDescriptor mono_ports[] = {control_in, control_in, control_out, audio_in, audio_out};
-constexpr LADSPA_PortDescriptor stereo_ports[] = {control_in, control_in, control_out, audio_in,
-                                                  audio_in,   audio_out,  audio_out};
-constexpr const char* mono_names[] = {"Attenuation limit (dB)", "Block frames (when activated)", "latency", "Input",
+constexpr LADSPA_PortDescriptor mono_ports[] = {control_in, control_in, control_in, control_out, audio_in, audio_out};
+constexpr LADSPA_PortDescriptor stereo_ports[] = {control_in, control_in, control_in, control_out,
+                                                  audio_in,   audio_in,   audio_out,  audio_out};
+constexpr const char* mono_names[] = {"Attenuation limit (dB)",
+                                      "Block frames (when activated)",
+                                      "Own thread (when activated)",
+                                      "latency",
+                                      "Input",
                                       "Output"};
-constexpr const char* stereo_names[] = {"Attenuation limit (dB)", "Block frames (when activated)",
-                                        "latency",                "Left input",
-                                        "Right input",            "Left output",
+constexpr const char* stereo_names[] = {"Attenuation limit (dB)",
+                                        "Block frames (when activated)",
+                                        "Own thread (when activated)",
+                                        "latency",
+                                        "Left input",
+                                        "Right input",
+                                        "Left output",
                                         "Right output"};
 constexpr int bounded = LADSPA_HINT_BOUNDED_BELOW | LADSPA_HINT_BOUNDED_ABOVE;
-constexpr LADSPA_PortRangeHint hints[] = {
-    {bounded | LADSPA_HINT_DEFAULT_MAXIMUM, 0, most_attenuation},
-    {bounded | LADSPA_HINT_INTEGER | LADSPA_HINT_DEFAULT_HIGH, 2, 5},
-    {0, 0, 0},
-    {0, 0, 0},
-    {0, 0, 0},
-    {0, 0, 0},
-    {0, 0, 0}};
+constexpr LADSPA_PortRangeHint hints[] = {{bounded | LADSPA_HINT_DEFAULT_MAXIMUM, 0, most_attenuation},
+                                          {bounded | LADSPA_HINT_INTEGER | LADSPA_HINT_DEFAULT_HIGH, 2, 5},
+                                          {LADSPA_HINT_TOGGLED | LADSPA_HINT_DEFAULT_1, 0, 0},
+                                          {0, 0, 0},
+                                          {0, 0, 0},
+                                          {0, 0, 0},
+                                          {0, 0, 0},
+                                          {0, 0, 0}};
 
 template <unsigned channels>
 LADSPA_Descriptor describe(unsigned long id, const char* label, const char* name, const LADSPA_PortDescriptor* ports,
