@@ -28,7 +28,6 @@ DTYPES: Final = {
     "triton": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
 }
 """Backend -> dtypes it takes and gives; in order of preference. The reference takes all."""
-NUMBERS: Final = (int, float)
 DEVICES: Final = (torch.device, str)
 
 
@@ -136,29 +135,32 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _fits(backend: str, value: object) -> bool:
-    """Whether a compiled backend takes this argument as it is. This runs in every call of an operation."""
-    if isinstance(value, torch.Tensor):
-        return _tensor_fits(backend, value)
-    if value is None or isinstance(value, NUMBERS):
-        return True
-    if isinstance(value, tuple):
-        return all([_fits(backend, part) for part in value])
-    if isinstance(value, torch.dtype):
-        return value in DTYPES[backend]
-    if isinstance(value, DEVICES):
-        return torch.device(value).type == ("cpu" if _on_cpu(backend) else "cuda")
+def _fits(backend: str, arguments: tuple[object, ...]) -> bool:
+    """Whether a compiled backend takes the arguments as they are. This runs in every call of an operation."""
+    on_cpu = backend == "cpp" or (backend == "triton" and _interpreted())
+    for value in arguments:
+        if isinstance(value, torch.Tensor):
+            if not _tensor_fits(value, on_cpu, DTYPES[backend]):
+                return False
+        elif isinstance(value, tuple):
+            if not _fits(backend, value):
+                return False
+        elif isinstance(value, torch.dtype):
+            if value not in DTYPES[backend]:
+                return False
+        elif isinstance(value, DEVICES) and torch.device(value).type != ("cpu" if on_cpu else "cuda"):
+            return False
     return True
 
 
-def _tensor_fits(backend: str, tensor: torch.Tensor) -> bool:
+def _tensor_fits(tensor: torch.Tensor, on_cpu: bool, dtypes: tuple[torch.dtype, ...]) -> bool:
     """It converts nothing and has no gradients."""
     if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
         return False
-    there = tensor.is_cpu if _on_cpu(backend) else tensor.is_cuda
+    there = tensor.is_cpu if on_cpu else tensor.is_cuda
     if tensor.ndim <= 1 and not tensor.is_complex():  # a number, or one per frame: the adapters convert these
         return there or tensor.is_cpu
-    return there and tensor.dtype in DTYPES[backend] and tensor.is_contiguous()
+    return there and tensor.dtype in dtypes and tensor.is_contiguous()
 
 
 def _index(arguments: tuple[object, ...]) -> int | None:
@@ -169,10 +171,6 @@ def _index(arguments: tuple[object, ...]) -> int | None:
         if isinstance(value, DEVICES):
             return torch.device(value).index
     return None
-
-
-def _on_cpu(backend: str) -> bool:
-    return backend == "cpp" or (backend == "triton" and _interpreted())
 
 
 Fits: TypeAlias = Callable[[str, tuple[Any, ...]], bool]
