@@ -38,7 +38,7 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
     (udse_fast.Stream.reset, {}),
     (udse_fast.Stream.state, {}),
     (udse_fast.Stream.restore, {"state": ...}),
-    (udse_fast.load_network, {"path": ..., "device": "cpu"}),
+    (udse_fast.load_network, {"path": None, "device": "cpu"}),
     (udse_fast.sampler_names, {}),
 ]  # fmt: skip
 """Callables and the arguments, in order, that they take, with their defaults (`...`: none). They may take more."""
