@@ -17,7 +17,6 @@ import soundfile
 
 from udse_fast import Enhancer
 
-
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
