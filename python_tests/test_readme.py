@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import io
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import udse_fast
+from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,9 @@ def blocks(language: str) -> list[str]:
 def namespace(tiny_checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the README supposes: a checkpoint, recordings, a microphone, a score."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(tiny_checkpoints["causal"], "prior.safetensors")
+    network = udse_fast.load_network(tiny_checkpoints["causal"])
+    settings = {"sampler": "ddrm", "all": {"steps": 2, "samples": 1, "readout": "wiener"}}
+    save_checkpoint(Path("prior.safetensors"), network.module.state_dict(), {**network.config, "inference": settings})
     rng = np.random.default_rng(0)
     audio = (0.1 * rng.standard_normal(RATE // 2)).astype(np.float32)
     stereo = (0.1 * rng.standard_normal((2, 48000))).astype(np.float32)
