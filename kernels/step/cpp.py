@@ -27,10 +27,8 @@ def _number(number: float | torch.Tensor, frames: int) -> float | Floats:
     return float(number)
 
 
-def _coefficients(coefficients: Coefficients | None, frames: int) -> tuple[float, ...] | Floats | None:
+def _coefficients(coefficients: Coefficients, frames: int) -> tuple[float, ...] | Floats:
     """6 numbers, or (6, T)."""
-    if coefficients is None:
-        return None
     values = coefficients.values()
     if any([isinstance(value, torch.Tensor) for value in values]):
         return np.stack([np.broadcast_to(np.asarray(value, np.float32), frames) for value in values])
@@ -56,7 +54,7 @@ def run(declared: Update, arguments: dict[str, Any]) -> Any:
         _array(given("mixture")),
         _variance(given("variance")),
         _array(given("posterior_variance")),
-        _coefficients(given("following"), frames),
+        _coefficients(arguments["following"], frames) if "following" in arguments else None,
         _array(given("other_state")),
         _array(given("other_score")),
         noise_argument(given("other_noise")),
