@@ -80,6 +80,13 @@ class _Reader(Protocol):
         """No more is read."""
 
 
+class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
+    """soundfile seeks to where it is after every read, which decoders of files of unknown length refuse."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class _SoundfileReader:
     """What libsndfile reads."""
 
@@ -89,7 +96,7 @@ class _SoundfileReader:
         bit_rate, tags, chapters = lossy_facts(file) if ogg else (None, {}, [])
         file.seek(0)
         # by number: a name that is no UTF-8 could not be passed on, and one that ends in .raw would ask for its rate
-        self._file = f = soundfile.SoundFile(os.dup(file.fileno()), closefd=True)
+        self._file = f = _Sequential(os.dup(file.fileno()), closefd=True)
         tags = tags or f.copy_metadata()
         self.layout = Layout(f.samplerate, f.channels, _frames(f), f.format, f.subtype, tags, bit_rate, chapters)
 
@@ -120,7 +127,7 @@ class Recording:
         if isinstance(reader, MultimediaReader) and reader.frames is not None:
             return
         frames = 0
-        with suppress(*_decoding_errors()):
+        with suppress(*_codec_errors()):
             while read := len(reader.read(1 << 16)):
                 frames += read
         reader.close()
@@ -137,7 +144,7 @@ class Recording:
         while True:
             try:
                 chunk = self._reader.read(length)
-            except _decoding_errors() as error:
+            except _codec_errors() as error:
                 raise UnreadableError(
                     f"{self.path}: expected audio, got damaged data after {self._where()} ({reason(error)}); "
                     "copy or download it again, or rescue what is there with ffmpeg -i"
@@ -222,7 +229,7 @@ def _reader(path: Path, source: IO[bytes], remarks: list[str]) -> _Reader:
     for reader in readers:
         try:
             return reader(source)
-        except _decoding_errors() as error:
+        except _codec_errors() as error:
             told = told or reason(error)
     raise UnreadableError(f"{path}: {_NO_AUDIO}, got something else ({_looks_like(head) or told}); convert it first")
 
@@ -235,10 +242,11 @@ def _looks_like(head: bytes) -> str:
     return "text" if all(byte in b"\t\r\n" or 0x20 <= byte < 0x7F for byte in head) and head[:4] != b"RIFF" else ""
 
 
-def _decoding_errors() -> tuple[type[Exception], ...]:
+def _codec_errors() -> tuple[type[Exception], ...]:
     import av
 
-    return (soundfile.SoundFileError, av.FFmpegError, OSError, ValueError, TypeError)
+    # the last: soundfile asserts that all was written
+    return (soundfile.SoundFileError, av.FFmpegError, OSError, ValueError, TypeError, AssertionError)
 
 
 def _frames(file: Any) -> int:
@@ -312,7 +320,7 @@ def written_audio(
         try:
             kind = _MultimediaWriter if multimedia else _SoundfileWriter
             writer = kind(temporary, container, subtype, kept)
-        except _decoding_errors() as error:
+        except _codec_errors() as error:
             raise UdseError(
                 f"{path}: {container} {subtype} does not hold {source.channels} channels at "
                 f"{source.sample_rate} Hz ({reason(error)}); use another extension, such as .wav"
@@ -346,7 +354,7 @@ def written_audio(
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except (*_decoding_errors(), AssertionError) as error:
+    except _codec_errors() as error:
         raise UdseError(f"{path}: cannot write ({reason(error)}); is the disk full?") from None
 
 

@@ -126,8 +126,8 @@ def output_layout(path: Path, source: Layout) -> tuple[str, str, str | None]:
         subtype = _best(container, source.subtype)
     if subtype != source.subtype and path.suffix.lower() != ".opus":
         lost = f"{_told(container)} does not hold {source.subtype}, {subtype} instead"
-        if container in soundfile.available_formats() and source.subtype in soundfile.available_subtypes(container):
-            lost = f"{source.subtype} would change the length, {subtype} instead"  # it comes in whole blocks
+        if source.subtype.endswith("ADPCM") or source.subtype in ("GSM610", "G721_32", "G723_24", "G723_40"):
+            lost = f"{source.subtype} would lengthen it to whole blocks, {subtype} instead"
     if container in ("WAV", "WAVEX") and source.frames * source.channels * _BYTES.get(subtype, 2) > _WAV_LIMIT:
         container, lost = "RF64", "longer than WAV can say, RF64 instead"
     return container, subtype, lost

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udse_fast.audio.layout import Layout
-from udse_fast.errors import UdseError, reason
 
-READABLE = ",".join(
-    ["aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dsf", "eac3", "flac", "flv", "iff", "matroska,webm",
-     "mov,mp4,m4a,3gp,3g2,mj2", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "ogg", "oma", "rm", "tak", "tta", "voc", "w64",
-     "wav", "wv", "xwma"]
-)  # fmt: skip
+READABLE = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,eac3,flac,flv,iff,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpc,mpc8,"
+    "mpeg,mpegts,ogg,oma,rm,tak,tta,voc,w64,wav,wv,xwma"
+)
 """Demuxers that may be tried. None of them opens other files, as playlists do."""
 OPTIONS = {"format_whitelist": READABLE, "protocol_whitelist": "none"}
 
@@ -206,6 +203,9 @@ class MultimediaWriter:
     def write(self, samples: NDArray[Any]) -> None:
         """Append (n, channels) int16 or float32."""
         import av
+
+        if not len(samples):
+            return  # FFmpeg knows no empty frame
 
         packed = "s16" if samples.dtype == np.int16 else "flt"
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format=packed, layout=self._layout)
