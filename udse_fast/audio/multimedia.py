@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import IO, Any
 
@@ -176,6 +176,17 @@ def _tags(metadata: dict[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in metadata.items() if name.lower() not in _NOT_TAGS}
 
 
+def _vorbis_chapters(chapters: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Chapters as Vorbis comments: CHAPTER000=00:00:00.500, CHAPTER000NAME=its title."""
+    tags = {}
+    for number, chapter in enumerate(chapters):
+        minutes, milliseconds = divmod(round(chapter["start"] * chapter["time_base"] * 1000), 60_000)
+        clock = f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
+        tags[f"CHAPTER{number:03}"] = clock
+        tags[f"CHAPTER{number:03}NAME"] = chapter["metadata"].get("title", "")
+    return tags
+
+
 class MultimediaWriter:
     """One audio track in a new file; the length, tags, chapters and the bit rate of a lossy source are kept."""
 
@@ -195,7 +206,9 @@ class MultimediaWriter:
             given = source.bit_rate if own else None
             self._stream.bit_rate = given or _USUAL_BIT_RATE * source.channels
         self._container.metadata.update(source.metadata)
-        if source.chapters:
+        if container == "OGG":  # FFmpeg rounds their seconds up
+            self._container.metadata.update(_vorbis_chapters(source.chapters))
+        elif source.chapters:
             self._container.set_chapters(source.chapters)
         self._stream.codec_context.open()
         self._rate, self._frames = source.sample_rate, 0
