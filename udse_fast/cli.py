@@ -64,11 +64,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def _orderly_termination() -> Iterator[None]:
-<<<<<<< HEAD
-    """SIGTERM and SIGHUP leave through the `finally` clauses, as SIGINT does: no half-written files."""
-=======
-    """Let SIGTERM leave through the `finally` clauses, as SIGINT does, so that no file stays half written."""
->>>>>>> main
+    """Let SIGTERM and SIGHUP leave through the `finally` clauses, as SIGINT does: no file stays half written."""
 
     def terminate(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
