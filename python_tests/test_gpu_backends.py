@@ -85,8 +85,8 @@ class Backend:
 
     def __getattr__(self, name: str) -> Any:
         if name in DECLARED and "step" in self.modules:
-            run = self.modules["step"].run
-            return lambda step, **options: run(DECLARED[name], DECLARED[name].arguments(step, options))
+            run, declared = self.modules["step"].run, DECLARED[name]
+            return lambda step, **options: run(declared, declared.arguments(declared.values(step), options))
         folder, function = next((f, vars(m)[name]) for f, m in self.modules.items() if name in vars(m))
         if folder in ("fused_layers", "predictor_corrector", "posterior_step"):
             return function

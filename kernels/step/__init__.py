@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar
@@ -63,24 +63,26 @@ class Update:
     name: str
     reads: tuple[str, ...]
     """Fields of a step."""
+    needs: tuple[str, ...]
+    """Those that must be given and may not be: no noise is zero."""
     gives: tuple[str, ...]
     """Of "next" and "other_next", (B, F, T) complex, and "power", (F, T) real."""
-    options: Mapping[str, Any]
+    options: dict[str, Any]
     """Further arguments, all with a default."""
     values: Callable[[Step], tuple[Any, ...]]
     """The fields of a step that are read."""
 
-    def arguments(self, step: Step, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields and options of a call by name.
+    def arguments(self, values: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name: the fields that are read, the options with their defaults.
 
         Raises:
             UdseError: a field that is read is not given.
         """
-        fields = dict(zip(self.reads, self.values(step), strict=True))
-        for name, value in fields.items():
-            if value is None and not name.endswith("noise"):
+        fields = dict(zip(self.reads, values, strict=True))
+        for name in self.needs:
+            if fields[name] is None:
                 raise UdseError(f"{self.name} expected a step with {name}, got none: give it")
-        return {**fields, **self.options, **options}
+        return fields | self.options | options
 
 
 UPDATES: Final[dict[str, Update]] = {}
@@ -99,7 +101,8 @@ def update(reads: str, gives: str) -> Callable[[Callable[P, R]], Callable[P, R]]
         name = equations.__name__
         options = {key: p.default for key, p in inspect.signature(equations).parameters.items() if key != "step"}
         fields = ("state", "score", "coefficients", *reads.split())
-        UPDATES[name] = Update(name, fields, tuple(gives.split()), options, attrgetter(*fields))
+        needs = tuple(field for field in reads.split() if not field.endswith("noise"))
+        UPDATES[name] = Update(name, fields, needs, tuple(gives.split()), options, attrgetter(*fields))
         return equations
 
     return declare
@@ -111,26 +114,28 @@ def dispatched_update(equations: Callable[Concatenate[Step, P], R]) -> Callable[
 
     @functools.wraps(equations)
     def operation(step: Step, /, *_: P.args, **options: P.kwargs) -> R:
-        backend = chosen_backend(declared.name, (declared.values(step), *options.values()))
+        values = declared.values(step)
+        backend = chosen_backend(declared.name, (*values, *options.values()))
         if backend == "reference":
             return equations(step, *_, **options)
-        result: R = implementation(__name__, backend).run(declared, declared.arguments(step, options))
+        result: R = implementation(__name__, backend).run(declared, declared.arguments(values, options))
         return result
 
     return operation
 
 
-def empty_results(declared: Update, state: torch.Tensor, arguments: dict[str, Any]) -> dict[str, torch.Tensor | None]:
-    """Memory for what an update gives; None for a noise estimate that is not wanted ("want_noise" of the options)."""
-    wanted = arguments.pop("want_noise", True)
-    return {
-        name: torch.empty(state.shape[1:], device=state.device)
-        if name == "power"
-        else torch.empty_like(state)
-        if wanted or name == "next"
-        else None
-        for name in declared.gives
-    }
+def empty_results(declared: Update, state: torch.Tensor, want_noise: bool = True) -> dict[str, torch.Tensor | None]:
+    """Memory for what an update gives; None for a noise estimate that is not wanted."""
+    _, bins, frames = state.shape
+    results: dict[str, torch.Tensor | None] = {}
+    for name in declared.gives:
+        if name != "power":
+            results[name] = torch.empty_like(state) if want_noise or name == "next" else None
+        elif state.is_cpu:
+            results[name] = torch.empty(bins, frames)
+        else:
+            results[name] = torch.empty(bins, frames, device=state.device)
+    return results
 
 
 def as_declared(results: dict[str, torch.Tensor | None]) -> Any:

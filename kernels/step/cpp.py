@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,10 @@ from udse_fast.kernels.complex_normal.cpp import noise_argument
 from udse_fast.kernels.step import NoiseVariance, Update, as_declared, empty_results
 
 Floats = NDArray[np.float32]
+
+
+def _array(tensor: torch.Tensor | None) -> NDArray[Any] | None:
+    return None if tensor is None else tensor.numpy()
 
 
 def _number(number: float | torch.Tensor, frames: int) -> float | Floats:
@@ -32,31 +35,40 @@ def _coefficients(coefficients: Coefficients, frames: int) -> tuple[float, ...] 
     return values  # type: ignore[return-value]
 
 
-def _variance(variance: NoiseVariance, frames: int) -> Floats | tuple[Floats, Floats]:
+def _variance(variance: NoiseVariance | None) -> NDArray[Any] | tuple[Floats, Floats] | None:
     if isinstance(variance, tuple):
         return variance[0].numpy(), variance[1].numpy()
-    return variance.numpy()
-
-
-CONVERTED: dict[str, Callable[[Any, int], Any]] = {
-    **dict.fromkeys(
-        ("state", "score", "mixture", "posterior_variance", "other_state", "other_score"), lambda x, _: x.numpy()
-    ),
-    **dict.fromkeys(("noise", "other_noise"), lambda noise, _: noise_argument(noise)),
-    **dict.fromkeys(("coefficients", "following"), _coefficients),
-    "variance": _variance,
-    "guidance": _number,
-}
-"""Argument -> what the core takes of it and of the number of frames; others as they are."""
+    return _array(variance)
 
 
 def run(declared: Update, arguments: dict[str, Any]) -> Any:
-    state = arguments["state"]
-    results = empty_results(declared, state, arguments)
+    state, given = arguments["state"], arguments.get
+    results = empty_results(declared, state, given("want_noise", True))
     frames = state.shape[-1]
-    converted: dict[str, Any] = {
-        **{name: CONVERTED[name](a, frames) if name in CONVERTED else a for name, a in arguments.items()},
-        **{name: None if result is None else result.numpy() for name, result in results.items()},
-    }
-    _core.update(declared.name, **converted, threads=torch.get_num_threads())
+    _core.update(  # by position: names would cost as much as the rest of the call
+        declared.name,
+        state.numpy(),
+        arguments["score"].numpy(),
+        _coefficients(arguments["coefficients"], frames),
+        noise_argument(given("noise")),
+        _array(given("mixture")),
+        _variance(given("variance")),
+        _array(given("posterior_variance")),
+        _coefficients(arguments["following"], frames) if "following" in arguments else None,
+        _array(given("other_state")),
+        _array(given("other_score")),
+        noise_argument(given("other_noise")),
+        _number(given("guidance", 1.0), frames),
+        given("observation_variance", 0.0),
+        given("noise_bias", 1.0),
+        given("eta", 0.0),
+        given("apply", True),
+        given("power_of_state", False),
+        given("divide_tweedie", False),
+        given("paper_posterior", False),
+        _array(results.get("next")),
+        _array(results.get("other_next")),
+        _array(results.get("power")),
+        torch.get_num_threads(),
+    )
     return as_declared(results)

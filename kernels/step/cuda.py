@@ -67,7 +67,7 @@ class StepArgument:
 
 def run(declared: Update, arguments: dict[str, Any]) -> Any:
     state = arguments["state"]
-    results = empty_results(declared, state, arguments)
+    results = empty_results(declared, state, arguments.pop("want_noise", True))
     step = StepArgument({**arguments, **results})
     cuda_library().call(declared.name, state, byref(step.structure))
     return as_declared(results)

@@ -233,7 +233,7 @@ def numbers(arguments: dict[str, Any]) -> tuple[bool, tuple[float, ...] | tuple[
 
 def run(declared: Update, arguments: dict[str, Any]) -> Any:
     state, have = arguments["state"], arguments.get
-    results = empty_results(declared, state, arguments)
+    results = empty_results(declared, state, have("want_noise", True))
     samples, bins, frames = state.shape
     noise_variance = have("variance")
     V, (W, H) = (None, noise_variance) if isinstance(noise_variance, tuple) else (noise_variance, (None, None))

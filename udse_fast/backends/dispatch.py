@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 from udse_fast.errors import UdseError
 
@@ -22,13 +23,10 @@ R = TypeVar("R")
 MODULES: Final = {"reference": "reference", "cpp": "cpp", "triton": "triton_kernel", "cuda": "cuda"}
 """Backend -> module in the folder of each operation, with the functions of `reference`, which alone has defaults."""
 
-DTYPES: Final = {
-    "cpp": (torch.complex64, torch.float32, torch.bfloat16),
-    "cuda": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
-    "triton": (torch.complex64, torch.float32, torch.bfloat16, torch.float16),
-}
-"""Backend -> dtypes it takes and gives; in order of preference. The reference takes all."""
-NUMBERS: Final = (int, float)
+COMPILED: Final = ("cpp", "cuda", "triton")
+"""The other backends, in order of preference."""
+DTYPES: Final = frozenset({torch.complex64, torch.float32})
+"""What they take and give; the reference takes all."""
 DEVICES: Final = (torch.device, str)
 
 
@@ -136,43 +134,44 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _fits(backend: str, value: object) -> bool:
-    """Whether a compiled backend takes this argument as it is. This runs in every call of an operation."""
-    if isinstance(value, torch.Tensor):
-        return _tensor_fits(backend, value)
-    if value is None or isinstance(value, NUMBERS):
-        return True
-    if isinstance(value, tuple):
-        return all([_fits(backend, part) for part in value])
-    if isinstance(value, torch.dtype):
-        return value in DTYPES[backend]
-    if isinstance(value, DEVICES):
-        return torch.device(value).type == ("cpu" if _on_cpu(backend) else "cuda")
+def _fits(backend: str, arguments: tuple[object, ...]) -> bool:
+    """Whether a compiled backend takes the arguments as they are. This runs in every call of an operation."""
+    on_cpu = backend == "cpp" or (backend == "triton" and _interpreted())
+    for value in arguments:
+        if isinstance(value, Tensor):
+            if not _tensor_fits(value, on_cpu):
+                return False
+        elif value is None or isinstance(value, float):
+            continue
+        elif isinstance(value, tuple):
+            if not _fits(backend, value):
+                return False
+        elif isinstance(value, torch.dtype):
+            if value not in DTYPES:
+                return False
+        elif isinstance(value, DEVICES) and torch.device(value).type != ("cpu" if on_cpu else "cuda"):
+            return False
     return True
 
 
-def _tensor_fits(backend: str, tensor: torch.Tensor) -> bool:
+def _tensor_fits(tensor: Tensor, on_cpu: bool) -> bool:
     """It converts nothing and has no gradients."""
     if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
         return False
-    there = tensor.is_cpu if _on_cpu(backend) else tensor.is_cuda
+    there = tensor.is_cpu if on_cpu else tensor.is_cuda
     if tensor.ndim <= 1 and not tensor.is_complex():  # a number, or one per frame: the adapters convert these
         return there or tensor.is_cpu
-    return there and tensor.dtype in DTYPES[backend] and tensor.is_contiguous()
+    return there and tensor.dtype in DTYPES and tensor.is_contiguous()
 
 
 def _index(arguments: tuple[object, ...]) -> int | None:
     """Of the CUDA device that the arguments are on, or name; None: none, or the current one."""
     for value in arguments:
-        if isinstance(value, torch.Tensor) and value.is_cuda:
+        if isinstance(value, Tensor) and value.is_cuda:
             return value.get_device()
         if isinstance(value, DEVICES):
             return torch.device(value).index
     return None
-
-
-def _on_cpu(backend: str) -> bool:
-    return backend == "cpp" or (backend == "triton" and _interpreted())
 
 
 Fits: TypeAlias = Callable[[str, tuple[Any, ...]], bool]
@@ -180,7 +179,7 @@ Fits: TypeAlias = Callable[[str, tuple[Any, ...]], bool]
 
 
 def chosen_backend(
-    operation: str, arguments: tuple[Any, ...], order: tuple[str, ...] = tuple(DTYPES), fits: Fits = _fits
+    operation: str, arguments: tuple[Any, ...], order: tuple[str, ...] = COMPILED, fits: Fits = _fits
 ) -> str:
     """UDSE_BACKEND where set, else the first compiled one that takes the arguments, else the reference.
 
@@ -204,7 +203,7 @@ def chosen_backend(
         raise UdseError(f"UDSE_BACKEND={forced} is not available: {detail}")
     if forced in order and not fits(forced, arguments):
         tensors = (a for part in arguments for a in (part if isinstance(part, tuple) else (part,)))
-        descriptions = ", ".join(_description(a) for a in tensors if isinstance(a, torch.Tensor))
+        descriptions = ", ".join(_description(a) for a in tensors if isinstance(a, Tensor))
         raise UdseError(
             f"UDSE_BACKEND={forced} takes contiguous complex64 and float32 "
             f"{'CPU' if forced == 'cpp' else 'CUDA'} tensors without gradient; "
@@ -213,7 +212,7 @@ def chosen_backend(
     return forced if forced in order else "reference"
 
 
-def _description(tensor: torch.Tensor) -> str:
+def _description(tensor: Tensor) -> str:
     layout = "" if tensor.is_contiguous() else "non-contiguous "
     return f"{layout}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"
 
