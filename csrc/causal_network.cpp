@@ -576,8 +576,7 @@ struct CausalNetwork::Network {
       for (int64_t i = 0; i < items.count; ++i) {
         Item& item = items.first[i];
         const float* const gain = item.film->data() + block.film_at;
-        run.norm_film_silu(
-            {frames, 1, block.channels, C, x + i * C, next, first + i * C, next, gain, gain + C});
+        run.norm_film_silu({frames, 1, block.channels, C, x + i * C, next, first + i * C, next, gain, gain + C});
         remember(item, [&](int64_t t) { return first + t * next + i * C; }, C, block.reach, frames);
       }
       over_frames(run, block.conv1, first - block.reach * next, C, block.reach / 4 * next, rows, team.second.data(), C,
@@ -585,7 +584,8 @@ struct CausalNetwork::Network {
       over_frames(run, block.conv2, team.second.data(), C, 0, rows, x, C, Finish::add);
     }
     over_frames(run, from_frames, x, C, 0, rows, team.bands.data(), wide, Finish::add);
-    each_frame([&](float* h, const float* from) { std::memcpy(h, from, static_cast<std::size_t>(wide) * sizeof(float)); });
+    each_frame(
+        [&](float* h, const float* from) { std::memcpy(h, from, static_cast<std::size_t>(wide) * sizeof(float)); });
   }
 
   void answer(const NetworkKernels& run, Item& item) const {

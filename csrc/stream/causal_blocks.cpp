@@ -12,7 +12,7 @@ using std::size_t;
 constexpr float least_level = 1e-6f;     // largest compressed modulus below which a block counts as digital silence
 constexpr double release_seconds = 0.5;  // in which the level falls to 1/e once the loudest frame is forgotten
 constexpr float least_squares = 1e-3f;   // of the windows, where a sample is hardly seen
-constexpr float recovered_gain = 0.1f;     // of a block whose computing broke down: 20 dB down
+constexpr float recovered_gain = 0.1f;   // of a block whose computing broke down: 20 dB down
 constexpr float loudest_sample = 1e9f;   // far above full scale; powers of it are finite
 
 double seconds(const Prior& prior, int64_t samples) {

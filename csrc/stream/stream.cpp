@@ -64,8 +64,8 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
   const auto down = resampling_filter(sample_rate, network_rate), up = resampling_filter(network_rate, sample_rate);
   most_pushed_ = Resampler(down).most(piece_frames);
   for (int64_t c = 0; c < channels; ++c)
-    channels_.push_back(std::unique_ptr<Channel>(
-        new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up)}));
+    channels_.push_back(
+        std::unique_ptr<Channel>(new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up)}));
   Channel& first = *channels_[0];
   workspace_ = prior_->network.workspace(channels * settings.samples, settings.block_frames,
                                          first.blocks.sampler().noise_levels());

@@ -1,5 +1,5 @@
-// Any calls of the C interface, in any order, with any samples and lengths: codes, never a crash, and as many frames out
-// as went in. UDSE_PRIOR names the checkpoint.
+// Any calls of the C interface, in any order, with any samples and lengths: codes, never a crash, and as many frames
+// out as went in. UDSE_PRIOR names the checkpoint.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""Seeds of the fuzzers: a small checkpoint whose parts fit together up to the network, and some calls. OUT: a folder."""
+"""Seeds of the fuzzers: a small checkpoint whose parts fit together up to the network, and calls. OUT: a folder."""
 
 import json
 import random
