@@ -45,7 +45,7 @@ def speaker_of(path: Path, folder: Path) -> str:
 
 
 def split_speakers(files: list[Path], folder: Path, share: float) -> tuple[list[Path], list[Path]]:
-    """Split into (training, validation) files with no speaker in both; validation gets about `share` of the speakers."""
+    """Split into (training, validation) files with no speaker in both; about `share` of them validate."""
     speakers = sorted({speaker_of(f, folder) for f in files})
     if len(speakers) < 2:
         raise UdseError(
