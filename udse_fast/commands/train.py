@@ -12,11 +12,12 @@ import torch
 from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
+from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
-from udse_fast.networks.score_network import PRECISIONS, usable_device
+from udse_fast.networks.score_network import PRECISIONS
 from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.curves import draw_curves
@@ -112,11 +113,7 @@ def _corpora(
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return PRECISIONS[name]
-    if device.type == "cuda":
-        # older GPUs emulate bfloat16, slowly, and float16 would need its loss scaled
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if fast_bfloat16(device) else torch.float32  # float16 would need its loss scaled
 
 
 def _check(arguments: argparse.Namespace) -> None:
