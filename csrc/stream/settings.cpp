@@ -49,30 +49,45 @@ std::string present_name(const std::string& name) {
   return name;
 }
 
-ReadOutKind read_kind(const Json& value) {
-  if (value.text == "auto" || value.text == "mean") return ReadOutKind::mean;
-  if (value.text == "mean_compressed") return ReadOutKind::mean_compressed;
-  if (value.text == "wiener") return ReadOutKind::wiener;
-  if (value.text == "blend") return ReadOutKind::blend;
-  throw Error("readout: expected auto, mean, mean_compressed, wiener or blend, got " + value.text.substr(0, 32));
+bool set_if_known(StreamSettings& settings, const std::string& name, double value) {
+  for (const Whole& number : whole_numbers)
+    if (name == number.name) {
+      settings.*number.field = std::llround(value);
+      return true;
+    }
+  for (const Real& number : real_numbers)
+    if (name == number.name) {
+      settings.*number.field = value;
+      return true;
+    }
+  return false;
 }
 
 // Settings that are unknown here are of other samplers, or of overlapping blocks.
 void apply(const Json& section, StreamSettings& settings) {
   for (const auto& [given, value] : section.members) {
     const std::string name = present_name(given);
-    if (name == "readout") settings.readout = read_kind(value);
+    if (name == "readout") settings.readout = read_out_kind(value.text);
     if (value.kind != Json::number) continue;
     if (name == "corrector_snr" && value.value != 0)
       throw Error("corrector_snr: expected 0 in a checkpoint for streams, got " + std::to_string(value.value));
-    for (const Whole& number : whole_numbers)
-      if (name == number.name) settings.*number.field = std::llround(value.value);
-    for (const Real& number : real_numbers)
-      if (name == number.name) settings.*number.field = value.value;
+    set_if_known(settings, name, value.value);
   }
 }
 
 }  // namespace
+
+void set_number(StreamSettings& settings, const std::string& name, double value) {
+  if (!set_if_known(settings, name, value)) throw Error("expected a setting of streams, got " + name.substr(0, 32));
+}
+
+ReadOutKind read_out_kind(const std::string& name) {
+  if (name == "auto" || name == "mean") return ReadOutKind::mean;
+  if (name == "mean_compressed") return ReadOutKind::mean_compressed;
+  if (name == "wiener") return ReadOutKind::wiener;
+  if (name == "blend") return ReadOutKind::blend;
+  throw Error("readout: expected auto, mean, mean_compressed, wiener or blend, got " + name.substr(0, 32));
+}
 
 StreamSettings read_settings(const Json* inference) {
   StreamSettings settings;

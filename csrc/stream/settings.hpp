@@ -1,6 +1,8 @@
 // How a stream enhances: what a checkpoint recommends, and what a caller may set.
 #pragma once
 
+#include <string>
+
 #include "stream/json.hpp"
 #include "udse_core.hpp"
 
@@ -23,6 +25,11 @@ struct StreamSettings {
 
 // Settings of a checkpoint's section "inference" for the sampler DDRM, which it must recommend or leave open.
 StreamSettings read_settings(const Json* inference);
+
+// One of the numbers, by its name in Python. Throws Error where there is none of it.
+void set_number(StreamSettings& settings, const std::string& name, double value);
+// auto, mean, mean_compressed, wiener or blend
+ReadOutKind read_out_kind(const std::string& name);
 
 // Throws Error, which names the setting, the range and the value.
 void check(const StreamSettings& settings);

@@ -132,6 +132,7 @@ int64_t Stream::run_block(int64_t most_given, Writer& to) {
       if (active_[c]) requests_.push_back(channels_[c]->blocks.sampler().request(call));
     if (requests_.empty()) break;
     prior_->network.step(requests_.data(), requests_.size(), workspace_);
+    network_calls_ += static_cast<int64_t>(requests_.size());
     for (size_t c = 0; c < channels_.size(); ++c)
       if (active_[c]) channels_[c]->blocks.sampler().answer(call, channels_[c]->blocks.noise_model());
   }
@@ -190,7 +191,7 @@ void Stream::reset() {
     channel->before.reset();
     channel->after.reset();
   }
-  received_ = returned_ = 0;
+  received_ = returned_ = network_calls_ = 0;
 }
 
 int64_t Stream::recovered_blocks() const {

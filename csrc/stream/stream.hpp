@@ -46,6 +46,8 @@ class Stream {
   // Throws Error for bytes that are damaged or of a stream with other settings; this stream is then as before.
   void restore(const unsigned char* bytes, std::size_t size);
 
+  // Of this signal: network calls per posterior sample, of all blocks and channels
+  std::int64_t network_calls() const { return network_calls_; }
   // Blocks whose computing broke down, and that were given as they came, 20 dB down
   std::int64_t recovered_blocks() const;
 
@@ -79,7 +81,7 @@ class Stream {
   std::vector<float> piece_, resampled_, silence_, given_;
   Ring mixture_;  // frames that came, those that were not given yet among them
   float remaining_noise_;
-  std::int64_t received_ = 0, returned_ = 0;
+  std::int64_t received_ = 0, returned_ = 0, network_calls_ = 0;
 };
 
 }  // namespace udse
