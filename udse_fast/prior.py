@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,24 +48,34 @@ class Prior:
 class CausalPrior:
     """The score of a causal network that goes on, block after block, from what it saw before.
 
-    Every call of a block (step by step) sees the past at its own noise level: a memory for each.
+    Every call of a block (step by step) sees the past at its own noise level: a memory for each. A prior is for one
+    block: what it was made of stays as it was, and `next_block` makes the one that goes on from this.
+
+    Args:
+        network: a causal one.
+        before: the memories that the block before left (`Past` or `Memory`), one per call; empty for the first block.
     """
 
-    def __init__(self, network: ScoreNetwork) -> None:
+    def __init__(self, network: ScoreNetwork, before: Sequence[Any] = ()) -> None:
         self.network = network
         self.batch_key = id(network)
-        self.pasts: list[Any] = []  # `Past` or `Memory`
-        self._call = 0
+        self.pasts: list[Any] = []
+        """What this block leaves."""
+        self._before = before
 
-    def next_block(self) -> None:
-        """The calls that follow are those of the next block, from its first step."""
-        self._call = 0
+    def next_block(self) -> CausalPrior:
+        """The prior of the block after this one."""
+        return CausalPrior(self.network, self.pasts)
+
+    @property
+    def kind(self) -> str:
+        """Of the memories: "torch", or "core" for those of the C++ core."""
+        return self.network.new_past().kind
 
     def _next_past(self) -> Any:
-        if self._call == len(self.pasts):
-            self.pasts.append(self.network.new_past())
-        self._call += 1
-        return self.pasts[self._call - 1].rewind()
+        call = len(self.pasts)
+        self.pasts.append(self._before[call].copy() if call < len(self._before) else self.network.new_past())
+        return self.pasts[call]
 
     def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
         """S(s, t), (B, F, T) complex."""
@@ -90,7 +101,8 @@ class CausalPrior:
 
     def restore(self, state: list[list[Tensor]]) -> None:
         """Go on from `state`."""
-        self.pasts = [type(self.network.new_past())(list(kept)) for kept in state]
+        make = type(self.network.new_past())
+        self.pasts = [make(list(kept)) for kept in state]
 
 
 def _label(source: str) -> int:

@@ -166,7 +166,6 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) ->
     from tqdm import tqdm
 
     from udse_fast.audio.files import open_recording, written_audio
-    from udse_fast.enhancer import OVERLAPPING_STREAM
     from udse_fast.plots import RunningSpectrogram, draw_spectrograms
 
     started = time.perf_counter()
@@ -176,8 +175,7 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) ->
         expected = layout.frames / layout.sample_rate
         try:
             # the result of `Enhancer.enhance`, in constant memory
-            as_whole = {} if causal else {name: getattr(enhancer.settings, name) for name in OVERLAPPING_STREAM}
-            stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=causal, **as_whole)
+            stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=causal, whole_signal=not causal)
         except UdseError as error:
             raise UdseError(f"{job.source}: {error}") from None
         writers = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,12 +20,18 @@ class Memory:
     first block. It is updated in place; what a `Memory` is made of is copied.
     """
 
+    kind: ClassVar[str] = "core"
+
     def __init__(self, kept: list[Tensor] | None = None) -> None:
         self.kept = [] if kept is None else [layer.clone() for layer in kept]
 
     def rewind(self) -> Memory:
         """Itself: ready for the next block."""
         return self
+
+    def copy(self) -> Memory:
+        """For the next block, which leaves this one as it is."""
+        return Memory(self.kept)
 
     @classmethod
     def joined(cls, memories: list[Memory], sizes: list[int]) -> Memory:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,8 @@ class Past:
     (or batch of signals). Before the first block all is zero, as the padding of a whole signal is.
     """
 
+    kind: ClassVar[str] = "torch"
+
     def __init__(self, kept: list[Tensor] | None = None) -> None:
         self.kept = [] if kept is None else kept
         self._next = 0
@@ -79,6 +81,10 @@ class Past:
         """Back to the first layer, for the next block."""
         self._next = 0
         return self
+
+    def copy(self) -> Past:
+        """For the next block, which leaves this one as it is: tensors are replaced, not written to."""
+        return Past(list(self.kept))
 
     @classmethod
     def joined(cls, pasts: list[Past], sizes: list[int]) -> Past:

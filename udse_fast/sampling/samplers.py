@@ -14,7 +14,7 @@ from torch import Tensor
 
 from udse_fast.backends.cuda_graphs import Replayed, WholePass
 from udse_fast.checks import Range, complex_tensor, described, flag, real_number, whole_number
-from udse_fast.errors import UdseError
+from udse_fast.errors import Diverged, UdseError
 from udse_fast.kernels.complex_normal import NoiseKey
 from udse_fast.sampling.diffusion import Likelihood, Pass, Score, asked_score, reverse_diffusion
 from udse_fast.sampling.likelihoods.ddrm import DDRM
@@ -250,7 +250,7 @@ def posterior_pass(
     if nmf is not None:
         nmf.W, nmf.H = result[3:]
     if not all(torch.isfinite(torch.view_as_real(state)).all() for state in (speech, noise) if state is not None):
-        raise UdseError(
+        raise Diverged(
             f"sampler {sampler!r}: the reverse pass diverged with {len(times)} steps; give more steps or less guidance"
         )
     return Posterior(speech, noise, noise_model, calls)
