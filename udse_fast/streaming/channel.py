@@ -58,11 +58,9 @@ class Channel:
         """Speech and noise (m,) that are ready; they add up to what came."""
         speech, self._speech = self._speech, np.zeros(0, np.float32)
         mixture, self._mixture = self._mixture[: len(speech)], self._mixture[len(speech) :].copy()
-        noise = mixture - speech
         if self.leave:
-            speech = speech + self.leave * noise
-            noise = mixture - speech
-        return speech, noise
+            speech = (1 - self.leave) * speech + self.leave * mixture
+        return speech, mixture - speech
 
     def state(self) -> dict[str, Any]:
         """Everything that the samples to come depend on."""
