@@ -24,7 +24,7 @@ from udse_fast import Enhancer, Stream, UdseError, load_network
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.nmf_is import nmf_update
-from udse_fast.networks.compact import Past
+from udse_fast.networks.past import LayerPast
 from udse_fast.sampling.diffusion import Pass
 from udse_fast.sampling.noise_models import OnlineNMF
 from udse_fast.sampling.samplers import Posterior
@@ -81,7 +81,7 @@ def test_block_by_block_equals_the_whole_signal(tiny_checkpoints: dict[str, Path
     with torch.inference_mode():
         whole = module.posterior(u, a)
         module.set_causal_block(trained_for)  # what comes with a past is one block, however long
-        past = Past()
+        past = LayerPast()
         parts = [module.posterior(part, a, None, past.rewind()) for part in u.split(block, dim=-1)]
     for expected, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert relative(torch.cat(pieces, dim=-1), expected) < 1e-5
