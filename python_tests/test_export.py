@@ -101,9 +101,10 @@ def test_torch_export_runs_without_this_package(name: str, frames: int | None, t
     assert relative(score_of(graph(*graph_inputs(*inputs))), network.score(*inputs)) < ROUNDING
 
 
+@pytest.mark.needs("onnxruntime", "onnxscript")
 def test_onnx_runs_in_onnxruntime(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    import onnxruntime
+
     network = network_of("ncsnpp-joint")
     assert export_network(network, tmp_path / "a.onnx") < ROUNDING
     assert os.listdir(tmp_path) == ["a.onnx"]  # one file, the weights inside
