@@ -1,9 +1,13 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and `@pytest.mark.needs(...)`: what a test cannot run without."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -18,14 +22,62 @@ from udse_fast.errors import UdseError  # noqa: E402
 from udse_fast.networks import build_network  # noqa: E402
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@cache
+def _runs(isa: str) -> bool:
+    before = _core.isa()
+    try:
+        _core.set_isa(isa)
+    except UdseError:
+        return False
+    _core.set_isa(before)
+    return True
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+NEEDS: dict[str, Callable[[], object]] = {
+    "avx2": partial(_runs, "avx2"),
+    "avx512": partial(_runs, "avx512"),
+    "compiler": lambda: shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
+    "cuda": torch.cuda.is_available,
+    "nvcc": lambda: shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").is_file(),
+    "ordinary user": lambda: os.geteuid() != 0,
+    **{name: partial(_installed, name) for name in ("onnxruntime", "onnxscript", "triton", "websockets")},
+}
+"""What `@pytest.mark.needs(name, ...)` may name, and how to find out whether it is here.
+
+A test is skipped where something is missing, and fails where the environment variable UDSE_FAIL_WITHOUT (names with
+commas between them, or "all") says that it has to be here: then a broken installation cannot pass by skipping.
+"""
+
+
+def _must_be_here() -> set[str]:
+    names = {name.strip() for name in os.environ.get("UDSE_FAIL_WITHOUT", "").split(",")} - {""}
+    return set(NEEDS) if "all" in names else names
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A name that is misspelt would let tests be skipped."""
+    if unknown := _must_be_here() - NEEDS.keys():
+        raise pytest.UsageError(f"UDSE_FAIL_WITHOUT: expected all or some of {', '.join(NEEDS)}; got {unknown}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail, a test that needs what is not here."""
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if not NEEDS[name]():
+                give_up = pytest.fail if name in _must_be_here() else pytest.skip
+                give_up(f"needs {name}")
+
+
+@pytest.fixture(params=["scalar", *(pytest.param(name, marks=pytest.mark.needs(name)) for name in ("avx2", "avx512"))])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every instruction set of the C++ core that this processor has, with no way around the core."""
     before = _core.isa()
-    try:
-        _core.set_isa(request.param)
-    except UdseError as error:
-        pytest.skip(str(error))
+    _core.set_isa(request.param)
     monkeypatch.setenv("UDSE_BACKEND", "cpp")
     yield request.param
     _core.set_isa(before)
@@ -64,5 +116,5 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_checkpoints: dict[str, Path]) -> Path:
-    """The one of speech."""
+    """The checkpoint of a speech prior."""
     return tiny_checkpoints["speech"]

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast import Enhancer, Stream, UdseError, load_network
-from udse_fast.block_enhancer import CausalBlockEnhancer, Silent
+from udse_fast.block_enhancer import CausalBlockEnhancer
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.nmf_is import nmf_update
-from udse_fast.networks.compact import Past
+from udse_fast.networks.past import LayerPast
 from udse_fast.sampling.noise_models import OnlineNMF
 from udse_fast.streaming.blocks import Enhanced
 
@@ -39,14 +39,10 @@ ROUNDING = 2e-6  # of float32 overlap-add
 class Identity(CausalBlockEnhancer):
     """The plumbing alone: every block is taken for speech."""
 
-    def sample(self, analysed: Any) -> Any:
-        yield from ()
-
-    def finish(self, analysed: Any, posterior: Any) -> Enhanced[Any]:
-        if isinstance(analysed, Silent):
-            return super().finish(analysed, posterior)
-        speech = self.model.spectral.decompress(analysed.mixture * analysed.level)
-        return Enhanced(self.synthesise(speech, len(analysed.block.signal)), analysed.memory())
+    def analyse(self, block: Any) -> Enhanced[Any]:
+        spectral = self.model.spectral
+        compressed = spectral.compress(spectral.stft(block.signal, center=False))
+        return Enhanced(self.synthesise(spectral.decompress(compressed), len(block.signal)), block.memory)
 
     def open_stream(self, sample_rate: int = 16000, block_frames: int | None = None) -> Stream:
         return Stream(replace(self, settings=replace(self.settings, block_frames=block_frames)), sample_rate, 1)
@@ -92,7 +88,7 @@ def test_block_by_block_equals_the_whole_signal(tiny_checkpoints: dict[str, Path
     with torch.inference_mode():
         whole = module.posterior(u, a)
         module.set_causal_block(trained_for)  # what comes with a past is one block, however long
-        past = Past()
+        past = LayerPast()
         parts = [module.posterior(part, a, None, past.rewind()) for part in u.split(block, dim=-1)]
     for expected, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert relative(torch.cat(pieces, dim=-1), expected) < 1e-5
@@ -327,7 +323,7 @@ def test_a_block_that_fails_is_repeated(
     x = noise(9_000, channels)
     expected, parts = streamed(tiny.open_stream(channels=channels), x, [2_000, 5_000]), []
     stream = tiny.open_stream(channels=channels)
-    answer, calls = type(tiny.network).with_posterior_variance, itertools.count(1)
+    answer, calls = type(tiny.network).evaluate, itertools.count(1)
 
     def failing(*arguments: Any, **keywords: Any) -> Any:
         result = answer(*arguments, **keywords)
@@ -335,7 +331,7 @@ def test_a_block_that_fails_is_repeated(
             raise Fault  # when everything is spoiled already that the call could spoil
         return result
 
-    monkeypatch.setattr(type(tiny.network), "with_posterior_variance", failing)
+    monkeypatch.setattr(type(tiny.network), "evaluate", failing)
     for at in range(0, 9_000, 3_000):
         calls = itertools.count(1)
         with pytest.raises(Fault):
@@ -353,14 +349,14 @@ def test_one_stream_that_fails_takes_nothing_from_those_beside_it(
     signals = [noise(6_000, seed=seed) for seed in range(2)]
     streams, undisturbed = ([tiny.open_stream() for _ in signals] for _ in range(2))
     expected = tiny.process_many(undisturbed, signals)
-    answer, calls = type(tiny.network).with_posterior_variance, itertools.count(1)
+    answer, calls = type(tiny.network).evaluate, itertools.count(1)
 
     def failing(*arguments: Any, **keywords: Any) -> Any:
         if next(calls) == 4:
             raise Fault
         return answer(*arguments, **keywords)
 
-    monkeypatch.setattr(type(tiny.network), "with_posterior_variance", failing)
+    monkeypatch.setattr(type(tiny.network), "evaluate", failing)
     with pytest.raises(Fault):
         tiny.process_many(streams, signals)
     for got, right in zip(tiny.process_many(streams, [x[:0] for x in signals]), expected, strict=True):
@@ -372,7 +368,7 @@ def test_a_sampler_that_diverges_in_a_block_does_not_end_the_stream(
 ) -> None:
     """One bad block: it comes out quieter, and what was learnt before it is still there after it."""
     x = noise(20_000)
-    stream, answer, calls = tiny.open_stream(), type(tiny.network).with_posterior_variance, itertools.count()
+    stream, answer, calls = tiny.open_stream(), type(tiny.network).evaluate, itertools.count()
     before = stream.process(x[:10_000])
 
     def exploding(*arguments: Any, **keywords: Any) -> Any:
@@ -383,7 +379,7 @@ def test_a_sampler_that_diverges_in_a_block_does_not_end_the_stream(
         return stream.state()["content"]["channels"][0]["blocks"]["memory"]
 
     learnt = memory()
-    monkeypatch.setattr(type(tiny.network), "with_posterior_variance", exploding)
+    monkeypatch.setattr(type(tiny.network), "evaluate", exploding)
     with pytest.warns(RuntimeWarning, match="'ddrm' diverged in a block of a stream"):
         after = stream.process(x[10_000 : 10_000 + 3 * HOP])
     assert stream.fallbacks == 1

@@ -310,14 +310,13 @@ def test_many_recordings_at_once(tiny: Enhancer) -> None:
 
 
 def test_recordings_share_network_calls(tiny: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, score = [], type(tiny.network).score
+    sizes, evaluate = [], type(tiny.network).evaluate
 
-    def counted(self: Any, state: Tensor, *arguments: Any) -> Tensor:
+    def counted(self: Any, state: Tensor, *arguments: Any, **keywords: Any) -> Any:
         sizes.append(len(state))
-        result: Tensor = score(self, state, *arguments)
-        return result
+        return evaluate(self, state, *arguments, **keywords)
 
-    monkeypatch.setattr(type(tiny.network), "score", counted)
+    monkeypatch.setattr(type(tiny.network), "evaluate", counted)
     tiny.enhance_many([(noise(5_000), 16000)] * 3)
     assert set(sizes) == {3}
 

@@ -1,4 +1,4 @@
-"""The examples of docs/ do what they say: a stream in an audio callback, and behind a websocket."""
+"""The programs of examples/ do what they say."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def test_a_callback_plays_the_enhanced_signal_after_the_latency(enhancer: Enhanc
     assert callback.worst > 0
 
 
+@pytest.mark.needs("websockets")
 def test_a_websocket_gives_back_the_enhanced_signal(enhancer: Enhancer) -> None:
-    websockets = pytest.importorskip("websockets")
+    import websockets
+
     module = example("websocket")
     x = (signal(12_000) * 32767).astype(np.int16)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast import Enhancer, Stream, UdseError
-from udse_fast.block_enhancer import OverlapBlockEnhancer, Silent
+from udse_fast.block_enhancer import OverlapBlockEnhancer
 from udse_fast.streaming.blocks import Enhanced
 from udse_fast.streaming.overlap import OverlapBlocks
 
@@ -31,11 +31,8 @@ RESAMPLED_TWICE = 2e-3  # of the amplitude, in the passband of the two filters
 class Identity(OverlapBlockEnhancer):
     """The plumbing alone: every block is taken for speech."""
 
-    def analyse(self, block: Any) -> Any:
-        return Silent(block, block.memory)
-
-    def finish(self, analysed: Any, posterior: Any) -> Enhanced[Any]:
-        return Enhanced(analysed.block.signal.clone(), analysed.memory)
+    def analyse(self, block: Any) -> Enhanced[Any]:
+        return Enhanced(block.signal.clone(), block.memory)
 
     def open_stream(self, sample_rate: int = 16000, channels: int = 1) -> Stream:
         return Stream(self, sample_rate, channels)
@@ -349,14 +346,14 @@ class Fault(Exception):
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, network: Any, at: int) -> None:
     """Makes the call number `at` of a network fail, counted from 1; those after it do not."""
-    calls, score = itertools.count(1), type(network).score
+    calls, evaluate = itertools.count(1), type(network).evaluate
 
     def failing(*arguments: Any, **keywords: Any) -> Any:
         if next(calls) == at:
             raise Fault
-        return score(*arguments, **keywords)
+        return evaluate(*arguments, **keywords)
 
-    monkeypatch.setattr(type(network), "score", failing)
+    monkeypatch.setattr(type(network), "evaluate", failing)
 
 
 @pytest.mark.parametrize(("fail_at", "together"), [(1, 1), (4, 1), (2, 2)])
@@ -391,13 +388,13 @@ def test_a_sampler_that_diverges_in_a_block_does_not_end_the_stream(
     tiny: Enhancer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = noise(40_000)
-    stream, score, calls = tiny.open_stream(), type(tiny.network).score, itertools.count(1)
+    stream, evaluate, calls = tiny.open_stream(), type(tiny.network).evaluate, itertools.count(1)
 
-    def exploding(*arguments: Any, **keywords: Any) -> Tensor:
-        value: Tensor = score(*arguments, **keywords)
-        return value * float("inf") if next(calls) in (1, 9) else value
+    def exploding(*arguments: Any, **keywords: Any) -> Any:
+        value, variance = evaluate(*arguments, **keywords)
+        return value * float("inf") if next(calls) in (1, 9) else value, variance
 
-    monkeypatch.setattr(type(tiny.network), "score", exploding)
+    monkeypatch.setattr(type(tiny.network), "evaluate", exploding)
     with pytest.warns(RuntimeWarning, match="diverged in a block of a stream") as warned:
         y = streamed(stream, x, [20_000])
     assert len(warned) == 1
@@ -409,7 +406,7 @@ def test_a_sampler_that_diverges_in_a_block_does_not_end_the_stream(
 
 def test_fallbacks_are_counted(tiny: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = tiny.open_stream(channels=2)
-    monkeypatch.setattr(type(tiny.network), "score", lambda self, state, *_, **__: state * float("nan"))
+    monkeypatch.setattr(type(tiny.network), "evaluate", lambda self, s, *_, **__: (s * float("nan"), None))
     with pytest.warns(RuntimeWarning, match="diverged"):
         stream.process(noise(16_000, 2))
     assert stream.fallbacks == 2 * 2

@@ -6,24 +6,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from udse_fast.errors import Diverged
 from udse_fast.model import Model
-from udse_fast.prior import CausalPrior
-from udse_fast.sampling.diffusion import Pass, Score
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF, start_nmf
-from udse_fast.sampling.passes import in_step as gather
-from udse_fast.sampling.passes import run
+from udse_fast.sampling.passes import gather, run
+from udse_fast.sampling.posterior import Posterior, SamplerSettings, divergence, posterior_pass
 from udse_fast.sampling.read_out import ReadOut
-from udse_fast.sampling.samplers import Posterior, find_sampler, posterior_pass
+from udse_fast.sampling.requests import Pass, Prior
+from udse_fast.sampling.samplers import find_sampler
 from udse_fast.settings import InferenceSettings
 from udse_fast.streaming.blocks import Block, Blocks, Enhanced, Memory
 from udse_fast.streaming.causal import CausalBlocks
 from udse_fast.streaming.causal_memory import CausalMemory, Level
+from udse_fast.streaming.causal_prior import CausalPrior
 from udse_fast.streaming.overlap import OverlapBlocks
 
 LEAST_LEVEL = 1e-6
@@ -45,21 +45,13 @@ class Analysed(Generic[Memory]):
     """x (F, T) complex, compressed and normalised."""
     level: Tensor
     """What it was divided by, 0-d."""
-    score: Score
+    prior: Prior
     noise_model: NoiseModel
     read_out: ReadOut
     memory: Callable[[], Memory]
     """For the next block, once the sampler has run."""
     unspoiled: Memory
     """For the next block if the sampler diverged."""
-
-
-@dataclass(frozen=True)
-class Silent(Generic[Memory]):
-    """A block in which there is nothing to enhance."""
-
-    block: Block[Memory]
-    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -83,57 +75,58 @@ class BlockEnhancer(ABC, Generic[Memory]):
         """What cuts one channel into blocks of this kind."""
 
     @abstractmethod
-    def analyse(self, block: Block[Memory]) -> Analysed[Memory] | Silent[Memory]:
-        """The spectrogram of a block, and a noise model for it."""
+    def analyse(self, block: Block[Memory]) -> Analysed[Memory] | Enhanced[Memory]:
+        """The spectrogram of a block, and a noise model for it; of a silent block, its end."""
 
     @abstractmethod
     def synthesise(self, speech: Tensor, length: int) -> Tensor:
         """(F, T) complex, the spectrogram of the speech -> its samples (length,)."""
 
-    def sample(self, analysed: Analysed[Memory] | Silent[Memory]) -> Pass[Posterior | None]:
-        """The reverse pass; None where there is nothing to sample, or where the sampler diverged."""
-        if isinstance(analysed, Silent):
-            return None
-        model, settings = self.model, self.settings
+    @cached_property
+    def sampler_settings(self) -> SamplerSettings:
+        """Of the reverse pass: checked here, once."""
+        settings = self.settings
         times, dt = settings.time_grid()
-        try:
-            posterior = yield from posterior_pass(
-                analysed.mixture,
-                analysed.score,
-                model.sampler,
-                steps=settings.steps,
-                samples=settings.samples,
-                em_rounds=settings.em_rounds,
-                rank=settings.rank,
-                seed=self.seed,
-                first_frame=analysed.block.first_frame,
-                noise_model=analysed.noise_model,
-                times=times,
-                dt=dt,
-                corrector_snr=settings.corrector_snr,
-                sde=model.sde,
-                replayed=model.passes if analysed.score is model.prior else None,  # a causal prior has a memory
-                **model.options,
-            )
-        except Diverged:
-            if self.falls_back:
-                return None
-            raise
-        return posterior
+        return SamplerSettings(
+            self.model.sampler,
+            samples=settings.samples,
+            rank=settings.rank,
+            em_rounds=settings.em_rounds,
+            seed=self.seed,
+            times=times,
+            dt=dt,
+            corrector_snr=settings.corrector_snr,
+            sde=self.model.sde,
+            options=self.model.options,
+        )
 
-    def finish(self, analysed: Analysed[Memory] | Silent[Memory], posterior: Posterior | None) -> Enhanced[Memory]:
-        """Read the samples out."""
-        signal = analysed.block.signal
-        if isinstance(analysed, Silent):
-            return Enhanced(torch.zeros_like(signal), analysed.memory)
-        if posterior is None:
-            speech = self.model.spectral.decompress(analysed.mixture * analysed.level) * FALL_BACK_GAIN
-            return Enhanced(self._samples(speech, signal), analysed.unspoiled, diverged=True)
-        speech = analysed.read_out(posterior, analysed.mixture, analysed.level)
-        return Enhanced(self._samples(speech, signal), analysed.memory())
+    def sample(self, analysed: Analysed[Memory]) -> Pass[Posterior]:
+        """The reverse pass."""
+        return posterior_pass(
+            analysed.mixture,
+            analysed.prior,
+            self.sampler_settings,
+            first_frame=analysed.block.first_frame,
+            noise_model=analysed.noise_model,
+            replayed=self.model.passes if analysed.prior is self.model.prior else None,  # a causal prior has a memory
+        )
 
-    def _samples(self, speech: Tensor, signal: Tensor) -> Tensor:
-        return self.synthesise(speech, len(signal)).to(signal)
+    def finish(self, analysed: Analysed[Memory], posterior: Posterior) -> Enhanced[Memory]:
+        """Read the samples out.
+
+        Raises:
+            UdseError: the sampler diverged, and nothing takes its place.
+        """
+        if not posterior.diverged:
+            speech = analysed.read_out(posterior, analysed.mixture, analysed.level)
+            return Enhanced(self._samples(speech, analysed.block), analysed.memory())
+        if not self.falls_back:
+            raise divergence(self.sampler_settings)
+        speech = FALL_BACK_GAIN * self.model.spectral.decompress(analysed.mixture * analysed.level)
+        return Enhanced(self._samples(speech, analysed.block), analysed.unspoiled, diverged=True)
+
+    def _samples(self, speech: Tensor, block: Block[Memory]) -> Tensor:
+        return self.synthesise(speech, len(block.signal)).to(block.signal)
 
     def read_out(self, forgetting: float = 0.0) -> ReadOut:
         """From samples to one estimate; `forgetting` from block to block."""
@@ -171,10 +164,10 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
     def new_blocks(self) -> OverlapBlocks:
         return OverlapBlocks.of(self.settings, self.model.spectral)
 
-    def analyse(self, block: Block[Tensor | None]) -> Analysed[Tensor | None] | Silent[Tensor | None]:
+    def analyse(self, block: Block[Tensor | None]) -> Analysed[Tensor | None] | Enhanced[Tensor | None]:
         mixture, level = self.model.spectral.analyse(block.signal.to(self.model.device))
         if not level > 0:
-            return Silent(block, block.memory)
+            return Enhanced(torch.zeros_like(block.signal), block.memory)
         make = self.make_noise_model or self._start_nmf
         noise_model = make(mixture, level, block)
 
@@ -219,13 +212,13 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
         memory = CausalMemory(CausalPrior(model.network), noise_model, self.read_out(forgetting), level)
         return CausalBlocks(model.spectral, frames, memory)
 
-    def analyse(self, block: Block[CausalMemory]) -> Analysed[CausalMemory] | Silent[CausalMemory]:
+    def analyse(self, block: Block[CausalMemory]) -> Analysed[CausalMemory] | Enhanced[CausalMemory]:
         spectral = self.model.spectral
         compressed = spectral.compress(spectral.stft(block.signal.to(self.model.device), center=False))
         level = block.memory.level.after(compressed)
         unspoiled = replace(block.memory, level=level)
         if not level.now > LEAST_LEVEL:
-            return Silent(block, unspoiled)
+            return Enhanced(torch.zeros_like(block.signal), unspoiled)
         memory, now = unspoiled.copy(), level.now.to(self.model.device)
         mixture = compressed / now
         memory.noise_model.next_block(mixture)
@@ -241,9 +234,11 @@ def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Block[Any]]]) -> lis
     """Enhance blocks of any number of signals; their network calls are made as one batch."""
     with torch.no_grad():
         analysed = [enhancer.analyse(block) for enhancer, block in jobs]
-        passes = [enhancer.sample(one) for (enhancer, _), one in zip(jobs, analysed, strict=True)]
-        posteriors = run(gather(passes))
+        heard = [
+            (enhancer, one) for (enhancer, _), one in zip(jobs, analysed, strict=True) if isinstance(one, Analysed)
+        ]
+        posteriors = iter(run(gather([enhancer.sample(one) for enhancer, one in heard])))
         return [
-            enhancer.finish(one, posterior)
-            for (enhancer, _), one, posterior in zip(jobs, analysed, posteriors, strict=True)
+            enhancer.finish(one, next(posteriors)) if isinstance(one, Analysed) else one
+            for (enhancer, _), one in zip(jobs, analysed, strict=True)
         ]

@@ -9,10 +9,6 @@ class UdseError(ValueError):
     """Bad input, file, setting or environment. The command line prints it and exits with 2."""
 
 
-class Diverged(UdseError):
-    """A reverse pass that ended in NaN or infinity."""
-
-
 def reason(error: BaseException) -> str:
     """What a library says, without the path, which soundfile mentions in some errors."""
     return " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".") or type(error).__name__

@@ -16,9 +16,9 @@ from udse_fast.checkpoints.checkpoint import fingerprint, load_network
 from udse_fast.errors import UdseError
 from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, usable_device
-from udse_fast.prior import Prior
+from udse_fast.prior import NetworkPrior
 from udse_fast.sampling.samplers import OPTIONS, find_sampler, recommended_sampler
-from udse_fast.sampling.sde import OUVE
+from udse_fast.sampling.sde import SDE
 from udse_fast.settings import InferenceSettings, setting_names
 
 BUILT_IN, BUILT_IN_JOINT, BUILT_IN_CAUSAL = "speech", "joint", "causal"
@@ -45,15 +45,15 @@ class Model:
         """The domain that the prior was trained in."""
         return Spectral(**{**self.network.config["stft"], **self.network.config["compression"]})
 
-    @cached_property
-    def sde(self) -> OUVE:
+    @property
+    def sde(self) -> SDE:
         """The forward process of the prior."""
-        return OUVE(**{name: value for name, value in self.network.config["sde"].items() if name != "name"})
+        return self.network.sde
 
     @cached_property
-    def prior(self) -> Prior:
+    def prior(self) -> NetworkPrior:
         """The score of whole blocks."""
-        return Prior(self.network, self.noise_network)
+        return NetworkPrior(self.network, self.noise_network)
 
     @cached_property
     def passes(self) -> Replayed | None:

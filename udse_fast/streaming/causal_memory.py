@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udse_fast.prior import CausalPrior
 from udse_fast.sampling.noise_models import OnlineNMF
 from udse_fast.sampling.read_out import ReadOut
+from udse_fast.streaming.causal_prior import CausalPrior
 
 RELEASE_SECONDS = 0.5
 """In which the level falls to 1/e once the loudest frame is forgotten: a step would be heard by the prior."""

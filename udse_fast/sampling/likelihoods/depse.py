@@ -7,19 +7,26 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from udse_fast.kernels.posterior_step import product_of_gaussians
-from udse_fast.sampling.diffusion import Transition
-from udse_fast.sampling.likelihoods.base import SpeechLikelihood
+from udse_fast.sampling.likelihoods.base import SpeechLikelihood, States, Transition
 from udse_fast.sampling.randomness import Draw
 
 
 @dataclass
 class DEPSEIL(SpeechLikelihood):
-    """Implicit likelihood: N(delta x; s, delta^2 (a^2 + V)); NMF update after the step."""
+    """Implicit likelihood of the mixture given the state.
+
+    1. start: s = x + sigma z
+    2. transition: N(m, g^2 dt), m = s + gamma s dt + g^2 S dt
+    3. likelihood: N(delta x; s, delta^2 (a^2 + V)), a = sigma / delta
+    4. s <- a draw from the product of the two Gaussians
+    5. M-step: V by NMF-IS on P = mean |x - s0|^2, s0 = s + sigma^2 S
+    """
 
     divide_tweedie: bool = False
+    """s0 divided by delta (the Tweedie mean), or not (the published code)."""
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
-        step = transitions["speech"]
+    def next_state(self, transition: Transition, draw: Draw) -> Tensor:
+        step = transition
         state, power = product_of_gaussians(
             step.state,
             step.score,
@@ -30,22 +37,31 @@ class DEPSEIL(SpeechLikelihood):
             divide_tweedie=self.divide_tweedie,
         )
         self.noise_model.fit(power)
-        return {"speech": state}
+        return state
 
 
 @dataclass
 class DEPSETL(SpeechLikelihood):
-    """Tractable likelihood of a freshly diffused mixture x_t: N(x_t; s, delta^2 V); NMF update at the top of a step."""
+    """Tractable likelihood of a freshly diffused mixture.
+
+    1. start: s = x + sigma z
+    2. M-step, from the second step on: V by NMF-IS on P
+    3. transition: N(m, g^2 dt), m = s + gamma s dt + g^2 S dt
+    4. likelihood: N(x_t; s, delta^2 V), x_t = delta x + sigma z_f
+    5. s <- a draw from the product of the two Gaussians
+    6. P = mean |x - s0|^2, s0 = (s + sigma^2 S) / delta
+    """
 
     divide_tweedie: bool = True
+    """s0 divided by delta (the Tweedie mean, as published), or not."""
     _power: Tensor = field(init=False, repr=False)
 
-    def before_step(self, states: dict[str, Tensor], first: bool) -> None:
+    def before_step(self, states: States, first: bool) -> None:
         if not first:
             self.noise_model.fit(self._power)
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
-        step = transitions["speech"]
+    def next_state(self, transition: Transition, draw: Draw) -> Tensor:
+        step = transition
         state, self._power = product_of_gaussians(
             step.state,
             step.score,
@@ -53,7 +69,7 @@ class DEPSETL(SpeechLikelihood):
             self.noise_model.variance,
             step.coefficients,
             step.noise,
-            forward_noise=draw("forward_mixture", index),
+            forward_noise=draw("forward_mixture", step.index),
             divide_tweedie=self.divide_tweedie,
         )
-        return {"speech": state}
+        return state
