@@ -119,7 +119,8 @@ class BlockEnhancer(ABC, Generic[Memory]):
         """
         if not posterior.diverged:
             speech = analysed.read_out(posterior, analysed.mixture, analysed.level)
-            return Enhanced(self._samples(speech, analysed.block), analysed.memory())
+            samples, calls = self._samples(speech, analysed.block), posterior.score_evaluations
+            return Enhanced(samples, analysed.memory(), network_calls=calls)
         if not self.falls_back:
             raise divergence(self.sampler_settings)
         speech = FALL_BACK_GAIN * self.model.spectral.decompress(analysed.mixture * analysed.level)

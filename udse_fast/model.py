@@ -39,6 +39,8 @@ class Model:
     """Of the sampler, see `udse_fast.sampling.samplers.SAMPLERS`."""
     device: torch.device
     precision: str
+    passes: Replayed | None = None
+    """Where reverse passes of whole blocks are recorded; on CUDA devices only."""
 
     @cached_property
     def spectral(self) -> Spectral:
@@ -54,13 +56,6 @@ class Model:
     def prior(self) -> NetworkPrior:
         """The score of whole blocks."""
         return NetworkPrior(self.network, self.noise_network)
-
-    @cached_property
-    def passes(self) -> Replayed | None:
-        """Where reverse passes are recorded; on CUDA devices only."""
-        if self.device.type != "cuda":
-            return None
-        return Replayed(lambda: addresses(self.network.graph, self.noise_network.graph))
 
     @cached_property
     def fingerprints(self) -> tuple[str, str]:
@@ -102,14 +97,16 @@ def load_model(
             f"sampler {chosen!r}: expected a joint speech and noise prior, got a checkpoint of one source; "
             "give noise_checkpoint too, or train with --speech and --noise"
         )
-    precision = _precision(precision, on, network)
+    precision, passes = _precision(precision, on, network), None
     if on.type == "cuda":
         fast = {n: optimised_or_plain(n, precision) for n in {network, noise_network}}
         network, noise_network = fast[network], fast[noise_network]
+        graphs = network.graph, noise_network.graph
+        passes = Replayed(lambda: addresses(*graphs))
     else:
         for each in (network, noise_network):
             each.to(on, precision)
-    return Model(network, noise_network, chosen, settings, options, on, precision)
+    return Model(network, noise_network, chosen, settings, options, on, precision, passes)
 
 
 def _recommended(network: ScoreNetwork, sampler: str, checkpoint: Path | None) -> dict[str, Any]:

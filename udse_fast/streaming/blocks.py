@@ -32,7 +32,9 @@ class Enhanced(Generic[Memory]):
     memory: Memory
     """What the next block starts from."""
     diverged: bool = False
-    """The sampler diverged, and a filter took its place."""
+    """The sampler diverged, and `speech` is the mixture, attenuated."""
+    network_calls: int = 0
+    """Per posterior sample."""
 
 
 class Blocks(Protocol):

@@ -26,8 +26,6 @@ class Channel:
     def __init__(self, blocks: Blocks, rate: int, network_rate: int, leave: float) -> None:
         self.blocks, self.leave = blocks, leave
         self.before, self.after = Resampler(rate, network_rate), Resampler(network_rate, rate)
-        self.diverged = 0
-        """Blocks in which a filter took the place of the sampler."""
         self._mixture = np.zeros(0, np.float32)  # what came, from the first sample that was not given out yet on
         self._speech = np.zeros(0, np.float32)  # what is ready
 
@@ -44,7 +42,6 @@ class Channel:
     def accept(self, block: Block[Any], enhanced: Enhanced[Any]) -> None:
         """The result of the first block that is due."""
         self._ready(self.blocks.accept(block, enhanced).numpy())
-        self.diverged += enhanced.diverged
 
     def finish(self) -> None:
         """What is left after the end, when no block is due."""

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -30,6 +30,17 @@ _FALL_BACK = (
     "sampler {!r} diverged in a block of a stream: the mixture is given out 20 dB down there, and so in later blocks "
     "without a word (Stream.fallbacks counts them); more steps or less guidance keep it from that"
 )
+
+
+@dataclass
+class Counts:
+    """Of one signal so far."""
+
+    received: int = 0
+    busy_seconds: float = 0.0
+    last_seconds: float = 0.0
+    fallbacks: int = 0
+    network_calls: int = 0
 
 
 class Stream:
@@ -62,11 +73,12 @@ class Stream:
     def reset(self) -> None:
         """Forget everything; the next sample is the first."""
         with self._lock:
-            self._channels = self._new_channels()
-            self._format: AudioFormat | None = None
-            self._received = 0
-            self._busy_seconds = 0.0
-            self._last_seconds = 0.0
+            self._start_anew()
+            self._counts = Counts()
+
+    def _start_anew(self) -> None:
+        self._channels = self._new_channels()
+        self._format: AudioFormat | None = None
 
     def _new_channels(self) -> list[Channel]:
         network_rate = self.enhancer.model.spectral.sample_rate
@@ -96,18 +108,23 @@ class Stream:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing per second of audio so far."""
-        return self._busy_seconds * self.sample_rate / max(1, self._received)
+        """Seconds of computing per second of audio, of this signal or, when it was flushed, of the last."""
+        return self._counts.busy_seconds * self.sample_rate / max(1, self._counts.received)
 
     @property
     def last_seconds(self) -> float:
         """Time that the last call took: above the length of its chunk, a live stream falls behind."""
-        return self._last_seconds
+        return self._counts.last_seconds
 
     @property
     def fallbacks(self) -> int:
-        """Blocks so far, of all channels, in which the sampler diverged and the mixture came out 20 dB down instead."""
-        return sum(channel.diverged for channel in self._channels)
+        """Blocks of this signal in which the sampler diverged, and the mixture was given out 20 dB down instead."""
+        return self._counts.fallbacks
+
+    @property
+    def network_calls(self) -> int:
+        """Of this signal: calls per posterior sample, of all blocks; those that are made as one batch count for each."""
+        return self._counts.network_calls
 
     def process(self, chunk: Audio) -> Audio:
         """Feed a chunk (n,) or (channels, n), n >= 0; returns what is ready, in the same form.
@@ -149,8 +166,10 @@ class Stream:
         return audio_format, samples
 
     def _receive(self, audio_format: AudioFormat, samples: Samples) -> None:
+        if self._format is None:
+            self._counts = Counts()
         self._format = self._latest_format = audio_format
-        self._received += samples.shape[1]
+        self._counts.received += samples.shape[1]
         for channel, row in zip(self._channels, samples, strict=True):
             channel.push(row)
 
@@ -192,14 +211,13 @@ class Stream:
         return {
             "channels": [channel.state() for channel in self._channels],
             "format": None if self._format is None else asdict(self._format),
-            "received": self._received,
         }
 
     def _go_on_from(self, content: dict[str, Any]) -> None:
         channels = self._new_channels()
         for channel, kept in zip(channels, content["channels"], strict=True):
             channel.restore(kept)
-        self._channels, self._received = channels, content["received"]
+        self._channels = channels
         self._format = None if content["format"] is None else AudioFormat(**content["format"])
 
 
@@ -221,10 +239,12 @@ def advance(streams: Sequence[Stream]) -> None:
                 if enhanced.diverged and not stream.fallbacks:
                     warnings.warn(_FALL_BACK.format(stream.enhancer.model.sampler), RuntimeWarning, stacklevel=4)
                 channel.accept(block, enhanced)
+                stream._counts.fallbacks += enhanced.diverged
+                stream._counts.network_calls += enhanced.network_calls
     finally:
         for stream in streams:
-            stream._last_seconds = time.perf_counter() - started
-            stream._busy_seconds += stream._last_seconds
+            stream._counts.last_seconds = time.perf_counter() - started
+            stream._counts.busy_seconds += stream._counts.last_seconds
 
 
 def flush_together(streams: Sequence[Stream]) -> list[tuple[Any, Any]]:
@@ -248,7 +268,7 @@ def flush_together(streams: Sequence[Stream]) -> list[tuple[Any, Any]]:
         raise
     rest = [stream._taken() for stream in streams]
     for stream in streams:
-        stream.reset()
+        stream._start_anew()
     return rest
 
 
