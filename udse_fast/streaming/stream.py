@@ -123,7 +123,7 @@ class Stream:
 
     @property
     def network_calls(self) -> int:
-        """Of this signal: calls per posterior sample, of all blocks; those that are made as one batch count for each."""
+        """Of this signal: network calls per posterior sample, of all blocks, alone or in one batch with others."""
         return self._counts.network_calls
 
     def process(self, chunk: Audio) -> Audio:
