@@ -22,7 +22,6 @@ from udse_fast.errors import UdseError  # noqa: E402
 from udse_fast.networks import build_network  # noqa: E402
 
 
-
 @cache
 def _runs(isa: str) -> bool:
     before = _core.isa()

@@ -270,7 +270,9 @@ def test_odd_signals(x: NDArray[np.float64], rate: int, fast: list[str]) -> None
     assert y.any() or not x.any() or len(x) == 1
 
 
-def test_a_file_cut_in_the_middle_of_its_codec_leaves_no_half_result(fast: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_cut_in_the_middle_of_its_codec_leaves_no_half_result(
+    fast: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     x = noise(3 * RATE)
     sound("whole.flac", x)
     whole = Path("whole.flac").read_bytes()

@@ -246,7 +246,9 @@ def arguments(recordings: Path, out: Path, *more: str) -> list[str]:
 
 def test_a_signal_ends_training_with_a_saved_checkpoint(recordings: Path, tmp_path: Path) -> None:
     out = tmp_path / "prior.safetensors"
-    command_line = arguments(recordings, out, "--steps", "100000", "--save-minutes", "1e-6", "--validate-minutes", "1e-6")
+    command_line = arguments(
+        recordings, out, "--steps", "100000", "--save-minutes", "1e-6", "--validate-minutes", "1e-6"
+    )
     run = subprocess.Popen([sys.executable, "-m", "udse_fast", *command_line], stderr=subprocess.PIPE, text=True)
     give_up = time.monotonic() + 120
     while not out.is_file():  # the first checkpoint: training is under way
