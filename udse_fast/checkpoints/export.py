@@ -181,9 +181,14 @@ def _program(network: ScoreNetwork, frames: int | None) -> torch.export.Exported
     inputs = _example(network, batch=2, frames=frames or 2 * _FRAMES)
     batch = torch.export.Dim("batch")
     blocks = torch.export.Dim("blocks", min=-(-_SHORTEST // multiple), max=1 << 16)
-    state_shape = {0: batch} if frames else {0: batch, 3: blocks if multiple == 1 else multiple * blocks}
-    conditions = tuple({0: batch} | (state_shape if x.shape[-1] == inputs[0].shape[-1] else {}) for x in inputs[2:])
-    shapes = (state_shape, {0: batch}, conditions)
+    length = None if frames else blocks if multiple == 1 else multiple * blocks
+
+    def dynamic(x: Tensor) -> dict[int, Any]:
+        by_frames = length is not None and x.ndim > 2 and x.shape[-1] == inputs[0].shape[-1]
+        return {0: batch, x.ndim - 1: length} if by_frames else {0: batch}
+
+    state, time, *conditions = inputs
+    shapes = (dynamic(state), {0: batch}, tuple(dynamic(x) for x in conditions))
     try:
         with _quiet():
             program = torch.export.export(copy.deepcopy(network.plain), inputs, dynamic_shapes=shapes)
