@@ -126,7 +126,8 @@ class OnlineNMF:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.W, self.H, self._started = state["W"], state["H"], state["started"]
-        self._statistics, self._latest = tuple(state["statistics"]), tuple(state["latest"])
+        (a, b), (c, d) = state["statistics"], state["latest"]
+        self._statistics, self._latest = (a, b), (c, d)
 
 
 class FixedVariance:
