@@ -27,7 +27,7 @@ from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.past import LayerPast
 from udse_fast.sampling.diffusion import Pass
 from udse_fast.sampling.noise_models import OnlineNMF
-from udse_fast.sampling.samplers import Posterior
+from udse_fast.sampling.posterior import Posterior
 
 HOP, N_FFT, RATE = 255, 510, 16000
 RATES = (8000, 16000, 44100, 48000)
@@ -93,9 +93,9 @@ def test_every_step_has_a_past_of_its_own(tiny: Enhancer) -> None:
     stream.process(noise(40_000))
     prior = stream._channels[0].blocks.prior  # type: ignore[attr-defined]
     assert len(prior.pasts) == 3
-    sizes = [sum(kept.numel() for kept in past.kept) for past in prior.pasts]
+    sizes = [sum(kept.numel() for kept in past.kept) for past in prior.pasts.values()]
     stream.process(noise(40_000))
-    assert [sum(kept.numel() for kept in past.kept) for past in prior.pasts] == sizes
+    assert [sum(kept.numel() for kept in past.kept) for past in prior.pasts.values()] == sizes
     assert not torch.equal(prior.pasts[0].kept[0], prior.pasts[2].kept[0])
 
 
