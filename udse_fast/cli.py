@@ -25,6 +25,7 @@ COMMANDS = {
         "udse_fast.commands.stream",
         "raw PCM on stdin to raw PCM on stdout, for sox and ffmpeg",
     ),
+    "serve": ("udse_fast.commands.serve", "a websocket server with a page to try it"),
     "live": ("udse_fast.commands.live", "microphone to loudspeaker or virtual cable"),
     "train": ("udse_fast.commands.train", "a prior from a folder of clean speech, of noise, or both"),
     "evaluate": ("udse_fast.commands.evaluate", "scores of a folder of noisy and clean pairs"),

@@ -1,0 +1,1 @@
+"""Many recordings on many machines: `ray` enhances them with Ray Data."""
