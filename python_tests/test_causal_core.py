@@ -71,7 +71,7 @@ def test_equals_the_network_in_torch(isa: str, name: str) -> None:
     module = network(name)
     core, past, memory = CausalCore(module), LayerPast(), CorePast()
     noise_level = torch.tensor([0.02, 0.3, 4.0])
-    label = torch.tensor([1, 0, 1]) if module.joint else None
+    label = torch.tensor([1, 0, 1]) if module.conditions else None
     for u in blocks(module, 3, [1, 2, 3, 4, 5, 6, 7, 8, 1, 8, 3, 13]):
         module.set_causal_block(u.shape[-1])
         expected = in_torch(module, u, noise_level, label, past.rewind())

@@ -187,8 +187,10 @@ def _program(network: ScoreNetwork, frames: int | None) -> torch.export.Exported
         by_frames = length is not None and x.ndim > 2 and x.shape[-1] == inputs[0].shape[-1]
         return {0: batch, x.ndim - 1: length} if by_frames else {0: batch}
 
-    state, time, *conditions = inputs
-    shapes = (dynamic(state), {0: batch}, tuple(dynamic(x) for x in conditions))
+    state, _, *conditions = inputs
+    shapes: tuple[Any, ...] = (dynamic(state), {0: batch})
+    if conditions:
+        shapes += (tuple(dynamic(x) for x in conditions),)
     try:
         with _quiet():
             program = torch.export.export(copy.deepcopy(network.plain), inputs, dynamic_shapes=shapes)

@@ -114,7 +114,9 @@ class ScoreNetwork:
         )
         self.plain: Any = ScoreGraph(module, self.sde) if script is None else script
         self.graph: Any = self.plain
-        self.plain.eval().requires_grad_(False)
+        self.plain.eval()
+        for parameter in self.plain.parameters():
+            parameter.requires_grad = False
         self.device = torch.device("cpu")
         self.precision: str = config.get("precision", "float32") if self.scripted else "float32"
         self.to("cpu", self.precision)
