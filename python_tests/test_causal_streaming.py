@@ -25,9 +25,9 @@ from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.past import LayerPast
-from udse_fast.sampling.diffusion import Pass
 from udse_fast.sampling.noise_models import OnlineNMF
-from udse_fast.sampling.posterior import Posterior
+from udse_fast.sampling.posterior import Posterior, Sources
+from udse_fast.sampling.requests import Pass
 
 HOP, N_FFT, RATE = 255, 510, 16000
 RATES = (8000, 16000, 44100, 48000)
@@ -39,7 +39,7 @@ class Identity(Enhancer):
 
     def _spectrogram_pass(self, mixture: Tensor, *_: Any) -> Pass[Posterior]:
         yield from ()
-        return Posterior(mixture[None], None, None, 0)
+        return Posterior(Sources(speech=mixture[None]), None, 0)
 
 
 @pytest.fixture(scope="module")
