@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -150,9 +150,8 @@ NOTHING = Conditions()
 """No condition."""
 
 
-@cache
-def _metadata(kind: Any) -> dict[str, Any]:
-    """By name, of a class of conditions (Any: mypy does not take a dataclass for hashable)."""
+def _metadata(kind: type[Conditions]) -> dict[str, Any]:
+    """By name."""
     return {part.name: part.metadata for part in fields(kind)}
 
 

@@ -238,6 +238,17 @@ class Outcome(NamedTuple):
     factors: tuple[Tensor, ...]
     """W and H of a noise model that is an NMF."""
 
+    @property
+    def flat(self) -> tuple[Any, ...]:
+        """Without tuples in it, as a graph gives it out."""
+        return self.calls, self.noise, *self.factors, *self.states
+
+    @classmethod
+    def of(cls, flat: Sequence[Any], factors: int) -> Outcome:
+        """From its flat form, of which so many are factors."""
+        calls, noise, *tensors = flat
+        return cls(calls, tuple(tensors[factors:]), noise, tuple(tensors[:factors]))
+
 
 def posterior_pass(
     mixture: Tensor,
@@ -280,7 +291,8 @@ def posterior_pass(
     outcome: Outcome
     if replayed is not None and randomness is None and callback is None and noise_model is nmf:
         frame = torch.full((), first_frame, device=mixture.device)  # read by the graph
-        (outcome,) = yield [WholePass(replayed, start.key, start, (mixture, frame, *given))]
+        (flat,) = yield [WholePass(replayed, start.key, start.flat, (mixture, frame, *given))]
+        outcome = Outcome.of(flat, len(factors))
     else:
         outcome = yield from start(mixture, first_frame, *given)
     if nmf is not None:
@@ -309,6 +321,11 @@ class ReversePass:
         iterations = self.noise_model.iterations if isinstance(self.noise_model, NMF) else None
         names = tuple((source, c.given) for source, c in self.conditions.items())
         return self.prior, self.settings.key, iterations, names
+
+    def flat(self, mixture: Tensor, first_frame: Tensor, *tensors: Tensor) -> Pass[tuple[Any, ...]]:
+        """Start; the outcome is flat at the end."""
+        outcome = yield from self(mixture, first_frame, *tensors)
+        return outcome.flat
 
     def __call__(self, mixture: Tensor, first_frame: int | Tensor, *tensors: Tensor) -> Pass[Outcome]:
         """Start; `tensors` are W and H, where the noise model is an NMF, and those of the conditions."""
