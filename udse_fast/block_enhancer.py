@@ -117,14 +117,16 @@ class BlockEnhancer(ABC, Generic[Memory]):
         Raises:
             UdseError: the sampler diverged, and nothing takes its place.
         """
+        calls = posterior.score_evaluations
         if not posterior.diverged:
             speech = analysed.read_out(posterior, analysed.mixture, analysed.level)
-            samples, calls = self._samples(speech, analysed.block), posterior.score_evaluations
-            return Enhanced(samples, analysed.memory(), network_calls=calls)
+            samples = self._samples(speech, analysed.block)
+            if samples.isfinite().all():  # the inverse compression squares
+                return Enhanced(samples, analysed.memory(), network_calls=calls)
         if not self.falls_back:
             raise divergence(self.sampler_settings)
         speech = FALL_BACK_GAIN * self.model.spectral.decompress(analysed.mixture * analysed.level)
-        return Enhanced(self._samples(speech, analysed.block), analysed.unspoiled, diverged=True)
+        return Enhanced(self._samples(speech, analysed.block), analysed.unspoiled, diverged=True, network_calls=calls)
 
     def _samples(self, speech: Tensor, block: Block[Memory]) -> Tensor:
         return self.synthesise(speech, len(block.signal)).to(block.signal)
