@@ -82,7 +82,7 @@ def test_block_by_block_equals_the_whole_signal(tiny_checkpoints: dict[str, Path
         whole = module.posterior(u, a)
         module.set_causal_block(trained_for)  # what comes with a past is one block, however long
         past = LayerPast()
-        parts = [module.posterior(part, a, None, past.rewind()) for part in u.split(block, dim=-1)]
+        parts = [module.posterior(part, a, past=past.rewind()) for part in u.split(block, dim=-1)]
     for expected, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert relative(torch.cat(pieces, dim=-1), expected) < 1e-5
 
