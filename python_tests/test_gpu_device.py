@@ -18,6 +18,7 @@ from udse_fast.enhancer import Enhancer
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import predictor
+from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import optimise
 from udse_fast.networks.score_network import ScoreNetwork
@@ -26,7 +27,7 @@ from udse_fast.sampling.samplers import sampler_names
 from udse_fast.sampling.sde import OUVE
 from udse_fast.streaming.blocks import Block
 from udse_fast.training.batches import Batches
-from udse_fast.training.corpus import Corpus, audio_files
+from udse_fast.training.corpus import Corpus, recordings_in
 from udse_fast.training.trainer import Settings, Trainer
 
 pytestmark = [
@@ -69,9 +70,9 @@ def test_a_backend_takes_cuda_tensors(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("UDSE_BACKEND", name)
     key = NoiseKey(7, "predictor_speech", 3, 5, 1)
     s, S = torch.randn(2, 2, 33, 65, dtype=torch.complex64)
-    result = predictor(s.cuda(), S.cuda(), C, key)
+    result = predictor(Step(s.cuda(), S.cuda(), C, key))
     monkeypatch.setenv("UDSE_BACKEND", "reference")
-    torch.testing.assert_close(result.cpu(), predictor(s, S, C, key), rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.cpu(), predictor(Step(s, S, C, key)), rtol=0, atol=1e-5)
 
 
 def test_a_seed_gives_the_same_noise_on_both_devices() -> None:
@@ -145,7 +146,7 @@ def test_training_draws_the_same_when_it_goes_on(tmp_path: Path) -> None:
     }  # fmt: skip
 
     def trainer(name: str) -> Trainer:
-        batches = Batches(Corpus(audio_files(tmp_path), 16000), None, spectral, size=2, frames=32)
+        batches = Batches(Corpus(recordings_in(tmp_path), 16000), None, spectral, size=2, frames=32)
         settings = Settings(architecture, spectral, steps=60, batch_size=2, crop_seconds=0.5)
         device, precision = torch.device("cuda"), torch.float32
         return Trainer(

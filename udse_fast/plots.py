@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udse_fast.checkpoints.checkpoint import written_whole
+from udse_fast.atomic import atomic_write
 from udse_fast.errors import UdseError
 
 WINDOW_SECONDS = 0.032
@@ -106,5 +106,5 @@ def draw_spectrograms(path: Path, panels: dict[str, RunningSpectrogram]) -> None
         axes.set(title=title, ylabel="kHz")
     rows[-1].set_xlabel("s")
     figure.colorbar(image, ax=rows, label="dB re full scale")
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -12,13 +12,14 @@ import torch
 from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
+from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
-from udse_fast.networks.score_network import PRECISIONS, usable_device
+from udse_fast.networks.score_network import PRECISIONS
 from udse_fast.training.batches import Augmentation, Batches
-from udse_fast.training.corpus import Corpus, audio_files, split_speakers
+from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.curves import draw_curves
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
@@ -102,9 +103,9 @@ def _corpora(
     """(training, validation) recordings of one source."""
     if folder is None:
         return None, None
-    files = audio_files(folder, listed)
+    files = recordings_in(folder, listed)
     if valid is not None:
-        return Corpus(files, rate), Corpus(audio_files(valid), rate)
+        return Corpus(files, rate), Corpus(recordings_in(valid), rate)
     training, validation = split_speakers(files, folder, share=0.04)
     return Corpus(training, rate), Corpus(validation, rate)
 
@@ -112,11 +113,7 @@ def _corpora(
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return PRECISIONS[name]
-    if device.type == "cuda":
-        # older GPUs emulate bfloat16, slowly, and float16 would need its loss scaled
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if fast_bfloat16(device) else torch.float32  # float16 would need its loss scaled
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import corrector
 from udse_fast.kernels.predictor_corrector.reference import tweedie_mean
+from udse_fast.kernels.step import Step
 from udse_fast.sampling.likelihoods.base import Likelihood, States, Transition
 from udse_fast.sampling.randomness import Draw
 from udse_fast.sampling.requests import Pass
@@ -85,7 +86,9 @@ def reverse_diffusion(
                 asked = likelihood.conditions
                 answers = yield [problem.request(s, t, source, c, asked(source)) for source, s in states.items()]
                 for source, answer in zip(likelihood.sources, answers, strict=True):
-                    states[source] = corrector(states[source], answer.score, c, draw(f"corrector_{source}", index))
+                    states[source] = corrector(
+                        Step(states[source], answer.score, c, draw(f"corrector_{source}", index))
+                    )
 
             # predictor: N(s + gamma s dt + g^2 S(s, t) dt, g^2 dt)
             answers = yield [

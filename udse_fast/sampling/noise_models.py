@@ -109,7 +109,7 @@ class OnlineNMF:
     def fit(self, power: Tensor) -> None:
         numerator, denominator = self._statistics
         self.W, self.H, *latest = online_nmf_update(
-            power, self.W, numerator, denominator, self.forgetting, self.iterations, self.H
+            power, self.W, self.H, numerator, denominator, self.forgetting, self.iterations
         )
         self._latest = latest[0], latest[1]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from udse_fast.atomic import atomic_write
+
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> str:
-    """Write a PNG of the run so far; returns its name, or why there is none."""
+    """Draw the run so far into a PNG; return its name, or the reason why there is none."""
     if not history:
         return "no curves yet (nothing validated)"
     try:
@@ -23,7 +25,6 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> str:
         right.plot(steps, [entry["validation"].get(time) for entry in history], marker=".", label=f"t = {time}")
     right.set(xlabel="step", ylabel="relative denoising error, held-out speakers", yscale="log")
     right.legend(fontsize="small")
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     return path.name

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.step import Step
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.sampling.noise_models import NoiseModel
 from udse_fast.sampling.problem import Problem
@@ -110,6 +111,13 @@ class SpeechLikelihood(Likelihood):
         """One state after the other."""
         return {source: self.next_state(transition, draw) for source, transition in transitions.items()}
         yield  # a generator without requests
+
+    def observed(self, transition: Transition) -> Step:
+        """The prior's step and what is known of the mixture, for the updates."""
+        t = transition
+        step = Step(t.state, t.score, t.coefficients, t.noise, self.mixture, self.noise_model.variance)
+        not_always: dict[str, Any] = {"posterior_variance": t.posterior_variance, "following": t.following}
+        return step._replace(**not_always)
 
     @abstractmethod
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
-from udse_fast.kernels.posterior_step import ddrm_step, unexplained_power
+from udse_fast.kernels.posterior_step import ddrm_step, posterior_mean, unexplained_power
 from udse_fast.kernels.posterior_step.reference import variance
 from udse_fast.sampling.likelihoods.base import SpeechLikelihood, Transition
 from udse_fast.sampling.randomness import Draw
@@ -46,12 +46,9 @@ class DDRM(SpeechLikelihood):
         return c.delta * (self.mixture + missing * noise)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        step = transition
-        assert step.posterior_variance is not None
-        estimate = step.state, step.score, step.posterior_variance, self.mixture
-        V = self.noise_model.variance
-        self.noise_model.fit(unexplained_power(*estimate, V, step.coefficients, self.noise_bias))
-        if step.last:
-            estimate = step.state, step.score, self.variance_scale * step.posterior_variance, self.mixture
-        V = self.noise_model.variance
-        return ddrm_step(*estimate, V, step.coefficients, step.following, step.noise, self.eta)
+        self.noise_model.fit(unexplained_power(self.observed(transition), noise_bias=self.noise_bias))
+        observed = self.observed(transition)  # with the variance that was fitted
+        if not transition.last:
+            return ddrm_step(observed, eta=self.eta)
+        uncertain = self.variance_scale * observed.posterior_variance
+        return posterior_mean(observed._replace(posterior_variance=uncertain))

@@ -26,16 +26,7 @@ class DEPSEIL(SpeechLikelihood):
     """s0 divided by delta (the Tweedie mean), or not (the published code)."""
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        step = transition
-        state, power = product_of_gaussians(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            divide_tweedie=self.divide_tweedie,
-        )
+        state, power = product_of_gaussians(self.observed(transition), divide_tweedie=self.divide_tweedie)
         self.noise_model.fit(power)
         return state
 
@@ -61,15 +52,6 @@ class DEPSETL(SpeechLikelihood):
             self.noise_model.fit(self._power)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        step = transition
-        state, self._power = product_of_gaussians(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            forward_noise=draw("forward_mixture", step.index),
-            divide_tweedie=self.divide_tweedie,
-        )
+        observed = self.observed(transition)._replace(other_noise=draw("forward_mixture", transition.index))
+        state, self._power = product_of_gaussians(observed, divide_tweedie=self.divide_tweedie)
         return state

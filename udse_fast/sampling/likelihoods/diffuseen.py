@@ -31,18 +31,12 @@ class DiffUSEEN(SpeechLikelihood):
     _noise: Tensor | None = field(default=None, init=False, repr=False)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        step = transition
         state, power, self._noise = noise_posterior_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
+            self.observed(transition),
+            guidance=self.guidance,
             observation_variance=self.observation_variance,
             paper_posterior=self.paper_posterior,
-            want_noise=step.last,
+            want_noise=transition.last,
         )
         self.noise_model.fit(power)
         return state

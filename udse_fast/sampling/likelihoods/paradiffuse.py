@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.posterior_step import joint_guidance, predictor_residual, score_noise_guidance
+from udse_fast.kernels.step import Step
 from udse_fast.sampling.likelihoods.base import Likelihood, States, Transition
 from udse_fast.sampling.randomness import Draw
 from udse_fast.sampling.requests import Pass
@@ -36,16 +37,12 @@ class ParaDiffUSEIN(Likelihood):
 
     def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
         step = transitions["speech"]
+        perturbation = draw("forward_mixture", step.index) if self.perturb_residual else None
         state, residual = predictor_residual(
-            step.state,
-            step.score,
-            self.mixture,
-            step.coefficients,
-            step.noise,
-            draw("forward_mixture", step.index) if self.perturb_residual else None,
+            Step(step.state, step.score, step.coefficients, step.noise, self.mixture, other_noise=perturbation)
         )
         (noise,) = yield [self.problem.request(residual, step.time, "noise", step.coefficients)]
-        return {"speech": score_noise_guidance(state, noise.score, step.coefficients, self.guidance)}
+        return {"speech": score_noise_guidance(Step(state, noise.score, step.coefficients), guidance=self.guidance)}
 
     def noise_estimate(self, states: States) -> Tensor | None:
         """n = x - s."""
@@ -79,15 +76,17 @@ class ParaDiffUSEEN(Likelihood):
     def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
         speech, noise = transitions["speech"], transitions["noise"]
         s, n = joint_guidance(
-            speech.state,
-            speech.score,
-            noise.state,
-            noise.score,
-            self.mixture,
-            speech.coefficients,
-            speech.noise,
-            noise.noise,
-            self.guidance * speech.coefficients.sigma,
+            Step(
+                speech.state,
+                speech.score,
+                speech.coefficients,
+                speech.noise,
+                self.mixture,
+                other_state=noise.state,
+                other_score=noise.score,
+                other_noise=noise.noise,
+            ),
+            guidance=self.guidance * speech.coefficients.sigma,
             apply=not speech.last,
             observation_variance=self.observation_variance,
         )

@@ -28,19 +28,13 @@ class UDiffSE(SpeechLikelihood):
         return self.problem.em_rounds
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        step = transition
         state, power = marginal_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
-            apply=step.round_ > 0 and step.step % 2 == 0,
+            self.observed(transition),
+            guidance=self.guidance,
+            apply=transition.round_ > 0 and transition.step % 2 == 0,
             power_of_state=True,
         )
-        if step.last:
+        if transition.last:
             self.noise_model.fit(power)
         return state
 
@@ -67,15 +61,7 @@ class UDiffSEPlus(SpeechLikelihood):
         self.noise_model.fit(self._power)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        step = transition
         state, self._power = marginal_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
-            divide_tweedie=self.divide_tweedie,
+            self.observed(transition), guidance=self.guidance, divide_tweedie=self.divide_tweedie
         )
         return state

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.predictor_corrector import predictor
+from udse_fast.kernels.step import Step
 from udse_fast.sampling.likelihoods.base import SpeechLikelihood, Transition
 from udse_fast.sampling.randomness import Draw
 
@@ -25,5 +26,5 @@ class Unconditional(SpeechLikelihood):
         return coefficients.sigma * noise
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        step = transition
-        return predictor(step.state, step.score, step.coefficients, step.noise)
+        t = transition
+        return predictor(Step(t.state, t.score, t.coefficients, t.noise))
