@@ -103,11 +103,10 @@ REFERENCE = Backend(modules("reference"))
 
 
 @pytest.fixture(scope="module")
-def host_library(tmp_path_factory: pytest.TempPathFactory) -> cuda_library.CudaLibrary:
+def host_library(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], None]) -> cuda_library.CudaLibrary:
     """The CUDA source as plain C++."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
+    require("compiler")
+    compiler = os.environ.get("CXX", "c++")
     folder = tmp_path_factory.mktemp("cuda")
     unit = folder / "unit.cpp"
     unit.write_text("".join(f'#include "{ROOT}/kernels/{o}/{o}.cu"\n' for o in OPERATIONS))
@@ -529,7 +528,8 @@ def test_silence_and_no_frames(backend: Backend) -> None:
     assert backend.predictor(Step(zero[..., :0], zero[..., :0], ONE_TIME)).shape == (2, 3, 0)
 
 
-@pytest.mark.skipif(not HAS_TRITON or "triton" in BACKENDS, reason="needs triton, and no CUDA device")
+@pytest.mark.needs("triton")
+@pytest.mark.skipif("triton" in BACKENDS, reason="there is a CUDA device")
 def test_triton_kernels_in_the_interpreter(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [
@@ -551,7 +551,7 @@ def test_triton_kernels_in_the_interpreter(tmp_path: Path) -> None:
     assert int(ran[1]) >= len(OTHERS) * len(SHAPES) + 5 * len(UPDATES) + 3 * len(LAYERS)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.needs("triton")
 def test_triton_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
     """Every call of the adapters, compiled but not launched."""
     code = f"""
@@ -611,14 +611,12 @@ print(len(compiled))
 
 
 @pytest.fixture(scope="module")
-def device_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def device_library(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], None]) -> Path:
     """The CUDA kernels as nvcc builds them: those of this installation, else made here."""
     installed = cuda_library.library_path()
     if installed is not None:
         return installed
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("needs nvcc")
+    require("nvcc")
     folder = tmp_path_factory.mktemp("device")
     unit, path = folder / "unit.cu", folder / cuda_library.NAME
     unit.write_text("".join(f'#include "{ROOT}/kernels/{o}/{o}.cu"\n' for o in OPERATIONS))
@@ -627,7 +625,7 @@ def device_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = [n.removesuffix("-real") for n in targets[1].split()]
     flags = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", f"-I{ROOT / 'csrc'}", "-Werror", "all-warnings"]
     flags += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in code]
-    subprocess.run([nvcc, *flags, str(unit), "-o", str(path)], check=True, timeout=600)
+    subprocess.run(["nvcc", *flags, str(unit), "-o", str(path)], check=True, timeout=600)
     return path
 
 

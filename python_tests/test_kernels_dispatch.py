@@ -146,7 +146,7 @@ def test_parallel_callers_get_the_serial_results() -> None:
         assert np.array_equal(result, expected)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.needs("fork")
 def test_the_core_works_in_a_forked_child() -> None:
     """Data loaders fork: the threads of the pool are gone in the child, the work must go on."""
     code = (

@@ -25,8 +25,10 @@ OPTIONAL = {
     "onnxscript": "export",
     "sounddevice": "live",
     "triton": "triton",
+    "websockets": "serve",
+    "ray": "ray",
 }
-"""Package -> extra that brings it."""
+"""Optional package: the extra of pyproject.toml that brings it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`udse-fast train`."""
+"""`udse-fast train`: a prior from folders of recordings."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
 LEARNING_RATES = {"compact": 2e-3, "ncsnpp": 1e-4}
-"""By architecture: of Muon and AdamW together, and the published one, of Adam."""
+"""Learning rate by architecture: that of Muon and AdamW together, and the published one of Adam."""
 SEEDS = Range(0, 2**63 - 1)
 COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
-"""Half overlap: half the frames, hence half the cost, of the published transform."""
+"""A transform of half overlap has half the frames of the published one, hence half the cost."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _corpora(
     folder: Path | None, listed: Path | None, valid: Path | None, rate: int
 ) -> tuple[Corpus | None, Corpus | None]:
-    """(training, validation) recordings of one source."""
+    """Find the recordings of one source, for training and for validation."""
     if folder is None:
         return None, None
     files = recordings_in(folder, listed)
@@ -155,7 +155,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, or go on training; 0 when the run is complete or was stopped with everything saved."""
+    """Train, or go on training. Return 0 when the run is complete, or was stopped with everything saved."""
     _check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
