@@ -11,10 +11,8 @@ namespace {
 
 using PriorHandle = std::shared_ptr<const udse::Prior>;
 
-PriorHandle make_prior(const std::map<std::string, Floats>& arrays, const Sizes& dilations,
-                       const std::map<std::string, double>& config, bool sqrt_hann, std::uint64_t fingerprint) {
-  udse::Weights weights;
-  for (const auto& [name, array] : arrays) weights[name] = {sizes(array), array.data()};
+PriorHandle make_prior(std::shared_ptr<const udse::CausalNetwork> network, const std::map<std::string, double>& config,
+                       bool sqrt_hann, std::uint64_t fingerprint) {
   const auto number = [&](const char* name) {
     const auto found = config.find(name);
     if (found == config.end()) throw udse::Error(std::string("config has no ") + name);
@@ -28,7 +26,7 @@ PriorHandle make_prior(const std::map<std::string, Floats>& arrays, const Sizes&
                                         static_cast<float>(number("exponent")),
                                         static_cast<float>(number("factor"))};
   const udse::OUVE sde{number("gamma"), number("sigma_min"), number("sigma_max")};
-  return PriorHandle(new udse::Prior{udse::Spectral(spectral), sde, {weights, dilations}, {}, fingerprint});
+  return PriorHandle(new udse::Prior{udse::Spectral(spectral), sde, std::move(network), {}, fingerprint});
 }
 
 std::unique_ptr<udse::Stream> make_stream(const PriorHandle& prior, const std::map<std::string, double>& numbers,
@@ -61,11 +59,11 @@ void register_stream(py::module_& m) {
   const py::metaclass plain(reinterpret_cast<PyObject*>(&PyType_Type));
   py::class_<udse::Prior, std::shared_ptr<udse::Prior>>(m, "StreamPrior", plain, "A causal prior of native streams.")
       .def(
-          py::init([](const std::map<std::string, Floats>& weights, const Sizes& dilations,
-                      const std::map<std::string, double>& config, bool sqrt_hann, std::uint64_t fingerprint) {
-            return std::const_pointer_cast<udse::Prior>(make_prior(weights, dilations, config, sqrt_hann, fingerprint));
+          py::init([](std::shared_ptr<udse::CausalNetwork> network, const std::map<std::string, double>& config,
+                      bool sqrt_hann, std::uint64_t fingerprint) {
+            return std::const_pointer_cast<udse::Prior>(make_prior(std::move(network), config, sqrt_hann, fingerprint));
           }),
-          "weights"_a, "dilations"_a, "config"_a, "sqrt_hann"_a, "fingerprint"_a);
+          "network"_a, "config"_a, "sqrt_hann"_a, "fingerprint"_a);
   py::class_<udse::Stream>(m, "NativeStream", plain, "Samples in, speech and noise out. One thread at a time.")
       .def(py::init([](const std::shared_ptr<udse::Prior>& prior, const std::map<std::string, double>& settings,
                        const std::string& readout, std::uint64_t seed, int64_t sample_rate, int64_t channels) {

@@ -34,7 +34,7 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       advance_(frames_ * prior_->spectral.settings().hop),
       window_(advance_ - prior_->spectral.settings().hop + prior_->spectral.settings().n_fft),
       release_(static_cast<float>(std::exp(-seconds(*prior_, advance_) / release_seconds))),
-      noise_model_(prior_->network.bins(), frames_, settings, forgetting(*prior_, settings)),
+      noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings)),
       sampler_(make_block_sampler(*prior_, settings)),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
       workspace_(prior_->spectral.settings(), frames_),
@@ -42,7 +42,7 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       sum_(static_cast<size_t>(window_)),
       squares_(sum_.size()),
       loudest_(static_cast<size_t>(std::max(1.0, std::nearbyint(settings.level_seconds / seconds(*prior_, advance_))))),
-      mixture_(static_cast<size_t>(prior_->network.bins() * frames_)),
+      mixture_(static_cast<size_t>(prior_->network->bins() * frames_)),
       spectrogram_(mixture_.size()),
       speech_(static_cast<size_t>(advance_)) {
   reset();

@@ -56,7 +56,7 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
       settings_(checked(settings, sample_rate, channels)),
       sample_rate_(sample_rate),
       channel_count_(channels),
-      workspace_(prior_->network.workspace(0, 1, {})),
+      workspace_(prior_->network->workspace(0, 1, {})),
       mixture_(channels, piece_frames + 1),
       remaining_noise_(static_cast<float>(settings.remaining_noise)) {
   isa();  // throws where one is forced that is not there
@@ -67,8 +67,8 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
     channels_.push_back(
         std::unique_ptr<Channel>(new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up)}));
   Channel& first = *channels_[0];
-  workspace_ = prior_->network.workspace(channels * settings.samples, settings.block_frames,
-                                         first.blocks.sampler().noise_levels());
+  workspace_ = prior_->network->workspace(channels * settings.samples, settings.block_frames,
+                                          first.blocks.sampler().noise_levels());
   requests_.reserve(static_cast<size_t>(channels));
   active_.resize(static_cast<size_t>(channels));
   piece_.resize(piece_frames);
@@ -131,7 +131,7 @@ int64_t Stream::run_block(int64_t most_given, Writer& to) {
     for (size_t c = 0; c < channels_.size(); ++c)
       if (active_[c]) requests_.push_back(channels_[c]->blocks.sampler().request(call));
     if (requests_.empty()) break;
-    prior_->network.step(requests_.data(), requests_.size(), workspace_);
+    prior_->network->step(requests_.data(), requests_.size(), workspace_);
     network_calls_ += static_cast<int64_t>(requests_.size());
     for (size_t c = 0; c < channels_.size(); ++c)
       if (active_[c]) channels_[c]->blocks.sampler().answer(call, channels_[c]->blocks.noise_model());
