@@ -36,7 +36,7 @@ class Transition(NamedTuple):
     step: int
     round_: int
     """Of EM, from 0."""
-    index: int
+    draw_index: int
     """Of the draws of this step: steps are counted on over the rounds."""
     posterior_variance: Tensor | None = None
     """E|s_0 - s0_hat|^2 (B, F, T) real, for the samplers that ask for it."""
