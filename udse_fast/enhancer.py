@@ -129,7 +129,8 @@ class Enhancer:
         Args:
             audio: (L,) or (channels, L), numpy or torch, float32, float64 (full scale 1) or int16. Channels are
                 enhanced one by one.
-            sample_rate: in Hz, 8000 to 1000000; what lies above the prior's band (8 kHz) is not in the result.
+            sample_rate: in Hz, 8000 to 1000000; what lies above the prior's band (8 kHz) follows the highest part of
+                it (`high_band`).
             causal: the result of a causal stream, which looks ahead by its latency only (see `open_stream`).
 
         Returns:
@@ -240,7 +241,7 @@ class Enhancer:
             settings = {**STREAM_BLOCKS, **own, **settings}
         enhancer = self._block_enhancer(causal, **settings)
         rate, channels = check_sample_rate(sample_rate), whole_number("channels", channels, CHANNELS)
-        kind = NativeStream if runs_natively(enhancer, channels) else Stream
+        kind = NativeStream if runs_natively(enhancer, rate, channels) else Stream
         return kind(enhancer, rate, channels, self.max_attenuation_db)
 
     def _block_enhancer(self, causal: bool, falls_back: bool = True, **settings: Any) -> BlockEnhancer[Any]:

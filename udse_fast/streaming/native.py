@@ -24,7 +24,7 @@ _MOST: Final = {"steps": 64, "samples": 64, "rank": 32}
 _MOST_CHANNELS: Final = 64
 
 
-def runs_natively(enhancer: BlockEnhancer[Any], channels: int) -> TypeGuard[CausalBlockEnhancer]:
+def runs_natively(enhancer: BlockEnhancer[Any], sample_rate: int, channels: int) -> TypeGuard[CausalBlockEnhancer]:
     """Whether the core has all of it: a causal network on the CPU in float32, and DDRM without a corrector."""
     model, settings = enhancer.model, enhancer.settings
     return (
@@ -33,6 +33,9 @@ def runs_natively(enhancer: BlockEnhancer[Any], channels: int) -> TypeGuard[Caus
         and (model.device.type, model.precision, model.sampler) == ("cpu", "float32", "ddrm")
         and type(model.network.module) is Compact
         and settings.corrector_snr == 0
+        and settings.hum == "keep"
+        and (settings.stereo == "separate" or channels == 1)
+        and (settings.high_band == "cut" or sample_rate <= model.spectral.sample_rate)
         and all(getattr(settings, name) <= most for name, most in _MOST.items())
         and channels <= _MOST_CHANNELS
     )
