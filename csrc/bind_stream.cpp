@@ -30,11 +30,11 @@ PriorHandle make_prior(std::shared_ptr<const udse::CausalNetwork> network, const
 }
 
 std::unique_ptr<udse::Stream> make_stream(const PriorHandle& prior, const std::map<std::string, double>& numbers,
-                                          const std::string& readout, std::uint64_t seed, int64_t sample_rate,
-                                          int64_t channels) {
+                                          const std::map<std::string, std::string>& words, std::uint64_t seed,
+                                          int64_t sample_rate, int64_t channels) {
   udse::StreamSettings settings;
   for (const auto& [name, value] : numbers) udse::set_number(settings, name, value);
-  settings.readout = udse::read_out_kind(readout);
+  for (const auto& [name, value] : words) udse::set_word(settings, name, value);
   settings.seed = seed;
   return std::make_unique<udse::Stream>(prior, settings, sample_rate, channels);
 }
@@ -65,11 +65,10 @@ void register_stream(py::module_& m) {
           }),
           "network"_a, "config"_a, "sqrt_hann"_a, "fingerprint"_a);
   py::class_<udse::Stream>(m, "NativeStream", plain, "Samples in, speech and noise out. One thread at a time.")
-      .def(py::init([](const std::shared_ptr<udse::Prior>& prior, const std::map<std::string, double>& settings,
-                       const std::string& readout, std::uint64_t seed, int64_t sample_rate, int64_t channels) {
-             return make_stream(prior, settings, readout, seed, sample_rate, channels);
-           }),
-           "prior"_a, "settings"_a, "readout"_a, "seed"_a, "sample_rate"_a, "channels"_a)
+      .def(py::init([](const std::shared_ptr<udse::Prior>& prior, const std::map<std::string, double>& numbers,
+                       const std::map<std::string, std::string>& words, std::uint64_t seed, int64_t sample_rate,
+                       int64_t channels) { return make_stream(prior, numbers, words, seed, sample_rate, channels); }),
+           "prior"_a, "numbers"_a, "words"_a, "seed"_a, "sample_rate"_a, "channels"_a)
       .def(
           "process",
           [](udse::Stream& stream, const Floats& samples) {

@@ -95,8 +95,8 @@ class NativeStream:
     def __init__(
         self,
         prior: StreamPrior,
-        settings: Mapping[str, float],
-        readout: str,
+        numbers: Mapping[str, float],
+        words: Mapping[str, str],
         seed: int,
         sample_rate: int,
         channels: int,

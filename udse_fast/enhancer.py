@@ -241,7 +241,7 @@ class Enhancer:
             settings = {**STREAM_BLOCKS, **own, **settings}
         enhancer = self._block_enhancer(causal, **settings)
         rate, channels = check_sample_rate(sample_rate), whole_number("channels", channels, CHANNELS)
-        kind = NativeStream if runs_natively(enhancer, rate, channels) else Stream
+        kind = NativeStream if runs_natively(enhancer, channels) else Stream
         return kind(enhancer, rate, channels, self.max_attenuation_db)
 
     def _block_enhancer(self, causal: bool, falls_back: bool = True, **settings: Any) -> BlockEnhancer[Any]:

@@ -11,6 +11,7 @@ from udse_fast import _core
 from udse_fast.backends.dispatch import wanted
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer
 from udse_fast.networks.compact import Compact
+from udse_fast.settings import CHOICES
 from udse_fast.streaming.channel import Samples
 from udse_fast.streaming.stream import Stream
 
@@ -24,7 +25,7 @@ _MOST: Final = {"steps": 64, "samples": 64, "rank": 32}
 _MOST_CHANNELS: Final = 64
 
 
-def runs_natively(enhancer: BlockEnhancer[Any], sample_rate: int, channels: int) -> TypeGuard[CausalBlockEnhancer]:
+def runs_natively(enhancer: BlockEnhancer[Any], channels: int) -> TypeGuard[CausalBlockEnhancer]:
     """Whether the core has all of it: a causal network on the CPU in float32, and DDRM without a corrector."""
     model, settings = enhancer.model, enhancer.settings
     return (
@@ -33,9 +34,6 @@ def runs_natively(enhancer: BlockEnhancer[Any], sample_rate: int, channels: int)
         and (model.device.type, model.precision, model.sampler) == ("cpu", "float32", "ddrm")
         and type(model.network.module) is Compact
         and settings.corrector_snr == 0
-        and settings.hum == "keep"
-        and (settings.stereo == "separate" or channels == 1)
-        and (settings.high_band == "cut" or sample_rate <= model.spectral.sample_rate)
         and all(getattr(settings, name) <= most for name, most in _MOST.items())
         and channels <= _MOST_CHANNELS
     )
@@ -124,4 +122,5 @@ def _core_stream(
     numbers = {name: getattr(settings, name) for name in _NUMBERS} | model.options
     numbers["block_frames"] = _block_frames(enhancer)
     numbers["remaining_noise"] = 0.0 if max_attenuation_db is None else 10 ** (-max_attenuation_db / 20)
-    return _core.NativeStream(prior, numbers, settings.readout, enhancer.seed, sample_rate, channels)
+    words = {name: getattr(settings, name) for name in CHOICES}
+    return _core.NativeStream(prior, numbers, words, enhancer.seed, sample_rate, channels)
