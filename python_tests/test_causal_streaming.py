@@ -24,10 +24,10 @@ from udse_fast import Enhancer, Stream, UdseError, load_network
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.nmf_is import nmf_update
-from udse_fast.networks.compact import Past
-from udse_fast.sampling.diffusion import Pass
+from udse_fast.networks.past import LayerPast
 from udse_fast.sampling.noise_models import OnlineNMF
-from udse_fast.sampling.samplers import Posterior
+from udse_fast.sampling.posterior import Posterior, Sources
+from udse_fast.sampling.requests import Pass
 
 HOP, N_FFT, RATE = 255, 510, 16000
 RATES = (8000, 16000, 44100, 48000)
@@ -39,7 +39,7 @@ class Identity(Enhancer):
 
     def _spectrogram_pass(self, mixture: Tensor, *_: Any) -> Pass[Posterior]:
         yield from ()
-        return Posterior(mixture[None], None, None, 0)
+        return Posterior(Sources(speech=mixture[None]), None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_block_by_block_equals_the_whole_signal(tiny_checkpoints: dict[str, Path
     with torch.inference_mode():
         whole = module.posterior(u, a)
         module.set_causal_block(trained_for)  # what comes with a past is one block, however long
-        past = Past()
-        parts = [module.posterior(part, a, None, past.rewind()) for part in u.split(block, dim=-1)]
+        past = LayerPast()
+        parts = [module.posterior(part, a, past=past.rewind()) for part in u.split(block, dim=-1)]
     for expected, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert relative(torch.cat(pieces, dim=-1), expected) < 1e-5
 
@@ -93,9 +93,9 @@ def test_every_step_has_a_past_of_its_own(tiny: Enhancer) -> None:
     stream.process(noise(40_000))
     prior = stream._channels[0].blocks.prior  # type: ignore[attr-defined]
     assert len(prior.pasts) == 3
-    sizes = [sum(kept.numel() for kept in past.kept) for past in prior.pasts]
+    sizes = [sum(kept.numel() for kept in past.kept) for past in prior.pasts.values()]
     stream.process(noise(40_000))
-    assert [sum(kept.numel() for kept in past.kept) for past in prior.pasts] == sizes
+    assert [sum(kept.numel() for kept in past.kept) for past in prior.pasts.values()] == sizes
     assert not torch.equal(prior.pasts[0].kept[0], prior.pasts[2].kept[0])
 
 

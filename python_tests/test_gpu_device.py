@@ -22,7 +22,8 @@ from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import optimise
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.passes import run
-from udse_fast.sampling.samplers import posterior_sample, sampler_names
+from udse_fast.sampling.posterior import posterior_sample
+from udse_fast.sampling.samplers import sampler_names
 from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Batches
 from udse_fast.training.corpus import Corpus, recordings_in

@@ -24,15 +24,16 @@ from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
-from udse_fast.prior import CausalPrior, Prior
-from udse_fast.sampling.diffusion import Pass, Score
+from udse_fast.prior import NetworkPrior
 from udse_fast.sampling.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, start_nmf
-from udse_fast.sampling.passes import in_step, run
+from udse_fast.sampling.passes import gather, run
+from udse_fast.sampling.posterior import Posterior, SamplerSettings, posterior_pass
 from udse_fast.sampling.read_out import ReadOut
-from udse_fast.sampling.samplers import OPTIONS, SEEDS, Posterior, find_sampler, posterior_pass, recommended_sampler
-from udse_fast.sampling.sde import OUVE
+from udse_fast.sampling.requests import Pass, Prior
+from udse_fast.sampling.samplers import OPTIONS, SEEDS, find_sampler, recommended_sampler
 from udse_fast.settings import InferenceSettings
 from udse_fast.streaming.causal import CausalBlocks
+from udse_fast.streaming.causal_prior import CausalPrior
 from udse_fast.streaming.overlap import OverlapBlocks
 from udse_fast.streaming.stream import Blocks, Stream, process_together
 
@@ -121,8 +122,8 @@ class Enhancer:
 
         config = self.network.config
         self.spectral = Spectral(**{**config["stft"], **config["compression"]})
-        self.sde = OUVE(**{k: v for k, v in config["sde"].items() if k != "name"})
-        self.score = Prior(self.network, self.noise_network)
+        self.sde = self.network.sde
+        self.score = NetworkPrior(self.network, self.noise_network)
         self._passes: Replayed | None = None
         if self.device.type == "cuda":
             self._passes = Replayed(lambda: addresses(self.network.graph, self.noise_network.graph))
@@ -201,7 +202,7 @@ class Enhancer:
                 blocks = self.blocks(None if side is None else (side, oracle or ""))
             passes.append(_whole(blocks, mixture))
         with torch.inference_mode():
-            results = run(in_step(passes))
+            results = run(gather(passes))
         for channel, both in enumerate(results):
             for target, source in zip((speech, noise), both.numpy(), strict=True):
                 target[channel] = _resampled(source, self.spectral.sample_rate, rate)[: samples.shape[1]]
@@ -277,7 +278,7 @@ class Enhancer:
         self,
         mixture: Tensor,
         first_frame: int,
-        score: Score,
+        score: Prior,
         model: NoiseModel,
         settings: InferenceSettings,
     ) -> Pass[Posterior]:
@@ -286,20 +287,21 @@ class Enhancer:
         posterior = yield from posterior_pass(
             mixture,
             score,
-            self.sampler,
-            steps=settings.steps,
-            samples=settings.samples,
-            em_rounds=settings.em_rounds,
-            rank=settings.rank,
-            seed=self.seed,
+            SamplerSettings(
+                self.sampler,
+                samples=settings.samples,
+                em_rounds=settings.em_rounds,
+                rank=settings.rank,
+                seed=self.seed,
+                times=times,
+                dt=dt,
+                corrector_snr=settings.corrector_snr,
+                sde=self.sde,
+                options=self.options,
+            ),
             first_frame=first_frame,
             noise_model=model,
-            times=times,
-            dt=dt,
-            corrector_snr=settings.corrector_snr,
-            sde=self.sde,
             replayed=self._passes if score is self.score else None,  # a causal prior has a memory
-            **self.options,
         )
         return posterior
 

@@ -108,9 +108,7 @@ class NetworkClock:
         self.seconds, self.calls = 0.0, 0
         self._device = enhancer.device
         for network in {enhancer.network, enhancer.noise_network}:
-            for name in ("score", "with_posterior_variance"):
-                if hasattr(network, name):
-                    setattr(network, name, self._timed(getattr(network, name)))
+            network.evaluate = self._timed(network.evaluate)
 
     def now(self) -> float:
         """In seconds, after everything that was asked of the device."""

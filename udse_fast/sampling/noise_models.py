@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from udse_fast.kernels.nmf_is.reference import even_start
 POWER_FLOOR = 1e-10
 
 
+@runtime_checkable
 class NoiseModel(Protocol):
     """Variance of the noise, per bin and frame, and what to do with a new estimate of its power."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
-from udse_fast.sampling.samplers import Posterior
+from udse_fast.sampling.posterior import Posterior
 
 READOUTS: Final = ("auto", "mean", "mean_compressed", "wiener", "blend")
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from udse_fast.audio.spectral import Spectral
-from udse_fast.prior import CausalPrior
-from udse_fast.sampling.diffusion import Pass
 from udse_fast.sampling.noise_models import OnlineNMF
+from udse_fast.sampling.posterior import Posterior
 from udse_fast.sampling.read_out import ReadOut
-from udse_fast.sampling.samplers import Posterior
+from udse_fast.sampling.requests import Pass
+from udse_fast.streaming.causal_prior import CausalPrior
 
 LEAST_LEVEL = 1e-6
 """Largest compressed modulus below which a block counts as digital silence."""
@@ -125,7 +125,6 @@ class CausalBlocks:
         speech = torch.zeros_like(compressed)
         if self._level > LEAST_LEVEL:
             level = self._level.to(self.device)
-            self.prior.next_block()
             normalised = compressed / level
             posterior = yield from self._sample(normalised, self._frame, self.prior, self.noise_model)
             speech = self.read_out(posterior, normalised, level)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udse_fast.sampling.diffusion import Pass
-from udse_fast.sampling.passes import in_step
+from udse_fast.sampling.passes import gather
+from udse_fast.sampling.requests import Pass
 
 BlockPass = Callable[[Tensor, int, Any], Pass[tuple[Tensor, Any]]]
 """(signal (L,) at the network's rate, absolute number of its first frame, what the block before left or None) ->
@@ -88,7 +88,7 @@ class OverlapBlocks:
         if end - self._ready == self._tail.shape[1]:  # the last block ended where the signal does
             return torch.cat([*done, self._tail], dim=1)
         start = max(0, end - self.block) // self.hop * self.hop
-        ((new, self._left),) = yield from in_step([self._pass(start, end)])
+        ((new, self._left),) = yield from gather([self._pass(start, end)])
         return torch.cat([*done, self._joined(start, new, keep=0)], dim=1)
 
     def _whole_blocks(self, end: int) -> int:
@@ -100,7 +100,7 @@ class OverlapBlocks:
     def _run(self, count: int) -> Pass[Tensor]:
         """The next `count` blocks as one batch; holds back the overlap of the last."""
         starts = [self._ready + number * (self.block - self.overlap) for number in range(count)]
-        results = yield from in_step([self._pass(start, start + self.block) for start in starts])
+        results = yield from gather([self._pass(start, start + self.block) for start in starts])
         self._left = results[-1][1]
         done = [self._joined(start, new, self.overlap) for start, (new, _) in zip(starts, results, strict=True)]
         return torch.cat(done, dim=1)

@@ -22,8 +22,8 @@ from udse_fast.audio.resampling import Resampler
 from udse_fast.checkpoints.checkpoint import tensor_bytes
 from udse_fast.checks import Range, described, whole_number
 from udse_fast.errors import UdseError
-from udse_fast.sampling.diffusion import Pass, Result
-from udse_fast.sampling.passes import in_step, run
+from udse_fast.sampling.passes import gather, run
+from udse_fast.sampling.requests import Pass, Result
 
 STATE_VERSION = 1
 Outputs = list[list[NDArray[np.float32]]]
@@ -198,7 +198,7 @@ class Stream:
     def _separating(self, samples: NDArray[np.float32]) -> Pass[Outputs]:
         started = time.perf_counter()
         passes = [channel.pushing(row) for channel, row in zip(self._channels, samples, strict=True)]
-        results = yield from in_step(passes)
+        results = yield from gather(passes)
         self._last_seconds = time.perf_counter() - started
         self._busy_seconds += self._last_seconds
         self._received += samples.shape[1]
@@ -283,7 +283,7 @@ class Stream:
 
 def _run(passes: Sequence[Pass[Result]]) -> list[Result]:
     with torch.inference_mode():
-        return run(in_step(passes))
+        return run(gather(passes))
 
 
 def _digest(value: Any) -> str:
