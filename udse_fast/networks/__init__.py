@@ -12,6 +12,7 @@ from udse_fast.errors import UdseError
 _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
+    "compact-posterior": ("udse_fast.networks.compact_posterior", "CompactPosterior"),
 }
 
 

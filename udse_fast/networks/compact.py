@@ -444,6 +444,12 @@ class Compact(nn.Module):
         return 1 + (noise_level / self.scale(label)).square()
 
     def _network(self, x: Tensor, embedding: Tensor, past: Past | None) -> tuple[Tensor, Tensor]:
+        h = self._features(x, embedding, past)
+        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
+        return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
+
+    def _features(self, x: Tensor, embedding: Tensor, past: Past | None) -> Tensor:
+        """What the heads read: input planes (B, P, T, F) -> (B, C, T, F / stem)."""
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
         h = self.input(x.to(dtype), past) + self.band.to(dtype)
         skips = []
@@ -457,9 +463,7 @@ class Compact(nn.Module):
             if level < len(self.up):
                 h = _interleave(self.up[level](h), 2) + skips[level]
             h = self.up_blocks[level](h, embedding, past)
-        h = F.silu(h)
-        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
-        return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
+        return F.silu(h)
 
     def _over_time(self, h: Tensor, embedding: Tensor, past: Past | None) -> Tensor:
         B, C, T, bands = h.shape

@@ -31,6 +31,10 @@ class Batch:
         label = None if self.label is None else self.label.to(device, non_blocking=True)
         return Batch(self.spectrograms.to(device, non_blocking=True), label)
 
+    def pinned(self) -> Batch:
+        """In memory that a GPU can fetch by itself."""
+        return Batch(self.spectrograms.pin_memory(), None if self.label is None else self.label.pin_memory())
+
 
 @dataclass(frozen=True)
 class Augmentation:

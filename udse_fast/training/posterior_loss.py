@@ -1,0 +1,84 @@
+"""What a posterior network is trained for, per mixture, and the calls that go on from its own noise variance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from udse_fast.kernels.nmf_is import nmf_update
+from udse_fast.networks.compact_posterior import Said
+from udse_fast.noise_models import start_nmf
+from udse_fast.training.posterior_batches import PosteriorBatch
+
+FLOOR = 1e-4
+"""Of the mixture's energy: errors below it do not count."""
+EAR_EXPONENT = 0.6
+"""On top of the compression by 1/2: magnitudes as |S|^0.3."""
+WEIGHTS = {"mean": 1.0, "waveform": 0.3, "ear": 0.5, "variance": 0.05, "noise": 0.1, "log_noise": 0.03}
+
+
+def relative_error(estimate: Tensor, clean: Tensor, mixture: Tensor) -> Tensor:
+    """|estimate - clean|^2 over |mixture|^2, (N,), of (N, 2, F, T) each."""
+    return _energy(estimate - clean) / _energy(mixture).clamp_min(1e-6)
+
+
+def _energy(z: Tensor) -> Tensor:
+    return z.square().sum((1, 2, 3))
+
+
+def _linear(z: Tensor) -> Tensor:
+    return z * z.square().sum(1, keepdim=True).add(1e-12).sqrt()
+
+
+def posterior_losses(said: Said, batch: PosteriorBatch) -> dict[str, Tensor]:
+    """Mean over the batch of each term of `WEIGHTS`, ().
+
+    The errors are in log energy, so that a mixture counts alike at any SNR. "mean" is of the posterior mean,
+    "waveform" the same without the compression, "ear" of the magnitudes |s|^0.6 of the read-out. "variance" is the
+    likelihood of the posterior variance, "noise" the Itakura-Saito divergence of V, "log_noise" its squared log ratio.
+    """
+    mixture, clean = (torch.view_as_real(z).movedim(-1, 1) for z in (batch.mixture, batch.clean))
+    error = (said.clean - clean).square().sum(1)
+    linear = relative_error(_linear(said.clean), _linear(clean), _linear(mixture))
+    heard = (said.clean.detach() * said.gain.exp().unsqueeze(1)).square().sum(1)
+    ear = [(z + 1e-5) ** (EAR_EXPONENT / 2) for z in (heard, clean.square().sum(1), mixture.square().sum(1))]
+    ear_error = (ear[0] - ear[1]).square().sum((1, 2)) / ear[2].square().sum((1, 2))
+    ratio = (batch.noise_variance.log() - said.log_noise).clamp(-8, 5)
+    return {
+        "mean": (relative_error(said.clean, clean, mixture) + FLOOR).log().mean(),
+        "waveform": (linear + FLOOR).log().mean(),
+        "ear": (ear_error + FLOOR).log().mean(),
+        "variance": (error.detach() / said.variance + said.variance.log()).mean(),
+        "noise": (ratio.exp() - ratio - 1).mean(),
+        "log_noise": ratio.square().mean(),
+    }
+
+
+def weighted(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack([weight * losses[name] for name, weight in WEIGHTS.items()]).sum()
+
+
+def factorised(variance: Tensor, rank: int, iterations: int = 20, seed: int = 0) -> Tensor:
+    """V (F, T) as the product W H of an NMF of that rank."""
+    W, H = start_nmf(torch.complex(variance.sqrt(), torch.zeros_like(variance)), rank, seed)
+    W, H = nmf_update(variance.contiguous(), W, H, iterations=iterations)
+    return W @ H
+
+
+def next_variance(said: Said, batch: PosteriorBatch, generator: torch.Generator) -> Tensor:
+    """(N, F, T), what the second call is told: mostly what the first one said, raw or as an NMF; at times the truth."""
+    own = said.log_noise.detach().exp()
+    given = []
+    for item, kind in enumerate(torch.rand(len(own), generator=generator).tolist()):
+        if kind < 0.4:
+            given.append(own[item])
+        elif kind < 0.8:
+            rank = int(torch.randint(4, 17, (), generator=generator))
+            given.append(factorised(own[item], rank, seed=item))
+        elif kind < 0.92:
+            given.append(batch.noise_variance[item])
+        else:
+            field = torch.randn(1, 1, 5, 6, generator=generator)
+            field = torch.nn.functional.interpolate(field, own.shape[1:], mode="bilinear")[0, 0]
+            given.append(batch.noise_variance[item] * torch.exp(field.to(own.device)))
+    return torch.stack(given).clamp(1e-10, 1e2)
