@@ -94,9 +94,9 @@ def _swelling(rng: np.random.Generator, frames: int) -> Array:
 
 
 def _modulated(rng: np.random.Generator, frames: int) -> Array:
-    """An envelope of 2 to 10 Hz, as voices far away and applause have."""
+    """An envelope of 2 to 10 Hz, shallower than that of one voice: voices far away, applause, fans."""
     seconds = frames / FRAMES_PER_SECOND
-    return smooth_curve(rng, frames, max(2, round(2 * seconds * rng.uniform(2, 10))), rng.uniform(0.3, 1.2))
+    return smooth_curve(rng, frames, max(2, round(2 * seconds * rng.uniform(2, 10))), rng.uniform(0.15, 0.6))
 
 
 def _bursts(rng: np.random.Generator, frames: int) -> Array:
@@ -170,26 +170,30 @@ def _of_events(rng: np.random.Generator, bins: int, frames: int) -> Array:
 def _of_bands(rng: np.random.Generator, bins: int, frames: int) -> Array:
     """Bands that move on their own: wind, water, crowds."""
     seconds = frames / FRAMES_PER_SECOND
-    knots = int(rng.integers(3, 24)), max(2, round(2 * seconds * np.exp(rng.uniform(np.log(1), np.log(10)))))
-    return _spectrum(rng, bins)[:, None] + texture(rng, (bins, frames), knots, rng.uniform(0.3, 1.2))
+    knots = int(rng.integers(3, 24)), max(2, round(2 * seconds * np.exp(rng.uniform(np.log(0.5), np.log(8)))))
+    return _spectrum(rng, bins)[:, None] + texture(rng, (bins, frames), knots, rng.uniform(0.2, 0.8))
 
 
 def _harmonic(rng: np.random.Generator, bins: int, frames: int) -> Array:
-    """Partials of one to three tones that stand, glide or waver: motors, sirens, horns, chords, animals."""
+    """Partials of one to three tones: motors, horns and chords that stand; sirens, birds and alarms that move.
+
+    Low tones stand and last: what moves at the pitch of a voice is taken for one.
+    """
     seconds = frames / FRAMES_PER_SECOND
     power = np.full((bins, frames), 1e-7)
-    activation = _chosen(rng, ACTIVATIONS)(rng, frames)
+    high = rng.random() < 0.5
+    activation = _chosen(rng, ACTIVATIONS)(rng, frames) if high else _steady(rng, frames)
     envelope = _spectrum(rng, bins)
     hertz = np.arange(bins)[:, None] * BIN_HERTZ
     for _ in range(rng.integers(1, 4)):
-        pitch = np.exp(rng.uniform(np.log(80), np.log(2500)))
+        pitch = np.exp(rng.uniform(np.log(450), np.log(3500)) if high else rng.uniform(np.log(70), np.log(450)))
         movement = np.zeros(frames)
-        kind = rng.random()
+        kind = rng.random() if high else rng.uniform(0.55, 1)
         if kind < 0.35:
             movement = smooth_curve(rng, frames, max(1, round(seconds * rng.uniform(0.3, 4))), rng.uniform(0.02, 0.4))
         elif kind < 0.6:
             turns = rng.uniform(0.3, 8) * np.arange(frames) / FRAMES_PER_SECOND
-            movement = rng.uniform(0.01, 0.4) * np.sin(2 * np.pi * turns + rng.uniform(0, 6.3))
+            movement = rng.uniform(0.01, 0.4 if high else 0.03) * np.sin(2 * np.pi * turns + rng.uniform(0, 6.3))
         track = np.clip(pitch * np.exp(movement), 40, 7000)[None]
         partial = np.maximum(np.rint(hertz / track), 1)
         away = (hertz - partial * track) / (BIN_HERTZ * rng.uniform(0.6, 2.0))
@@ -199,10 +203,10 @@ def _harmonic(rng: np.random.Generator, bins: int, frames: int) -> Array:
 
 
 SOURCES: tuple[tuple[float, Callable[[np.random.Generator, int, int], Array]], ...] = (
-    (0.5, _of_one_spectrum),
-    (0.13, _of_events),
-    (0.17, _of_bands),
-    (0.2, _harmonic),
+    (0.56, _of_one_spectrum),
+    (0.15, _of_events),
+    (0.19, _of_bands),
+    (0.1, _harmonic),
 )
 
 

@@ -187,9 +187,9 @@ class PosteriorBatches:
         return noise, smoothed(noise.abs().square(), bands, frames)
 
     def _babble(self, rng: np.random.Generator) -> Samples:
-        """Three to ten voices at once, at other speeds than those of the talkers."""
+        """Five to twelve voices at once, at other speeds than those of the talkers."""
         audio = np.zeros(self._length, np.float32)
-        for _ in range(rng.integers(3, 11)):
+        for _ in range(rng.integers(5, 13)):
             audio += self._voice(rng) * np.float32(np.exp(rng.normal(0, 0.5)))
         return _reverberant(rng, audio, self.spectral.sample_rate) if rng.random() < 0.7 else audio
 
@@ -201,9 +201,9 @@ class PosteriorBatches:
         variance = smoothed(variance, 3, 3) * 0.3 + variance * 0.7  # the transform spreads it over its neighbours
         rate = self.spectral.sample_rate
         for share, made, smoothing in (
-            (0.12, lambda: _tones(rng, self._length, rate), (3, 3)),
+            (0.1, lambda: _tones(rng, self._length, rate), (3, 3)),
             (0.10, lambda: _clicks(rng, self._length, rate), (5, 1)),
-            (0.15, lambda: self._babble(rng), (5, 5)),
+            (0.06, lambda: self._babble(rng), (5, 5)),
         ):
             if rng.random() < share:
                 more, its_variance = self._of_samples(made(), *smoothing)

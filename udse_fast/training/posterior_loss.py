@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,17 @@ FLOOR = 1e-4
 """Of the mixture's energy: errors below it do not count."""
 EAR_EXPONENT = 0.6
 """On top of the compression by 1/2: magnitudes as |S|^0.3."""
-WEIGHTS = {"mean": 1.0, "waveform": 0.3, "ear": 0.5, "variance": 0.05, "noise": 0.1, "log_noise": 0.03}
+WEIGHTS = {
+    "mean": 1.0,
+    "waveform": 0.3,
+    "ear": 0.5,
+    "intelligibility": 3.0,
+    "variance": 0.05,
+    "noise": 0.1,
+    "log_noise": 0.03,
+}
+SEGMENT, SEGMENT_STEP = 24, 6
+"""Frames of a segment of `intelligibility`, 0.38 s, and from one to the next."""
 
 
 def relative_error(estimate: Tensor, clean: Tensor, mixture: Tensor) -> Tensor:
@@ -30,24 +42,55 @@ def _linear(z: Tensor) -> Tensor:
     return z * z.square().sum(1, keepdim=True).add(1e-12).sqrt()
 
 
+@lru_cache(maxsize=4)
+def third_octaves(bins: int, bin_hertz: float = 16000 / 510) -> Tensor:
+    """(15, F) of 0 and 1: the bands of one third of an octave from 150 Hz on that ESTOI listens to."""
+    centres = 150 * 2 ** (torch.arange(15) / 3)
+    hertz = torch.arange(bins) * bin_hertz
+    inside = (hertz >= centres[:, None] * 2 ** (-1 / 6)) & (hertz < centres[:, None] * 2 ** (1 / 6))
+    return inside.float()
+
+
+def intelligibility(estimate: Tensor, clean: Tensor) -> Tensor:
+    """Correlation of band envelopes in segments, (N,), in [-1, 1], of |S|^2 (N, F, T) of the estimate and the truth.
+
+    As ESTOI (Jensen and Taal 2016): over a segment every band, then every frame, to mean 0 and length 1. Segments
+    count by the energy of the speech in them, as those of silence do not at all there.
+    """
+
+    def normalised(power: Tensor) -> Tensor:
+        envelope = (third_octaves(power.shape[1]).to(power) @ power + 1e-7).sqrt()
+        segments = envelope.unfold(-1, SEGMENT, SEGMENT_STEP).transpose(1, 2)  # (N, segments, bands, frames)
+        for axis in (-1, -2):
+            segments = segments - segments.mean(axis, keepdim=True)
+            segments = segments * (segments.square().sum(axis, keepdim=True) + 1e-8).rsqrt()
+        return segments
+
+    loud = clean.sum(1).unfold(-1, SEGMENT, SEGMENT_STEP).mean(-1)
+    weight = (loud > 1e-2 * loud.amax(1, keepdim=True)).float() * (loud > 1e-4)
+    correlation = (normalised(estimate) * normalised(clean)).sum((-1, -2)) / SEGMENT
+    return (weight * correlation).sum(1) / weight.sum(1).clamp_min(1)
+
+
 def posterior_losses(said: Said, batch: PosteriorBatch) -> dict[str, Tensor]:
     """Mean over the batch of each term of `WEIGHTS`, ().
 
     The errors are in log energy, so that a mixture counts alike at any SNR. "mean" is of the posterior mean,
-    "waveform" the same without the compression, "ear" of the magnitudes |s|^0.6 of the read-out. "variance" is the
-    likelihood of the posterior variance, "noise" the Itakura-Saito divergence of V, "log_noise" its squared log ratio.
+    "waveform" the same without the compression, "ear" of the magnitudes |s|^0.6 of the read-out, whose
+    `intelligibility` counts, too. "variance" is the likelihood of the posterior variance, "noise" the Itakura-Saito divergence of V, "log_noise" its squared log ratio.
     """
     mixture, clean = (torch.view_as_real(z).movedim(-1, 1) for z in (batch.mixture, batch.clean))
     error = (said.clean - clean).square().sum(1)
     linear = relative_error(_linear(said.clean), _linear(clean), _linear(mixture))
-    heard = (said.clean.detach() * said.gain.exp().unsqueeze(1)).square().sum(1)
-    ear = [(z + 1e-5) ** (EAR_EXPONENT / 2) for z in (heard, clean.square().sum(1), mixture.square().sum(1))]
+    heard, truth = said.heard.square().sum(1), clean.square().sum(1)
+    ear = [(z + 1e-5) ** (EAR_EXPONENT / 2) for z in (heard, truth, mixture.square().sum(1))]
     ear_error = (ear[0] - ear[1]).square().sum((1, 2)) / ear[2].square().sum((1, 2))
     ratio = (batch.noise_variance.log() - said.log_noise).clamp(-8, 5)
     return {
         "mean": (relative_error(said.clean, clean, mixture) + FLOOR).log().mean(),
         "waveform": (linear + FLOOR).log().mean(),
         "ear": (ear_error + FLOOR).log().mean(),
+        "intelligibility": -intelligibility(heard.square(), truth.square()).mean(),
         "variance": (error.detach() / said.variance + said.variance.log()).mean(),
         "noise": (ratio.exp() - ratio - 1).mean(),
         "log_noise": ratio.square().mean(),
