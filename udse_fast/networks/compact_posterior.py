@@ -59,6 +59,15 @@ def linear_variance(blur: Tensor, power: Tensor) -> Tensor:
     return (below + torch.sqrt(below.square() + 4 * above.square())) / 2
 
 
+def fused(u: Tensor, blur: Tensor, state: Tensor, level2: Tensor) -> tuple[Tensor, Tensor]:
+    """Two observations as one: (..., 2) with variances (...), their mean by precision and its variance.
+
+    level2 is infinite where there is no state.
+    """
+    share = blur / (blur + level2)  # of the state
+    return u + share.unsqueeze(-1) * (state - u), blur * (1 - share)
+
+
 class CompactPosterior(Compact):
     """E[s | x, V], its variance, V, and a read-out for the ear, in one call.
 
@@ -72,17 +81,33 @@ class CompactPosterior(Compact):
         self.noise = Conv(width, 2 * self.stem, (3, 3), causal_block=causal, zero=True)
         self.listening = Conv(width, self.stem, (3, 3), causal_block=causal, zero=True)
 
-    def say(self, mixture: Tensor, noise_variance: Tensor, past: Past | None = None) -> Said:
-        """One call.
+    def say(
+        self,
+        mixture: Tensor,
+        noise_variance: Tensor,
+        state: Tensor | None = None,
+        noise_level: Tensor | None = None,
+        past: Past | None = None,
+    ) -> Said:
+        """One call: of the mixture alone, or of the mixture and a diffused state, u = s + a z.
+
+        Both are observations of s with noise of a known variance per bin, so what they say together is one
+        observation: their mean by precision, `fused`. Without a state (or at an infinite a) it is the mixture.
 
         Args:
             mixture: x, (B, 2, F, T) float32, compressed, its largest modulus about 1.
             noise_variance: a guess of V, (B, F, T) float32: E|nu|^2 where x |x| = S + nu.
+            state: u, (B, 2, F, T), then `clean` is E[s | u, x, V] and `log_noise` says nothing new.
+            noise_level: its a, (B,).
             past: of a causal network, the frames before these; updated.
         """
         u = mixture.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
         given = noise_variance.float().transpose(1, 2).clamp_min(QUIETEST)
-        return self._call(u, given, compressed_variance(given, u.square().sum(-1)), past)
+        blur = compressed_variance(given, u.square().sum(-1))
+        if state is not None and noise_level is not None:
+            u, blur = fused(u, blur, state.permute(0, 3, 2, 1).float(), noise_level.square()[:, None, None])
+            given = linear_variance(blur, u.square().sum(-1))
+        return self._call(u, given, blur, past)
 
     def posterior(
         self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None, past: Past | None = None

@@ -171,7 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = usable_device(arguments.device)
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
-    if not NETWORKS[arguments.network]["name"] == "compact-posterior":
+    if architecture["name"] != "compact-posterior":
         architecture["joint"] = joint
     compact = architecture["name"] != "ncsnpp"
     posterior = architecture["name"] == "compact-posterior"
@@ -186,7 +186,8 @@ def run(arguments: argparse.Namespace) -> int:
     training: Any
     validation: Any
     if posterior:
-        assert speech is not None and valid_speech is not None
+        assert speech is not None
+        assert valid_speech is not None
         training = PosteriorBatches(
             speech, spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation, seed=arguments.seed
         )

@@ -198,7 +198,7 @@ def _harmonic(rng: np.random.Generator, bins: int, frames: int) -> Array:
         partial = np.maximum(np.rint(hertz / track), 1)
         away = (hertz - partial * track) / (BIN_HERTZ * rng.uniform(0.6, 2.0))
         count = rng.integers(1, 30)
-        power += np.exp(-away.clip(-6, 6) ** 2) * (partial <= count)
+        power += np.exp(-(away.clip(-6, 6) ** 2)) * (partial <= count)
     return np.asarray(0.5 * np.log(power) + envelope[:, None] + activation[None])
 
 

@@ -212,23 +212,34 @@ class PosteriorBatches:
         scale = noise.abs().square().mean().clamp_min(1e-12)
         return noise / scale.sqrt(), variance / scale
 
+    def _hum(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Tones, the mains' among them, over faint noise: far above the speech they are easily told from it."""
+        tones, variance = self._of_samples(_tones(rng, self._length, self.spectral.sample_rate), 3, 9)
+        noise, its_variance = self._noise(rng)
+        share = float(10 ** -rng.uniform(0.5, 4))
+        return tones + math.sqrt(share) * noise, variance + share * its_variance
+
     # -- mixtures ------------------------------------------------------------------------------------------------
 
     def _item(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        speech, (noise, variance) = self._speech(rng), self._noise(rng)
-        energy = float(speech.abs().square().mean())
         kind = rng.random()
+        speech = self._speech(rng)
+        hum = 0.22 <= kind < 0.27
+        noise, variance = self._hum(rng) if hum else self._noise(rng)
+        energy = float(speech.abs().square().mean())
         if kind < 0.06 or energy < 1e-8:  # noise alone
             speech, power = torch.zeros_like(speech), 1.0
         elif kind < 0.12:  # none
             power = 0.0
         else:
-            snr = rng.uniform(20, 50) if kind < 0.22 else rng.uniform(-10, 20)
+            snr = rng.uniform(20, 50) if kind < 0.22 else rng.uniform(-30, 5) if hum else rng.uniform(-10, 20)
             power = energy / 10 ** (snr / 10)
         noise, variance = noise * math.sqrt(power), variance * power
         mixture = speech + noise
         loudest = float(mixture.abs().amax())
-        scale = (1.0 if rng.random() < 0.5 else rng.uniform(0.25, 1.0) ** 2) / max(loudest, 1e-8)  # c(scale X): its root
+        scale = (1.0 if rng.random() < 0.5 else rng.uniform(0.25, 1.0) ** 2) / max(
+            loudest, 1e-8
+        )  # c(scale X): its root
         compressed, clean = self._compressed(mixture * scale), self._compressed(speech * scale)
         variance = (variance * scale**2).clamp_min(NO_NOISE)
         quantile = None if rng.random() < 0.5 else float(rng.uniform(0.1, 0.5))

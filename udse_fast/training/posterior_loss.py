@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -25,6 +26,9 @@ WEIGHTS = {
     "noise": 0.1,
     "log_noise": 0.03,
 }
+LEVELS = 0.02, 1.0
+"""Noise levels a of the diffused states, where the loudest bin of a mixture is 1."""
+DIFFUSED_SHARE = 0.2
 SEGMENT, SEGMENT_STEP = 24, 6
 """Frames of a segment of `intelligibility`, 0.38 s, and from one to the next."""
 
@@ -72,12 +76,13 @@ def intelligibility(estimate: Tensor, clean: Tensor) -> Tensor:
     return (weight * correlation).sum(1) / weight.sum(1).clamp_min(1)
 
 
-def posterior_losses(said: Said, batch: PosteriorBatch) -> dict[str, Tensor]:
-    """Mean over the batch of each term of `WEIGHTS`, ().
+def posterior_losses(said: Said, batch: PosteriorBatch, blind: Tensor | None = None) -> dict[str, Tensor]:
+    """Mean over the batch of each term of `WEIGHTS`, (); those of V over the mixtures where `blind` (N,) is 1.
 
     The errors are in log energy, so that a mixture counts alike at any SNR. "mean" is of the posterior mean,
     "waveform" the same without the compression, "ear" of the magnitudes |s|^0.6 of the read-out, whose
-    `intelligibility` counts, too. "variance" is the likelihood of the posterior variance, "noise" the Itakura-Saito divergence of V, "log_noise" its squared log ratio.
+    `intelligibility` counts, too. "variance" is the likelihood of the posterior variance, "noise" the Itakura-Saito
+    divergence of V, "log_noise" its squared log ratio.
     """
     mixture, clean = (torch.view_as_real(z).movedim(-1, 1) for z in (batch.mixture, batch.clean))
     error = (said.clean - clean).square().sum(1)
@@ -86,14 +91,15 @@ def posterior_losses(said: Said, batch: PosteriorBatch) -> dict[str, Tensor]:
     ear = [(z + 1e-5) ** (EAR_EXPONENT / 2) for z in (heard, truth, mixture.square().sum(1))]
     ear_error = (ear[0] - ear[1]).square().sum((1, 2)) / ear[2].square().sum((1, 2))
     ratio = (batch.noise_variance.log() - said.log_noise).clamp(-8, 5)
+    share = 1.0 if blind is None else blind[:, None, None]
     return {
         "mean": (relative_error(said.clean, clean, mixture) + FLOOR).log().mean(),
         "waveform": (linear + FLOOR).log().mean(),
         "ear": (ear_error + FLOOR).log().mean(),
         "intelligibility": -intelligibility(heard.square(), truth.square()).mean(),
         "variance": (error.detach() / said.variance + said.variance.log()).mean(),
-        "noise": (ratio.exp() - ratio - 1).mean(),
-        "log_noise": ratio.square().mean(),
+        "noise": (share * (ratio.exp() - ratio - 1)).mean(),
+        "log_noise": (share * ratio.square()).mean(),
     }
 
 
@@ -106,6 +112,20 @@ def factorised(variance: Tensor, rank: int, iterations: int = 20, seed: int = 0)
     W, H = start_nmf(torch.complex(variance.sqrt(), torch.zeros_like(variance)), rank, seed)
     W, H = nmf_update(variance.contiguous(), W, H, iterations=iterations)
     return W @ H
+
+
+def diffused_states(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A state u = s + a z (N, 2, F, T) for one mixture in five, and its a (N,); for the others an infinite a.
+
+    a is log-uniform over the levels of the reverse process.
+    """
+    count = len(clean)
+    level = torch.exp(math.log(LEVELS[0]) + math.log(LEVELS[1] / LEVELS[0]) * torch.rand(count, generator=generator))
+    diffused = torch.rand(count, generator=generator) < DIFFUSED_SHARE
+    z = torch.randn(torch.view_as_real(clean).shape, generator=generator).movedim(-1, 1) * math.sqrt(0.5)
+    kept = torch.where(diffused, level, 0.0).to(clean.device)
+    state = torch.view_as_real(clean).movedim(-1, 1) + kept[:, None, None, None] * z.to(clean.device)
+    return state, torch.where(diffused, level, math.inf).to(clean.device)
 
 
 def next_variance(said: Said, batch: PosteriorBatch, generator: torch.Generator) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from udse_fast.networks.compact_posterior import CompactPosterior, Said
+from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.training.posterior_batches import PosteriorBatch
 from udse_fast.training.posterior_loss import (
+    FLOOR,
+    diffused_states,
     factorised,
     next_variance,
     posterior_losses,
@@ -22,16 +24,19 @@ VALIDATION_RANK = 8
 class PosteriorTrainer(Trainer):
     """Trains a `CompactPosterior` on `PosteriorBatches`."""
 
-    def _call(self, batch: PosteriorBatch, noise_variance: Tensor) -> Said:
-        module = self.module
-        assert isinstance(module, CompactPosterior)
-        return module.say(torch.view_as_real(batch.mixture).movedim(-1, 1), noise_variance)
-
     def _loss(self, batch: PosteriorBatch) -> Tensor:
         generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + self.step) % 2**62)
-        first = self._call(batch, batch.start)
-        second = self._call(batch, next_variance(first, batch, generator))
-        return (weighted(posterior_losses(first, batch)) + weighted(posterior_losses(second, batch))) / 2
+        mixture, module = _planes(batch.mixture), self._posterior
+        first = module.say(mixture, batch.start)
+        state, level = diffused_states(batch.clean, generator)
+        second = module.say(mixture, next_variance(first, batch, generator), state, level)
+        blind = level.isinf().float()
+        return (weighted(posterior_losses(first, batch)) + weighted(posterior_losses(second, batch, blind))) / 2
+
+    @property
+    def _posterior(self) -> CompactPosterior:
+        assert isinstance(self.module, CompactPosterior)
+        return self.module
 
     def _validation_errors(self, batches: int) -> dict[str, float]:
         """Relative error of the mean (geometric over mixtures) after one call, two, and told the true V; and of V."""
@@ -39,18 +44,21 @@ class PosteriorTrainer(Trainer):
         noise = []
         for number in range(batches):
             batch = self.validation[number].to(self.device)
-            first = self._call(batch, batch.start)
-            own = first.log_noise.exp()
-            again = torch.stack([factorised(item, VALIDATION_RANK) for item in own])
-            second = self._call(batch, again)
-            for name, said in (
-                ("1 call", first),
-                ("2 calls", second),
-                ("true V", self._call(batch, batch.noise_variance)),
-            ):
-                mixture, clean = (torch.view_as_real(z).movedim(-1, 1) for z in (batch.mixture, batch.clean))
-                logs[name] += (relative_error(said.clean, clean, mixture) + 1e-4).log().tolist()
-            losses = posterior_losses(first, batch)
-            noise.append(float(losses["noise"]))
+            mixture, clean, module = _planes(batch.mixture), _planes(batch.clean), self._posterior
+            first = module.say(mixture, batch.start)
+            again = torch.stack([factorised(own, VALIDATION_RANK) for own in first.log_noise.exp()])
+            calls = {
+                "1 call": first,
+                "2 calls": module.say(mixture, again),
+                "true V": module.say(mixture, batch.noise_variance),
+            }
+            for name, said in calls.items():
+                logs[name] += (relative_error(said.clean, clean, mixture) + FLOOR).log().tolist()
+            noise.append(float(posterior_losses(first, batch)["noise"]))
         errors = {name: float(torch.tensor(values).mean().exp()) for name, values in logs.items()}
         return {**errors, "V, divergence": sum(noise) / len(noise)}
+
+
+def _planes(spectrogram: Tensor) -> Tensor:
+    """(N, F, T) complex -> (N, 2, F, T)."""
+    return torch.view_as_real(spectrogram).movedim(-1, 1)
