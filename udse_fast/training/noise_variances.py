@@ -221,7 +221,7 @@ def draw_source(rng: np.random.Generator, bins: int, frames: int) -> NDArray[np.
 def draw_noise_variance(rng: np.random.Generator, bins: int, frames: int) -> NDArray[np.float32]:
     """Variance (F, T) of a random mixture of one to six sources over a faint even floor, its mean 1."""
     variance = np.full((bins, frames), 10 ** -rng.uniform(2.5, 6), np.float32)  # the floor of a microphone
-    for _ in range(min(6, rng.geometric(0.4))):
+    for _ in range(min(6, rng.geometric(0.5))):
         variance += draw_source(rng, bins, frames) * np.float32(np.exp(rng.normal(0, 1.2)))
     return np.asarray(variance / variance.mean(), np.float32)
 

@@ -161,10 +161,11 @@ class PosteriorBatches:
     def _speech(self, rng: np.random.Generator) -> Tensor:
         """Linear spectrogram (F, T) of speech as one of many microphones would have it."""
         spectra = self.spectral.stft(torch.from_numpy(self._talkers(rng)))
-        if rng.random() < 0.04:  # whispered: the envelope stays, the excitation is noise
+        kind = rng.random()
+        if kind < 0.08:  # another excitation in the same envelope: whispered, or sung
             envelope = smoothed(spectra.abs().square(), 7, 1).sqrt()
             tilt = torch.linspace(float(rng.uniform(0.1, 1)), 1, self.spectral.bins)[:, None]
-            spectra = self._white(rng) * envelope * tilt
+            spectra = envelope * (self._white(rng) * tilt if kind < 0.04 else self._sung(rng))
         if self.augmentation.equalisation_db:
             spectra = spectra * torch.from_numpy(self.augmentation.response(rng, 1, self.spectral.bins))[0, :, None]
         if rng.random() < 0.06:  # a telephone
@@ -173,6 +174,18 @@ class PosteriorBatches:
             inside = torch.sigmoid((hertz - low) / 30) * torch.sigmoid((high - hertz) / 60)
             spectra = spectra * inside[:, None]
         return spectra
+
+    def _sung(self, rng: np.random.Generator) -> Tensor:
+        """Pulses at the pitch of a voice that holds its notes, with vibrato, (F, T) of mean power 1."""
+        rate, time = self.spectral.sample_rate, np.arange(self._length) / self.spectral.sample_rate
+        notes = np.exp(rng.uniform(np.log(90), np.log(600))) * 2 ** (rng.integers(-4, 5, 1 + int(time[-1] * 2)) / 12)
+        held = np.repeat(notes, rate)[: len(time)] if rng.random() < 0.6 else np.full(len(time), notes[0])
+        vibrato = rng.uniform(0, 0.03) * np.sin(2 * np.pi * rng.uniform(4, 7) * time)
+        turns = np.cumsum(held * (1 + vibrato)) / rate
+        audio = np.zeros(len(time))
+        for partial in range(1, int(rate / 2 / held.max())):
+            audio += np.cos(2 * np.pi * partial * turns + rng.uniform(0, 6.3))
+        return self._of_samples(audio.astype(np.float32), 3, 3)[0]
 
     # -- noise ---------------------------------------------------------------------------------------------------
 
@@ -224,15 +237,15 @@ class PosteriorBatches:
     def _item(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kind = rng.random()
         speech = self._speech(rng)
-        hum = 0.22 <= kind < 0.27
+        hum = 0.24 <= kind < 0.29
         noise, variance = self._hum(rng) if hum else self._noise(rng)
         energy = float(speech.abs().square().mean())
         if kind < 0.06 or energy < 1e-8:  # noise alone
             speech, power = torch.zeros_like(speech), 1.0
-        elif kind < 0.12:  # none
+        elif kind < 0.14:  # none
             power = 0.0
         else:
-            snr = rng.uniform(20, 50) if kind < 0.22 else rng.uniform(-30, 5) if hum else rng.uniform(-10, 20)
+            snr = rng.uniform(20, 50) if kind < 0.24 else rng.uniform(-30, 5) if hum else rng.uniform(-10, 20)
             power = energy / 10 ** (snr / 10)
         noise, variance = noise * math.sqrt(power), variance * power
         mixture = speech + noise

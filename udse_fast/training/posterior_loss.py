@@ -21,14 +21,14 @@ WEIGHTS = {
     "mean": 1.0,
     "waveform": 0.3,
     "ear": 0.5,
-    "intelligibility": 3.0,
+    "intelligibility": 1.5,
     "variance": 0.05,
-    "noise": 0.1,
-    "log_noise": 0.03,
+    "noise": 0.06,
+    "log_noise": 0.06,
 }
 LEVELS = 0.02, 1.0
 """Noise levels a of the diffused states, where the loudest bin of a mixture is 1."""
-DIFFUSED_SHARE = 0.2
+DIFFUSED_SHARE = 0.15
 SEGMENT, SEGMENT_STEP = 24, 6
 """Frames of a segment of `intelligibility`, 0.38 s, and from one to the next."""
 
@@ -87,7 +87,8 @@ def posterior_losses(said: Said, batch: PosteriorBatch, blind: Tensor | None = N
     mixture, clean = (torch.view_as_real(z).movedim(-1, 1) for z in (batch.mixture, batch.clean))
     error = (said.clean - clean).square().sum(1)
     linear = relative_error(_linear(said.clean), _linear(clean), _linear(mixture))
-    heard, truth = said.heard.square().sum(1), clean.square().sum(1)
+    heard = (said.clean.detach() * said.gain.exp().unsqueeze(1)).square().sum(1)  # the mean stays the mean
+    truth = clean.square().sum(1)
     ear = [(z + 1e-5) ** (EAR_EXPONENT / 2) for z in (heard, truth, mixture.square().sum(1))]
     ear_error = (ear[0] - ear[1]).square().sum((1, 2)) / ear[2].square().sum((1, 2))
     ratio = (batch.noise_variance.log() - said.log_noise).clamp(-8, 5)
@@ -115,7 +116,7 @@ def factorised(variance: Tensor, rank: int, iterations: int = 20, seed: int = 0)
 
 
 def diffused_states(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A state u = s + a z (N, 2, F, T) for one mixture in five, and its a (N,); for the others an infinite a.
+    """A state u = s + a z (N, 2, F, T) for a share of the mixtures, and its a (N,); for the others an infinite a.
 
     a is log-uniform over the levels of the reverse process.
     """
