@@ -476,5 +476,7 @@ class Compact(nn.Module):
         """Settings for `Enhancer`, kept in checkpoints: "sampler", settings of "all", then by sampler."""
         return {**INFERENCE, **(CAUSAL_INFERENCE if self.causal_block else {})}
 
+    causal_blocks: tuple[int, ...] = CAUSAL_BLOCKS
+    """Block lengths for which a causal network is trained."""
     training_dtype: torch.dtype | None = None
     """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""

@@ -21,6 +21,9 @@ PLANES = 5
 QUIETEST = 1e-10
 """Least noise variance, relative to the power of the loudest bin: 100 dB below it."""
 
+SUREST = 1e-7
+"""Least variance of an observation in the compressed domain."""
+
 
 @dataclass(frozen=True)
 class Said:
@@ -50,7 +53,7 @@ def compressed_variance(noise_variance: Tensor, power: Tensor) -> Tensor:
     Between its limits: V / (1.6 p) where the speech is far above the noise, sqrt(V / 1.273) = E|c(nu)|^2 far below.
     """
     below = 1.273 * noise_variance
-    return (noise_variance / torch.sqrt((1.6 * power).square() + below + 1e-16)).clamp_min(1e-7)
+    return (noise_variance / torch.sqrt((1.6 * power).square() + below + 1e-16)).clamp_min(SUREST)
 
 
 def linear_variance(blur: Tensor, power: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ def fused(u: Tensor, blur: Tensor, state: Tensor, level2: Tensor) -> tuple[Tenso
     level2 is infinite where there is no state.
     """
     share = blur / (blur + level2)  # of the state
-    return u + share.unsqueeze(-1) * (state - u), blur * (1 - share)
+    return u + share.unsqueeze(-1) * (state - u), (blur * (1 - share)).clamp_min(SUREST)
 
 
 class CompactPosterior(Compact):
@@ -73,6 +76,9 @@ class CompactPosterior(Compact):
 
     Arguments as of `Compact`; `joint` is not for it.
     """
+
+    causal_blocks = (1, 2, 3)
+    """Streams of 32 to 64 ms of delay."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)

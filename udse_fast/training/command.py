@@ -27,7 +27,7 @@ from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
     "compact-posterior": {"name": "compact-posterior"},
-    "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 4},
+    "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
 LEARNING_RATES = {"compact": 2e-3, "compact-posterior": 1.5e-3, "ncsnpp": 1e-4}

@@ -12,28 +12,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udse_fast.noise_guesses import NO_NOISE, smoothed
 from udse_fast.spectral import Spectral
 from udse_fast.training.batches import Augmentation
 from udse_fast.training.corpus import Corpus
 from udse_fast.training.noise_variances import draw_noise_variance
 
 Samples = NDArray[np.float32]
-NO_NOISE = 1e-9
-"""Noise variance of a mixture without noise, relative to the power of its loudest bin."""
 
 
 @dataclass(frozen=True)
 class PosteriorBatch:
-    """mixture and clean (N, F, T) complex64; the true noise_variance and a start for the first call, (N, F, T)."""
+    """mixture and clean (N, F, T) complex64, the true noise_variance (N, F, T)."""
 
     mixture: Tensor
     clean: Tensor
     noise_variance: Tensor
-    start: Tensor
 
     def to(self, device: torch.device) -> PosteriorBatch:
         return PosteriorBatch(*(z.to(device, non_blocking=True) for z in self._parts))
@@ -43,30 +40,8 @@ class PosteriorBatch:
         return PosteriorBatch(*(z.pin_memory() for z in self._parts))
 
     @property
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.mixture, self.clean, self.noise_variance, self.start
-
-
-def smoothed(power: Tensor, bands: int, frames: int) -> Tensor:
-    """Mean of (..., F, T) over `bands` x `frames` neighbours, odd numbers; edges repeat."""
-    flat = power.reshape(-1, 1, *power.shape[-2:])
-    flat = F.pad(flat, (frames // 2, frames // 2, bands // 2, bands // 2), mode="replicate")
-    return F.avg_pool2d(flat, (bands, frames), stride=1).reshape(power.shape)
-
-
-def start_variance(mixture: Tensor, share: float = 0.5, quantile: float | None = None) -> Tensor:
-    """What EM starts from: a steady noise at `share` of the mean, or a quantile, of the mixture's power; (..., F, T).
-
-    Args:
-        mixture: (..., F, T) complex, compressed: the linear power is |x|^4.
-        quantile: instead of the mean; of noise alone, whose power is exponential, the mean is that over -log(1 - q).
-    """
-    power = mixture.abs() ** 4
-    if quantile is None:
-        level = power.mean(-1, keepdim=True)
-    else:
-        level = power.quantile(quantile, dim=-1, keepdim=True) / -math.log1p(-quantile)
-    return (share * smoothed(level, 9, 1)).clamp_min(NO_NOISE).expand_as(power).contiguous()
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.mixture, self.clean, self.noise_variance
 
 
 def _reverberant(rng: np.random.Generator, audio: Samples, rate: int) -> Samples:
@@ -234,7 +209,7 @@ class PosteriorBatches:
 
     # -- mixtures ------------------------------------------------------------------------------------------------
 
-    def _item(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _item(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         kind = rng.random()
         speech = self._speech(rng)
         hum = 0.24 <= kind < 0.29
@@ -254,9 +229,7 @@ class PosteriorBatches:
             loudest, 1e-8
         )  # c(scale X): its root
         compressed, clean = self._compressed(mixture * scale), self._compressed(speech * scale)
-        variance = (variance * scale**2).clamp_min(NO_NOISE)
-        quantile = None if rng.random() < 0.5 else float(rng.uniform(0.1, 0.5))
-        return compressed, clean, variance, start_variance(compressed, float(rng.uniform(0.2, 1.0)), quantile)
+        return compressed, clean, (variance * scale**2).clamp_min(NO_NOISE)
 
     @staticmethod
     def _compressed(linear: Tensor) -> Tensor:

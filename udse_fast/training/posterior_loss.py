@@ -6,11 +6,11 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.compact_posterior import Said
-from udse_fast.noise_models import start_nmf
+from udse_fast.noise_guesses import NO_NOISE, factorised, predicted, smoothed, steady_guess
 from udse_fast.training.posterior_batches import PosteriorBatch
 
 FLOOR = 1e-4
@@ -108,13 +108,6 @@ def weighted(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack([weight * losses[name] for name, weight in WEIGHTS.items()]).sum()
 
 
-def factorised(variance: Tensor, rank: int, iterations: int = 20, seed: int = 0) -> Tensor:
-    """V (F, T) as the product W H of an NMF of that rank."""
-    W, H = start_nmf(torch.complex(variance.sqrt(), torch.zeros_like(variance)), rank, seed)
-    W, H = nmf_update(variance.contiguous(), W, H, iterations=iterations)
-    return W @ H
-
-
 def diffused_states(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A state u = s + a z (N, 2, F, T) for a share of the mixtures, and its a (N,); for the others an infinite a.
 
@@ -129,20 +122,43 @@ def diffused_states(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, 
     return state, torch.where(diffused, level, math.inf).to(clean.device)
 
 
-def next_variance(said: Said, batch: PosteriorBatch, generator: torch.Generator) -> Tensor:
-    """(N, F, T), what the second call is told: mostly what the first one said, raw or as an NMF; at times the truth."""
+def first_guess(mixture: Tensor, generator: torch.Generator, block: int = 0) -> Tensor:
+    """What the first call is told, (N, F, T), for mixtures (N, F, T): steady, or for a causal network from the past."""
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    guesses = []
+    for item in mixture:
+        if block:
+            past = predicted(item.abs() ** 4, math.exp(uniform(math.log(10), math.log(200))), block)
+            guesses.append(uniform(0.2, 1) * smoothed(past, 9, 1).clamp_min(NO_NOISE))
+        else:
+            quantile = uniform(0.1, 0.5) if uniform(0, 1) < 0.5 else None
+            guesses.append(steady_guess(item, uniform(0.2, 1), quantile))
+    return torch.stack(guesses)
+
+
+def next_guess(said: Said, batch: PosteriorBatch, generator: torch.Generator, block: int = 0) -> Tensor:
+    """(N, F, T), what the second call is told: mostly what the first one said; at times the truth, exact or distorted.
+
+    What it said comes raw or as an NMF; for a causal network mostly from the blocks before.
+    """
     own = said.log_noise.detach().exp()
     given = []
     for item, kind in enumerate(torch.rand(len(own), generator=generator).tolist()):
-        if kind < 0.4:
+        free = float(torch.rand((), generator=generator))
+        if kind < (0.2 if block else 0.4):
             given.append(own[item])
         elif kind < 0.8:
-            rank = int(torch.randint(4, 17, (), generator=generator))
-            given.append(factorised(own[item], rank, seed=item))
+            by_past = block and kind < 0.75
+            memory = math.exp(math.log(0.5) + math.log(400) * free)
+            rank = 4 + int(13 * free)
+            given.append(predicted(own[item], memory, block) if by_past else factorised(own[item], rank, seed=item))
         elif kind < 0.92:
             given.append(batch.noise_variance[item])
         else:
             field = torch.randn(1, 1, 5, 6, generator=generator)
-            field = torch.nn.functional.interpolate(field, own.shape[1:], mode="bilinear")[0, 0]
+            field = F.interpolate(field, own.shape[1:], mode="bilinear")[0, 0]
             given.append(batch.noise_variance[item] * torch.exp(field.to(own.device)))
     return torch.stack(given).clamp(1e-10, 1e2)

@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 
 from udse_fast.networks.compact_posterior import CompactPosterior
+from udse_fast.noise_guesses import factorised, predicted
 from udse_fast.training.posterior_batches import PosteriorBatch
 from udse_fast.training.posterior_loss import (
     FLOOR,
     diffused_states,
-    factorised,
-    next_variance,
+    first_guess,
+    next_guess,
     posterior_losses,
     relative_error,
     weighted,
 )
 from udse_fast.training.trainer import Trainer
 
-VALIDATION_RANK = 8
+VALIDATION_RANK, VALIDATION_MEMORY = 8, 10.0
+"""Of the NMF between the calls, and frames of a stream's memory in its place."""
 
 
 class PosteriorTrainer(Trainer):
@@ -27,9 +29,10 @@ class PosteriorTrainer(Trainer):
     def _loss(self, batch: PosteriorBatch) -> Tensor:
         generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + self.step) % 2**62)
         mixture, module = _planes(batch.mixture), self._posterior
-        first = module.say(mixture, batch.start)
+        block = module.causal_block
+        first = module.say(mixture, first_guess(batch.mixture, generator, block))
         state, level = diffused_states(batch.clean, generator)
-        second = module.say(mixture, next_variance(first, batch, generator), state, level)
+        second = module.say(mixture, next_guess(first, batch, generator, block), state, level)
         blind = level.isinf().float()
         return (weighted(posterior_losses(first, batch)) + weighted(posterior_losses(second, batch, blind))) / 2
 
@@ -45,8 +48,13 @@ class PosteriorTrainer(Trainer):
         for number in range(batches):
             batch = self.validation[number].to(self.device)
             mixture, clean, module = _planes(batch.mixture), _planes(batch.clean), self._posterior
-            first = module.say(mixture, batch.start)
-            again = torch.stack([factorised(own, VALIDATION_RANK) for own in first.log_noise.exp()])
+            block = module.causal_block
+            first = module.say(mixture, first_guess(batch.mixture, torch.Generator().manual_seed(number), block))
+            own = first.log_noise.exp()
+            if block:
+                again = predicted(own, VALIDATION_MEMORY, block)
+            else:
+                again = torch.stack([factorised(item, VALIDATION_RANK) for item in own])
             calls = {
                 "1 call": first,
                 "2 calls": module.say(mixture, again),

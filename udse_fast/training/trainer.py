@@ -22,7 +22,6 @@ from udse_fast.checkpoint import save_checkpoint
 from udse_fast.cuda_graphs import fastest_convolutions
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
-from udse_fast.networks.compact import CAUSAL_BLOCKS
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sde import OUVE
 from udse_fast.spectral import Spectral
@@ -215,7 +214,8 @@ class Trainer:
         """One optimizer step and EMA update; returns the loss, (), on the device: reading it waits for the step."""
         batch = batch.to(self.device)
         if getattr(self.module, "causal_block", 0):
-            self.module.set_causal_block(CAUSAL_BLOCKS[self.step % len(CAUSAL_BLOCKS)])  # type: ignore[operator]
+            blocks = self.module.causal_blocks
+            self.module.set_causal_block(blocks[self.step % len(blocks)])  # type: ignore[operator, index, arg-type]
         autocast = hasattr(self.module, "training_dtype") or self.precision == torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=not autocast):
             loss = self._loss(batch)
