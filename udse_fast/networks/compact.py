@@ -195,8 +195,10 @@ class Conv(nn.Module):
             return F.conv2d(x, weight, bias, stride, (self.reach // 2, bands), dilation)
         if self.taps > 3:  # the past only
             return F.conv2d(F.pad(x, (0, 0, self.reach, 0)), weight, bias, stride, (0, bands), dilation)
-        next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
         out = F.conv2d(F.pad(x, (0, 0, 1, 0)), weight[:, :, :2], bias, stride, (0, bands))
+        if self.causal_block == 1:  # no frame has a next one
+            return out
+        next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
         return out + F.conv2d(next_frame, weight[:, :, 2:], None, stride, (0, bands))
 
     def _next_frames(self, x: Tensor, past: Past) -> Tensor:

@@ -77,8 +77,8 @@ class CompactPosterior(Compact):
     Arguments as of `Compact`; `joint` is not for it.
     """
 
-    causal_blocks = (1, 2, 3)
-    """Streams of 32 to 64 ms of delay."""
+    causal_blocks = (1, 2)
+    """Streams of 32 and 48 ms of delay."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
