@@ -21,15 +21,21 @@ from udse_fast.networks.score_network import PRECISIONS
 from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.curves import draw_curves
+from udse_fast.training.posterior_batches import PosteriorBatches
+from udse_fast.training.posterior_trainer import PosteriorTrainer
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
+    "compact-posterior": {"name": "compact-posterior"},
+    "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
-LEARNING_RATES = {"compact": 2e-3, "ncsnpp": 1e-4}
+LEARNING_RATES = {"compact": 2e-3, "compact-posterior": 1.5e-3, "ncsnpp": 1e-4}
 """Learning rate by architecture: that of Muon and AdamW together, and the published one of Adam."""
 SEEDS = Range(0, 2**63 - 1)
+SIGMA_DATA = 0.06
+"""Of the posterior networks, whose weights start from a prior: what that one had, or its default."""
 COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
 """A transform of half overlap has half the frames of the published one, hence half the cost."""
 
@@ -162,8 +168,10 @@ def run(arguments: argparse.Namespace) -> int:
     device = usable_device(arguments.device)
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
-    architecture["joint"] = joint
-    compact = architecture["name"] == "compact"
+    if architecture["name"] != "compact-posterior":
+        architecture["joint"] = joint
+    compact = architecture["name"] != "ncsnpp"
+    posterior = architecture["name"] == "compact-posterior"
     spectral = COMPACT_SPECTRAL if compact else Spectral()
     rate = spectral.sample_rate
     speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
@@ -172,19 +180,31 @@ def run(arguments: argparse.Namespace) -> int:
     if not compact:
         frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
-    training = Batches(
-        speech,
-        noise,
-        spectral,
-        size=arguments.batch_size,
-        frames=frames,
-        augmentation=augmentation,
-        seed=arguments.seed,
-    )
-    validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
+    training: Any
+    validation: Any
+    if posterior:
+        assert speech is not None
+        assert valid_speech is not None
+        training = PosteriorBatches(
+            speech, spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation, seed=arguments.seed
+        )
+        validation = PosteriorBatches(valid_speech, spectral, size=16, frames=2 * frames, seed=1)
+    else:
+        training = Batches(
+            speech,
+            noise,
+            spectral,
+            size=arguments.batch_size,
+            frames=frames,
+            augmentation=augmentation,
+            seed=arguments.seed,
+        )
+        validation = Batches(
+            valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1
+        )
     initial = load_network(arguments.init) if arguments.init else None
     if compact:
-        measured = measure_sigma_data(training)
+        measured = SIGMA_DATA if posterior else measure_sigma_data(training)
         before = initial.config["architecture"].get("sigma_data") if initial else None
         if isinstance(before, float):  # the weights that are started from belong to this preconditioning
             measured = [measured[0], before] if isinstance(measured, list) else before
@@ -216,7 +236,7 @@ def run(arguments: argparse.Namespace) -> int:
             "steps": earlier.get("steps"),
             "seconds_of_audio_seen": earlier.get("seconds_of_audio_seen"),
         }
-    trainer = Trainer(
+    trainer = (PosteriorTrainer if posterior else Trainer)(
         settings,
         training,
         validation,

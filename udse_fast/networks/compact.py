@@ -101,8 +101,10 @@ class Conv(nn.Module):
             return F.conv2d(x, weight, bias, stride, (self.reach // 2, bands), dilation)
         if self.taps > 3:  # the past only
             return F.conv2d(F.pad(x, (0, 0, self.reach, 0)), weight, bias, stride, (0, bands), dilation)
-        next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
         out = F.conv2d(F.pad(x, (0, 0, 1, 0)), weight[:, :, :2], bias, stride, (0, bands))
+        if self.causal_block == 1:  # no frame has a next one
+            return out
+        next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
         return out + F.conv2d(next_frame, weight[:, :, 2:], None, stride, (0, bands))
 
     def _next_frames(self, x: Tensor, past: LayerPast) -> Tensor:
@@ -356,6 +358,12 @@ class Compact(Network):
         return 1 + (noise_level / self.scale(label)).square()
 
     def _network(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> tuple[Tensor, Tensor]:
+        h = self._features(x, embedding, past)
+        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
+        return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
+
+    def _features(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
+        """What the heads read: input planes (B, P, T, F) -> (B, C, T, F / stem)."""
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
         h = self.input(x.to(dtype), past) + self.band.to(dtype)
         skips = []
@@ -369,9 +377,7 @@ class Compact(Network):
             if level < len(self.up):
                 h = _interleave(self.up[level](h), 2) + skips[level]
             h = self.up_blocks[level](h, embedding, past)
-        h = F.silu(h)
-        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
-        return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
+        return F.silu(h)
 
     def _over_time(self, h: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
         B, C, T, bands = h.shape

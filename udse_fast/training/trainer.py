@@ -147,13 +147,13 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
 
 
 class Trainer:
-    """Trains one network and keeps `out` (EMA weights, the checkpoint) and `out`.state (to resume from) up to date."""
+    """Trains a prior and keeps `out` (EMA weights, the checkpoint) and `out`.state (to resume from) up to date."""
 
     def __init__(
         self,
         settings: Settings,
-        training: Batches,
-        validation: Batches,
+        training: Any,
+        validation: Any,
         out: Path,
         *,
         device: torch.device,
@@ -208,21 +208,25 @@ class Trainer:
         z = torch.randn(shape, dtype=torch.complex64, generator=generator, device=device)
         return t.to(self.device), z.to(self.device)
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int) -> Any:
         """A training batch, where a GPU can fetch it by itself."""
         batch = self.training[number]
         return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
+        """Of a batch on the device, (): what is minimised."""
+        t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
+        return score_matching_loss(self.graph, batch, t, z)[0].mean()
+
+    def train_step(self, batch: Any) -> Tensor:
         """One optimizer step and EMA update; returns the loss, (), on the device: reading it waits for the step."""
         batch = batch.to(self.device)
-        t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
         if self.module.causal_block:
             lengths = self.module.causal_blocks
             self.module.set_causal_block(lengths[self.step % len(lengths)])
         autocast = not self.module.casts_itself and self.precision != torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=autocast):
-            loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
+            loss = self._loss(batch)
         self.module.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -250,21 +254,24 @@ class Trainer:
             self.module.set_causal_block(self.settings.architecture["causal_block"])
         current = {name: w.clone() for name, w in self.weights.items()}
         self.module.load_state_dict(self.ema)
-        errors: dict[str, float] = {}
         try:
-            for t in VALIDATION_TIMES:
-                power = error = 0.0
-                for number in range(batches):
-                    batch = self.validation[number].to(self.device)
-                    _, z = self._noise(batch.spectrograms.shape, number, seed=1)
-                    times = torch.full(batch.spectrograms.shape[:1], t, device=self.device)
-                    _, relative = score_matching_loss(self.graph, batch, times, z)
-                    weight = batch.spectrograms.abs().square().mean((1, 2))
-                    power += float(weight.sum())
-                    error += float((weight * relative).sum())
-                errors[f"{t:g}"] = error / power
+            return self._validation_errors(batches)
         finally:
             self.module.load_state_dict(current)
+
+    def _validation_errors(self, batches: int) -> dict[str, float]:
+        errors: dict[str, float] = {}
+        for t in VALIDATION_TIMES:
+            power = error = 0.0
+            for number in range(batches):
+                batch = self.validation[number].to(self.device)
+                _, z = self._noise(batch.spectrograms.shape, number, seed=1)
+                times = torch.full(batch.spectrograms.shape[:1], t, device=self.device)
+                _, relative = score_matching_loss(self.graph, batch, times, z)
+                weight = batch.spectrograms.abs().square().mean((1, 2))
+                power += float(weight.sum())
+                error += float((weight * relative).sum())
+            errors[f"{t:g}"] = error / power
         return errors
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -365,7 +372,7 @@ class Trainer:
             tqdm(total=settings.steps, initial=self.step, unit="step", disable=not progress) as bar,
         ):
             first_step = self.step
-            ahead: dict[int, Future[Batch]] = {}
+            ahead: dict[int, Future[Any]] = {}
             while self.step < settings.steps and not stop:
                 for number in range(self.step, min(self.step + 1 + self.workers, settings.steps)):
                     if number not in ahead:
@@ -390,7 +397,7 @@ class Trainer:
                         {"step": self.step, "seconds": self.train_seconds, "loss": loss, "validation": errors}
                     )
                     by_time = " ".join(f"{t}:{error:.3f}" for t, error in errors.items())
-                    bar.write(f"step {self.step}: loss {loss:.4f}, relative error at t {by_time}")
+                    bar.write(f"step {self.step}: loss {loss:.4f}, relative error {by_time}")
                     last_validation = time.monotonic()
                 if save_now or stop:  # which may have come in the meantime
                     self.save()
