@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 from udse_fast.backends import cuda_library
 from udse_fast.backends import dispatch as backends
 from udse_fast.backends.cuda_graphs import Replayed, cuda_graphs
+from udse_fast.block_enhancer import OverlapBlockEnhancer, enhance_blocks
 from udse_fast.enhancer import Enhancer
 from udse_fast.errors import UdseError
 from udse_fast.kernels import fused_layers
@@ -42,11 +43,12 @@ from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import fused_ncsnpp
 from udse_fast.sampling.noise_models import NMF
-from udse_fast.sampling.passes import gather, run
+from udse_fast.sampling.passes import run
 from udse_fast.sampling.posterior import ReversePass, SamplerSettings
 from udse_fast.sampling.requests import FunctionPrior
 from udse_fast.sampling.samplers import sampler_names
 from udse_fast.sampling.sde import OUVE
+from udse_fast.streaming.blocks import Block
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (
@@ -504,17 +506,18 @@ def test_blocks_of_an_enhancer_are_one_recording(
         for _ in range(2)
     )
     tape = Tape(monkeypatch)
-    fast._passes = Replayed(recorder=lambda device: tape)
+    models = replace(fast.model, passes=Replayed(recorder=lambda device: tape)), plain.model
     for call in range(4):
         signals = 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(call))
-        with torch.inference_mode():
-            results, expected = (
-                run(gather([e.block_pass(x, 9 * call + i, None, None, e.settings) for i, x in enumerate(signals)]))
-                for e in (fast, plain)
-            )
-        for (speech, model), (value, its_model) in zip(results, expected, strict=True):
-            torch.testing.assert_close(speech, value)
-            torch.testing.assert_close(model.W, its_model.W)
+        blocks = [Block(x, 9 * call + i, None) for i, x in enumerate(signals)]
+        results, expected = (
+            enhance_blocks([(enhancer, block) for block in blocks])
+            for enhancer in (OverlapBlockEnhancer(model, model.settings, seed=0) for model in models)
+        )
+        for ours, theirs in zip(results, expected, strict=True):
+            torch.testing.assert_close(ours.speech, theirs.speech)
+            torch.testing.assert_close(ours.memory, theirs.memory)
+            assert ours.network_calls == theirs.network_calls > 0
     assert tape.recordings == 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,15 @@ Self = TypeVar("Self", bound="Past")
 class Past:
     """Tensors (B, ...) that a network keeps from block to block; none before the first, which counts as zeros."""
 
+    kind: ClassVar[str]
+    """Of what is kept: states are not taken over from another kind."""
+
     def __init__(self, kept: list[Tensor] | None = None) -> None:
         self.kept = [] if kept is None else kept
+
+    def copy(self: Self) -> Self:
+        """One for the next block, which leaves this one as it is."""
+        return type(self)(list(self.kept))
 
     def rewind(self: Self) -> Self:
         """Itself, ready for the next block."""
@@ -47,8 +54,11 @@ class Past:
 class LayerPast(Past):
     """The frames just before a block as every layer of a network in torch saw them.
 
-    Layers are known by the order in which they ask, so one `LayerPast` serves one network.
+    Layers are known by the order in which they ask, so one `LayerPast` serves one network. Its tensors are replaced,
+    never written to.
     """
+
+    kind = "torch"
 
     _next = 0
 
@@ -68,7 +78,9 @@ class LayerPast(Past):
 
 
 class CorePast(Past):
-    """One tensor (B, memory_size) for all layers of the C++ core, which updates it in place."""
+    """One tensor (B, memory_size) for all layers of the C++ core, which updates it in place: it is made of copies."""
+
+    kind = "core"
 
     def __init__(self, kept: list[Tensor] | None = None) -> None:
         super().__init__(None if kept is None else [layer.clone() for layer in kept])

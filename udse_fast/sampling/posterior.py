@@ -114,6 +114,7 @@ class Posterior:
     """Posterior samples and what was fitted on the way, all in the domain of the mixture."""
 
     sources: Sources
+    """Not finite where the pass diverged, see `diverged`."""
     noise_model: NoiseModel | None
     score_evaluations: int
     """Network calls per sample."""
@@ -127,6 +128,11 @@ class Posterior:
     def noise(self) -> Tensor | None:
         """(B, F, T) complex, where the sampler estimates it."""
         return self.sources.noise
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the pass ended in NaN or infinity."""
+        return not all(torch.isfinite(torch.view_as_real(state)).all() for state in self.sources.values())
 
     @property
     def W(self) -> Tensor | None:
@@ -196,7 +202,7 @@ def posterior_sample(
         options,
     )
     with torch.no_grad():
-        return run(
+        posterior = run(
             posterior_pass(
                 mixture,
                 score,
@@ -209,6 +215,17 @@ def posterior_sample(
                 callback=callback,
             )
         )
+        if posterior.diverged:
+            raise divergence(settings)
+        return posterior
+
+
+def divergence(settings: SamplerSettings) -> UdseError:
+    """The error of a pass that ended in NaN or infinity."""
+    return UdseError(
+        f"sampler {settings.sampler!r}: the reverse pass diverged with {settings.steps} steps; "
+        "give more steps or less guidance"
+    )
 
 
 class Outcome(NamedTuple):
@@ -220,6 +237,17 @@ class Outcome(NamedTuple):
     noise: Tensor | None
     factors: tuple[Tensor, ...]
     """W and H of a noise model that is an NMF."""
+
+    @property
+    def flat(self) -> tuple[Any, ...]:
+        """Without tuples in it, as a graph gives it out."""
+        return self.calls, self.noise, *self.factors, *self.states
+
+    @classmethod
+    def of(cls, flat: Sequence[Any], factors: int) -> Outcome:
+        """From its flat form, of which so many are factors."""
+        calls, noise, *tensors = flat
+        return cls(calls, tuple(tensors[factors:]), noise, tuple(tensors[:factors]))
 
 
 def posterior_pass(
@@ -237,6 +265,8 @@ def posterior_pass(
 ) -> Pass[Posterior]:
     """`posterior_sample` as a pass: it yields the network calls that are due, see `udse_fast.sampling.passes`.
 
+    A pass that diverges is no error: its `Posterior` says so.
+
     Args:
         replayed: runs the pass from CUDA graphs where it can: default randomness, NMF or a noise prior, no callback;
             `score` must be the same in every call.
@@ -244,7 +274,7 @@ def posterior_pass(
     The others are those of `posterior_sample`.
     """
     prior, mixture = as_prior(score), checked_mixture(mixture)
-    row, steps = find_sampler(settings.sampler), len(settings.times or ())
+    row = find_sampler(settings.sampler)
     if row.noise == "nmf" and noise_model is None:
         if initial_nmf is None:
             noise_model = NMF(*start_nmf(mixture, settings.rank, settings.seed))
@@ -261,7 +291,8 @@ def posterior_pass(
     outcome: Outcome
     if replayed is not None and randomness is None and callback is None and noise_model is nmf:
         frame = torch.full((), first_frame, device=mixture.device)  # read by the graph
-        (outcome,) = yield [WholePass(replayed, start.key, start, (mixture, frame, *given))]
+        (flat,) = yield [WholePass(replayed, start.key, start.flat, (mixture, frame, *given))]
+        outcome = Outcome.of(flat, len(factors))
     else:
         outcome = yield from start(mixture, first_frame, *given)
     if nmf is not None:
@@ -269,11 +300,6 @@ def posterior_pass(
     sources = Sources(zip(row.likelihood.sources, outcome.states, strict=True))
     if outcome.noise is not None:
         sources["noise"] = outcome.noise
-    if not all(torch.isfinite(torch.view_as_real(state)).all() for state in sources.values()):
-        raise UdseError(
-            f"sampler {settings.sampler!r}: the reverse pass diverged with {steps} steps; "
-            "give more steps or less guidance"
-        )
     return Posterior(sources, noise_model, outcome.calls)
 
 
@@ -295,6 +321,11 @@ class ReversePass:
         iterations = self.noise_model.iterations if isinstance(self.noise_model, NMF) else None
         names = tuple((source, c.given) for source, c in self.conditions.items())
         return self.prior, self.settings.key, iterations, names
+
+    def flat(self, mixture: Tensor, first_frame: Tensor, *tensors: Tensor) -> Pass[tuple[Any, ...]]:
+        """Start; the outcome is flat at the end."""
+        outcome = yield from self(mixture, first_frame, *tensors)
+        return outcome.flat
 
     def __call__(self, mixture: Tensor, first_frame: int | Tensor, *tensors: Tensor) -> Pass[Outcome]:
         """Start; `tensors` are W and H, where the noise model is an NMF, and those of the conditions."""

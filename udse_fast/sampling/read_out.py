@@ -93,9 +93,8 @@ class ReadOut:
 
     def state(self) -> dict[str, Any]:
         """What the next call depends on."""
-        return {"_powers": self._powers}
+        return {"powers": self._powers}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        self._powers = state["powers"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,22 +17,37 @@ class CausalPrior(Prior):
     """The score of a causal network, and its memories.
 
     Every call of a block sees the past at its own noise level: there is a memory for each, known by the number of the
-    call in its pass.
+    call in its pass. A prior serves one block. The memories that it starts from stay as they were, so that a block
+    which failed can be run again; `next_block` gives the prior that goes on from what this one leaves.
+
+    Args:
+        network: a causal one.
+        before: what the block before left, by call; nothing before the first.
     """
 
-    def __init__(self, network: ScoreNetwork) -> None:
+    def __init__(self, network: ScoreNetwork, before: Mapping[int, Past] | None = None) -> None:
         self.network = network
         self.pasts: dict[int, Past] = {}
+        """What this block leaves, by call."""
+        self._before = {} if before is None else before
+
+    def next_block(self) -> CausalPrior:
+        """The prior of the block after this one."""
+        return CausalPrior(self.network, self.pasts)
+
+    @property
+    def kind(self) -> str:
+        """Of the memories, "torch" or "core"."""
+        return self.network.new_past().kind
 
     def batch_key(self, source: str) -> Hashable:
         """The network: streams share its calls."""
         return id(self.network)
 
     def past(self, call: int) -> Past:
-        """The memory of a call, ready for the next block."""
-        if call not in self.pasts:
-            self.pasts[call] = self.network.new_past()
-        return self.pasts[call].rewind()
+        """The memory of a call, to be updated."""
+        self.pasts[call] = self._before[call].copy() if call in self._before else self.network.new_past()
+        return self.pasts[call]
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One call of the network, for one stream or several that share it.
