@@ -9,11 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from udse_fast.networks import build_network
-from udse_fast.networks.past import LayerPast as Past
-from udse_fast.networks.compact_posterior import CompactPosterior, compressed_variance, fused, linear_variance
-from udse_fast.sampling.noise_guesses import factorised, predicted, steady_guess
 from udse_fast.audio.spectral import Spectral
+from udse_fast.networks import build_network
+from udse_fast.networks.compact_posterior import CompactPosterior, compressed_variance, fused, linear_variance
+from udse_fast.networks.past import LayerPast as Past
+from udse_fast.sampling.noise_guesses import factorised, predicted, steady_guess
 from udse_fast.training.corpus import Corpus
 from udse_fast.training.noise_variances import SOURCES, draw_noise_variance, draw_source
 from udse_fast.training.posterior_batches import PosteriorBatches
@@ -240,7 +240,7 @@ def test_training_stops_and_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
             tmp_path / out,
             device=torch.device("cpu"),
             precision=torch.float32,
-            facts={},
+            facts={"network": "small"},
             licence="not stated",
         )
 
@@ -254,3 +254,31 @@ def test_training_stops_and_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
     for name, weight in at_once.weights.items():
         torch.testing.assert_close(second.weights[name], weight, rtol=0, atol=0, msg=name)
     assert {"1 call", "2 calls", "true V"} <= second.history[-1]["validation"].keys()
+
+
+def test_a_posterior_network_starts_from_a_prior(tmp_path: Path) -> None:
+    from udse_fast.training.posterior_trainer import PosteriorTrainer
+    from udse_fast.training.trainer import Settings
+
+    soundfile.write(tmp_path / "a_1.wav", 0.3 * np.random.default_rng(0).standard_normal(16000), 16000)
+    spectral = Spectral(hop_length=255, window="sqrt_hann")
+    batches = PosteriorBatches(Corpus([tmp_path / "a_1.wav"], 16000), spectral, size=1, frames=30)
+    prior = build_network({"name": "compact", **SMALL, "bins": 256})
+    settings = Settings(architecture={"name": "compact-posterior", **SMALL, "bins": 256}, spectral=spectral)
+    trainer = PosteriorTrainer(
+        settings, batches, batches, tmp_path / "out.safetensors",
+        device=torch.device("cpu"), precision=torch.float32, facts={}, licence="",
+    )  # fmt: skip
+    trainer.start_from(prior.state_dict())
+    kernel = trainer.weights["input.weight"]
+    torch.testing.assert_close(kernel[:, :3], prior.state_dict()["input.weight"])
+    assert not kernel[:, 3:].any()
+
+
+def test_noise_recordings_are_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from udse_fast.cli import main
+
+    command = ["train", "--network", "compact-posterior", "--out", str(tmp_path / "a.safetensors")]
+    for more in (["--speech", str(tmp_path), "--noise", str(tmp_path)], ["--noise", str(tmp_path)]):
+        assert main([*command, *more]) == 2
+        assert "drawn at random" in capfd.readouterr().err

@@ -25,6 +25,8 @@ from udse_fast.training.posterior_batches import PosteriorBatches
 from udse_fast.training.posterior_trainer import PosteriorTrainer
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
+POSTERIOR = "compact-posterior"
+"""Name of the architecture that is told the recording."""
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
     "compact-posterior": {"name": "compact-posterior"},
@@ -148,6 +150,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError(
             f"--out: expected a folder that can be written, got {arguments.out.parent}: {error.strerror}"
         ) from None
+    if NETWORKS[arguments.network]["name"] == POSTERIOR and (arguments.speech is None or arguments.noise is not None):
+        raise UdseError(
+            f"--network {arguments.network}: expected --speech DIR alone, got --noise DIR: its noise is drawn at random"
+            if arguments.noise is not None
+            else f"--network {arguments.network}: expected --speech DIR, got none"
+        )
     sources = (arguments.speech is not None) + (arguments.noise is not None)
     if NETWORKS[arguments.network].get("joint") and sources < 2:
         raise UdseError(f"--network {arguments.network}: expected --speech DIR and --noise DIR, got one of them")
@@ -168,10 +176,9 @@ def run(arguments: argparse.Namespace) -> int:
     device = usable_device(arguments.device)
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
-    if architecture["name"] != "compact-posterior":
+    posterior, compact = architecture["name"] == POSTERIOR, architecture["name"] != "ncsnpp"
+    if not posterior:
         architecture["joint"] = joint
-    compact = architecture["name"] != "ncsnpp"
-    posterior = architecture["name"] == "compact-posterior"
     spectral = COMPACT_SPECTRAL if compact else Spectral()
     rate = spectral.sample_rate
     speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
@@ -180,28 +187,18 @@ def run(arguments: argparse.Namespace) -> int:
     if not compact:
         frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
+    shape: dict[str, Any] = {"size": arguments.batch_size, "frames": frames, "seed": arguments.seed}
+    valid_shape: dict[str, Any] = {"size": 16, "frames": 2 * frames, "seed": 1}
     training: Any
     validation: Any
     if posterior:
         assert speech is not None
         assert valid_speech is not None
-        training = PosteriorBatches(
-            speech, spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation, seed=arguments.seed
-        )
-        validation = PosteriorBatches(valid_speech, spectral, size=16, frames=2 * frames, seed=1)
+        training = PosteriorBatches(speech, spectral, augmentation=augmentation, **shape)
+        validation = PosteriorBatches(valid_speech, spectral, **valid_shape)
     else:
-        training = Batches(
-            speech,
-            noise,
-            spectral,
-            size=arguments.batch_size,
-            frames=frames,
-            augmentation=augmentation,
-            seed=arguments.seed,
-        )
-        validation = Batches(
-            valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1
-        )
+        training = Batches(speech, noise, spectral, augmentation=augmentation, **shape)
+        validation = Batches(valid_speech, valid_noise, spectral, gain_range=(0.7, 0.7), **valid_shape)
     initial = load_network(arguments.init) if arguments.init else None
     if compact:
         measured = SIGMA_DATA if posterior else measure_sigma_data(training)

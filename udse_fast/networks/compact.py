@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +173,7 @@ class Blocks(nn.ModuleList):
         return x
 
 
-def _interleave(x: Tensor, factor: int) -> Tensor:
+def interleave(x: Tensor, factor: int) -> Tensor:
     """Pixel shuffle over frequency: (B, factor C, T, F) -> (B, C, T, factor F), a view of a channels_last map."""
     B, C, T, bands = x.shape
     return x.permute(0, 2, 3, 1).reshape(B, T, bands * factor, C // factor).permute(0, 3, 1, 2)
@@ -203,9 +203,10 @@ class Compact(Network):
 
     predicts = "clean"
     has_posterior_variance = True
-    causal_blocks = (2, 3, 4, 5)
+    causal_blocks: ClassVar[Sequence[int]] = (2, 3, 4, 5)
     adam_betas = (0.9, 0.98)
     casts_itself = True
+    has_causal_core = True
 
     def __init__(
         self,
@@ -359,8 +360,8 @@ class Compact(Network):
 
     def _network(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> tuple[Tensor, Tensor]:
         h = self._features(x, embedding, past)
-        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
-        return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
+        out = interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
+        return out.float(), interleave(self.spread(h, past), self.stem)[:, 0].float()
 
     def _features(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
         """What the heads read: input planes (B, P, T, F) -> (B, C, T, F / stem)."""
@@ -375,7 +376,7 @@ class Compact(Network):
         h = h + self._over_time(h, embedding, past)
         for level in reversed(range(len(self.up_blocks))):
             if level < len(self.up):
-                h = _interleave(self.up[level](h), 2) + skips[level]
+                h = interleave(self.up[level](h), 2) + skips[level]
             h = self.up_blocks[level](h, embedding, past)
         return F.silu(h)
 

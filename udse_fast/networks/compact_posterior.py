@@ -8,13 +8,16 @@ s, its variance, and V itself for the next call.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from udse_fast.networks.compact import Compact, Conv, Past, _interleave
+from udse_fast.errors import UdseError
+from udse_fast.networks.compact import Compact, Conv, interleave
+from udse_fast.networks.conditions import NOTHING, Conditions
+from udse_fast.networks.estimate import HIGHEST_LEVEL, Said
+from udse_fast.networks.past import LayerPast, Past
 
 PLANES = 5
 """Of the input: the mixture (2), its power, the variance of the noise in it, that over the mixture's power."""
@@ -23,28 +26,6 @@ QUIETEST = 1e-10
 
 SUREST = 1e-7
 """Least variance of an observation in the compressed domain."""
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the network says about a mixture.
-
-    Attributes:
-        clean: E[s | x, V], (B, 2, F, T).
-        variance: E|s - clean|^2, (B, F, T).
-        log_noise: log of the expected V, (B, F, T), in the linear domain of `noise_variance`.
-        gain: log of what to multiply `clean` by for the ear (its magnitudes, not its squares, are right), (B, F, T).
-    """
-
-    clean: Tensor
-    variance: Tensor
-    log_noise: Tensor
-    gain: Tensor
-
-    @property
-    def heard(self) -> Tensor:
-        """The estimate to listen to, (B, 2, F, T)."""
-        return self.clean * self.gain.exp().unsqueeze(1)
 
 
 def compressed_variance(noise_variance: Tensor, power: Tensor) -> Tensor:
@@ -79,9 +60,14 @@ class CompactPosterior(Compact):
 
     causal_blocks = (1, 2)
     """Streams of 32 and 48 ms of delay."""
+    tells_noise_variance = True
+    has_causal_core = False
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        if "label" in self.conditions:
+            raise UdseError("compact-posterior: expected a network of speech, got a joint one")
+        self.conditions = ("noisy", "noise_variance")
         width, causal = self.input.weight.shape[0], self.causal_block
         self.input = Conv(PLANES, width, (3, 2 * self.stem), frequency_stride=self.stem, causal_block=causal)
         self.noise = Conv(width, 2 * self.stem, (3, 3), causal_block=causal, zero=True)
@@ -104,30 +90,31 @@ class CompactPosterior(Compact):
             mixture: x, (B, 2, F, T) float32, compressed, its largest modulus about 1.
             noise_variance: a guess of V, (B, F, T) float32: E|nu|^2 where x |x| = S + nu.
             state: u, (B, 2, F, T), then `clean` is E[s | u, x, V] and `log_noise` says nothing new.
-            noise_level: its a, (B,).
+            noise_level: its a, (B,) or per frame (B, T); above `HIGHEST_LEVEL` the state is not looked at.
             past: of a causal network, the frames before these; updated.
         """
         u = mixture.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
         given = noise_variance.float().transpose(1, 2).clamp_min(QUIETEST)
         blur = compressed_variance(given, u.square().sum(-1))
         if state is not None and noise_level is not None:
-            u, blur = fused(u, blur, state.permute(0, 3, 2, 1).float(), noise_level.square()[:, None, None])
+            level = noise_level.float()
+            level = (level.unsqueeze(1) if level.ndim == 1 else level).unsqueeze(-1)
+            level2 = torch.where(level > HIGHEST_LEVEL, math.inf, level.square())
+            u, blur = fused(u, blur, state.permute(0, 3, 2, 1).float(), level2)
             given = linear_variance(blur, u.square().sum(-1))
+        assert past is None or isinstance(past, LayerPast)
         return self._call(u, given, blur, past)
 
     def posterior(
-        self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None, past: Past | None = None
+        self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING, past: Past | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As a prior without a mixture: noise of variance a^2 in the compressed domain; arguments as of `Compact`."""
-        u = noisy.permute(0, 3, 2, 1).float().contiguous()
-        level = noise_level.float()
-        a2 = (level.unsqueeze(1) if level.ndim == 1 else level).square().unsqueeze(-1)
-        power = u.square().sum(-1)
-        blur = a2.expand_as(power)
-        said = self._call(u, linear_variance(blur, power), blur, past)
+        """E[s | u, x, V] and its variance; arguments as of `Compact`, with the mixture and V as conditions."""
+        assert conditions.noisy is not None
+        assert conditions.noise_variance is not None
+        said = self.say(conditions.noisy, conditions.noise_variance, noisy, noise_level, past)
         return said.clean, said.variance
 
-    def _call(self, u: Tensor, given: Tensor, blur: Tensor, past: Past | None) -> Said:
+    def _call(self, u: Tensor, given: Tensor, blur: Tensor, past: LayerPast | None) -> Said:
         """The network on an observation u (B, T, F, 2) of s, with noise of the variance `given` in the linear domain
         and `blur` in the compressed one, (B, T, F)."""
         power = u.square().sum(-1)
@@ -146,10 +133,10 @@ class CompactPosterior(Compact):
             dim=-1,
         )
         h = self._features(planes.permute(0, 3, 1, 2), embedding, past)
-        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1).float()
-        spread = _interleave(self.spread(h, past), self.stem)[:, 0].float()
-        noise = _interleave(self.noise(h, past), self.stem).float()
-        listening = _interleave(self.listening(h, past), self.stem)[:, 0].float()
+        out = interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1).float()
+        spread = interleave(self.spread(h, past), self.stem)[:, 0].float()
+        noise = interleave(self.noise(h, past), self.stem).float()
+        listening = interleave(self.listening(h, past), self.stem)[:, 0].float()
 
         skip = data2 / total
         own = torch.sigmoid(torch.logit(skip, eps=1e-6) + 4 * out[..., :1])

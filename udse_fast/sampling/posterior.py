@@ -14,7 +14,7 @@ from udse_fast.checks import Range, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import Conditions
 from udse_fast.sampling.diffusion import Callback, reverse_diffusion
-from udse_fast.sampling.noise_models import NMF, NoiseModel, start_nmf
+from udse_fast.sampling.noise_models import NMF, NoiseModel
 from udse_fast.sampling.passes import run
 from udse_fast.sampling.problem import (
     Problem,
@@ -277,7 +277,7 @@ def posterior_pass(
     row = find_sampler(settings.sampler)
     if row.noise == "nmf" and noise_model is None:
         if initial_nmf is None:
-            noise_model = NMF(*start_nmf(mixture, settings.rank, settings.seed))
+            noise_model = NMF(*row.likelihood.start_noise(mixture, settings.rank, settings.seed, 1.0))
         else:
             noise_model = NMF(*checked_factors(initial_nmf, mixture))
     if noise_model is not None and not isinstance(noise_model, NoiseModel):

@@ -8,6 +8,7 @@ from typing import Any
 
 from udse_fast.checks import Range, flag, real_number
 from udse_fast.errors import UdseError
+from udse_fast.sampling.likelihoods.amortised import Amortised
 from udse_fast.sampling.likelihoods.base import Likelihood
 from udse_fast.sampling.likelihoods.ddrm import DDRM
 from udse_fast.sampling.likelihoods.depse import DEPSEIL, DEPSETL
@@ -23,6 +24,7 @@ OPTIONS: dict[str, Range | None] = {
     "observation_variance": Range(0, 100, excluded=True),
     "eta": Range(0, 1),
     "noise_bias": Range(0, 1000),
+    "listening": Range(0, 1),
     "variance_scale": Range(0, 1000),
     "divide_tweedie": None,
     "paper_posterior": None,
@@ -40,6 +42,9 @@ class Sampler:
     """Where the noise comes from: "nmf", "score" (a noise prior) or None."""
     paper: str
     """Where it was published, for `udse-fast info`."""
+
+    posterior_network: bool = False
+    """Whether it asks a posterior network, which is told the recording, instead of a prior."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -71,6 +76,7 @@ SAMPLERS: dict[str, Sampler] = {
     "paradiffuse_in": Sampler(ParaDiffUSEIN, "score", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
     "paradiffuse_en": Sampler(ParaDiffUSEEN, "score", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
     "ddrm": Sampler(DDRM, "nmf", "Kawar, Elad, Ermon, Song, NeurIPS 2022, with NMF-IS"),
+    "amortised": Sampler(Amortised, "nmf", "DDRM's model, with the E-step learnt", posterior_network=True),
     "prior": Sampler(Unconditional, None, "Song et al., ICLR 2021"),
 }
 

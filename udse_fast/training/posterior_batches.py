@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udse_fast.sampling.noise_guesses import NO_NOISE, smoothed
 from udse_fast.audio.spectral import Spectral
+from udse_fast.sampling.noise_guesses import NO_NOISE, smoothed
 from udse_fast.training.batches import Augmentation
 from udse_fast.training.corpus import Corpus
 from udse_fast.training.noise_variances import draw_noise_variance

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udse_fast.networks.compact_posterior import Said
+from udse_fast.networks.estimate import Said
 from udse_fast.sampling.noise_guesses import NO_NOISE, factorised, predicted, smoothed, steady_guess
 from udse_fast.training.posterior_batches import PosteriorBatch
 
