@@ -42,7 +42,8 @@ class Identity(CausalBlockEnhancer):
     def analyse(self, block: Any) -> Enhanced[Any]:
         spectral = self.model.spectral
         compressed = spectral.compress(spectral.stft(block.signal, center=False))
-        return Enhanced(self.synthesise(spectral.decompress(compressed), len(block.signal)), block.memory)
+        gain = torch.ones(compressed.shape[1])
+        return Enhanced(self.synthesise(spectral.decompress(compressed), gain, len(block.signal)), block.memory)
 
     def open_stream(self, sample_rate: int = 16000, block_frames: int | None = None) -> Stream:
         return Stream(replace(self, settings=replace(self.settings, block_frames=block_frames)), sample_rate, 1)
