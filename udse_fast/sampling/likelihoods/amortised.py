@@ -32,7 +32,7 @@ class Amortised(SpeechLikelihood):
 
     and with more than one step, a sample of the posterior from there on, by the same network told the state:
 
-    3. u' = s0 + (a'/a)^2 (u - s0) + a' sqrt(1 - (a'/a)^2) z, from an infinite a at first
+    3. u' = s0 + k (u - s0) + sqrt((1 - k) a'^2 + (1 - k)^2 C) z, k = (a'/a)^2, C the variance of s0; k = 0 at first
     4. s0 = E[s | u', x, V]
 
     The last s0 of a round is read out between the mean and the estimate for the ear, in the linear domain.
@@ -79,7 +79,8 @@ class Amortised(SpeechLikelihood):
         kept = torch.where(level > HIGHEST_LEVEL, 0.0, (following / level) ** 2).to(t.state.device)
         s0 = estimate.speech
         assert t.noise is not None
-        fresh = following * (1 - kept).sqrt() * drawn(t.noise, t.state.shape, t.state)
+        fresh = ((1 - kept) * following**2 + (1 - kept) ** 2 * estimate.variance).sqrt()
+        fresh = fresh * drawn(t.noise, t.state.shape, t.state)
         return t.following.delta * (s0 + kept * (t.state / t.coefficients.delta - s0) + fresh)
 
 
