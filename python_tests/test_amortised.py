@@ -65,7 +65,9 @@ def test_calls_are_steps_times_rounds_and_only_the_later_steps_see_a_state() -> 
 
 def test_the_rounds_end_at_the_variance_that_the_network_believes_in_and_its_mean() -> None:
     x, e_step = mixture(), EStep()
-    posterior = posterior_sample(x, e_step, sampler="amortised", steps=1, em_rounds=40, samples=1, rank=3)
+    posterior = posterior_sample(
+        x, e_step, sampler="amortised", steps=1, em_rounds=40, samples=1, rank=3, mixture_share=0
+    )
     assert float((e_step.told[-1] / TRUE_V - 1).abs().max()) < 0.1
     expected = e_step(x[None], e_step.told[-1]).speech
     torch.testing.assert_close(posterior.speech, expected, rtol=1e-4, atol=1e-5)
@@ -87,7 +89,14 @@ def test_an_oracle_is_told_to_the_network_as_it_is() -> None:
 def test_few_steps_draw_from_the_posterior() -> None:
     """Mean and variance of the samples are those of N(0, 0.1) observed in noise of a known variance."""
     x, known = mixture(8, 8), FixedVariance(torch.full((8, 8), 0.05))
-    settings = {"steps": 30, "samples": 1000, "em_rounds": 1, "noise_model": known, "times": time_grid(30, 1.0, 0.005)}
+    settings = {
+        "steps": 30,
+        "samples": 1000,
+        "em_rounds": 1,
+        "mixture_share": 0,
+        "noise_model": known,
+        "times": time_grid(30, 1.0, 0.005),
+    }
     posterior = posterior_sample(x, EStep(), sampler="amortised", **settings)  # type: ignore[arg-type]
     precision = 1 / 0.1 + 1 / 0.05
     torch.testing.assert_close(posterior.speech.mean(0), x / 0.05 / precision, rtol=0, atol=0.03)
@@ -99,8 +108,9 @@ def test_what_is_read_out_lies_between_the_mean_and_what_is_for_the_ear() -> Non
         return Estimate(0.5 * x, noise_variance, noise_variance, heard=x)
 
     x = mixture()
-    for share, gain in ((0.0, 0.25), (0.5, 0.625), (1.0, 1.0)):  # of |s| s
+    for share, mixture_share, gain in ((0, 0, 0.25), (0.5, 0, 0.625), (1, 0, 1), (0, 0.5, 0.625)):  # of |s| s
         options: dict[str, Any] = {"steps": 1, "em_rounds": 1, "samples": 1, "listening": share}
+        options["mixture_share"] = mixture_share
         speech = posterior_sample(x, e_step, sampler="amortised", **options).speech[0]
         torch.testing.assert_close(speech * speech.abs(), gain * x * x.abs(), rtol=1e-4, atol=1e-6)
 

@@ -21,7 +21,6 @@ from udse_fast.model import (
     BUILT_IN_CAUSAL,
     BUILT_IN_JOINT,
     BUILT_IN_POSTERIOR,
-    BUILT_IN_POSTERIOR_CAUSAL,
     Model,
     load_model,
 )
@@ -79,7 +78,8 @@ class Enhancer:
             checkpoint = BUILT_IN_POSTERIOR if row.posterior_network else BUILT_IN_JOINT if needs_noise else None
         self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
-        self._has_causal_form = is_built_in and find_sampler(self.sampler).noise == "nmf"
+        chosen = find_sampler(self.sampler)
+        self._has_causal_form = is_built_in and chosen.noise == "nmf" and not chosen.posterior_network
         self._asked = sampler, device, precision
         self._stream: Stream | None = None
 
@@ -268,9 +268,7 @@ class Enhancer:
                     f"needs no noise prior, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
                 )
             sampler, device, precision = self._asked
-            posterior = find_sampler(self.sampler).posterior_network
-            name = BUILT_IN_POSTERIOR_CAUSAL if posterior else BUILT_IN_CAUSAL
-            self._causal_model = load_model(name, None, sampler, device, precision, self._given)
+            self._causal_model = load_model(BUILT_IN_CAUSAL, None, sampler, device, precision, self._given)
         return self._causal_model
 
     @staticmethod

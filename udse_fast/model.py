@@ -24,8 +24,8 @@ from udse_fast.settings import InferenceSettings, setting_names
 
 BUILT_IN, BUILT_IN_JOINT, BUILT_IN_CAUSAL = "speech", "joint", "causal"
 """Of the priors that come with the package: of speech, of speech and noise, and of speech for causal streams."""
-BUILT_IN_POSTERIOR, BUILT_IN_POSTERIOR_CAUSAL = "posterior", "posterior_causal"
-"""Of the posterior networks that come with the package, which are told the recording."""
+BUILT_IN_POSTERIOR = "posterior"
+"""Of the posterior network that comes with the package, which is told the recording."""
 Path = str | os.PathLike[str]
 
 

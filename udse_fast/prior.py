@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from udse_fast.networks.conditions import NOISE_SOURCE, Conditions, label_of
+from udse_fast.networks.conditions import NOISE_SOURCE, Conditions, labelled
 from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.requests import Answer, Prior, Request, differentiated
@@ -51,7 +51,7 @@ def batch(requests: Sequence[Request], network: ScoreNetwork) -> tuple[Tensor, T
     """
     conditions = [request.conditions for request in requests]
     if "label" in network.conditions:
-        conditions = [with_label(request) for request in requests]
+        conditions = [c.merged(labelled(r.source, r.state)) for c, r in zip(conditions, requests, strict=True)]
     first = requests[0]
     if len(requests) == 1:
         time = first.time
@@ -80,13 +80,6 @@ def estimates(requests: Sequence[Request], estimate: Estimate) -> list[Answer]:
     """The answers of a posterior network to the requests of a batch."""
     parts = estimate.split([len(request.state) for request in requests])
     return [Answer.of(part, request) for part, request in zip(parts, requests, strict=True)]
-
-
-def with_label(request: Request) -> Conditions:
-    """The conditions of a request with the label of its source."""
-    state = request.state
-    label = torch.full((len(state),), label_of(request.source), device=state.device)
-    return request.conditions.merged(Conditions(label=label))
 
 
 def split(requests: Sequence[Request], score: Tensor, posterior_variance: Tensor | None) -> list[Answer]:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
 from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
-from udse_fast.networks import build_network
+from udse_fast.networks import build_network, network_class
 from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
 from udse_fast.networks.score_network import PRECISIONS
@@ -25,21 +24,15 @@ from udse_fast.training.posterior_batches import PosteriorBatches
 from udse_fast.training.posterior_trainer import PosteriorTrainer
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
-POSTERIOR = "compact-posterior"
-"""Name of the architecture that is told the recording."""
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
     "compact-posterior": {"name": "compact-posterior"},
     "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
-LEARNING_RATES = {"compact": 2e-3, "compact-posterior": 1.5e-3, "ncsnpp": 1e-4}
-"""Learning rate by architecture: that of Muon and AdamW together, and the published one of Adam."""
 SEEDS = Range(0, 2**63 - 1)
 SIGMA_DATA = 0.06
 """Of the posterior networks, whose weights start from a prior: what that one had, or its default."""
-COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
-"""A transform of half overlap has half the frames of the published one, hence half the cost."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,11 +143,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError(
             f"--out: expected a folder that can be written, got {arguments.out.parent}: {error.strerror}"
         ) from None
-    if NETWORKS[arguments.network]["name"] == POSTERIOR and (arguments.speech is None or arguments.noise is not None):
+    if arguments.noise is not None and network_class(NETWORKS[arguments.network]["name"]).tells_noise_variance:
         raise UdseError(
             f"--network {arguments.network}: expected --speech DIR alone, got --noise DIR: its noise is drawn at random"
-            if arguments.noise is not None
-            else f"--network {arguments.network}: expected --speech DIR, got none"
         )
     sources = (arguments.speech is not None) + (arguments.noise is not None)
     if NETWORKS[arguments.network].get("joint") and sources < 2:
@@ -176,16 +167,15 @@ def run(arguments: argparse.Namespace) -> int:
     device = usable_device(arguments.device)
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
-    posterior, compact = architecture["name"] == POSTERIOR, architecture["name"] != "ncsnpp"
+    kind = network_class(architecture["name"])
+    posterior, spectral = kind.tells_noise_variance, kind.spectral
     if not posterior:
         architecture["joint"] = joint
-    spectral = COMPACT_SPECTRAL if compact else Spectral()
     rate = spectral.sample_rate
     speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
     noise, valid_noise = _corpora(arguments.noise, arguments.noise_list, arguments.valid_noise, rate)
     frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
-    if not compact:
-        frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
+    frames = -(-frames // kind.frame_multiple) * kind.frame_multiple
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
     shape: dict[str, Any] = {"size": arguments.batch_size, "frames": frames, "seed": arguments.seed}
     valid_shape: dict[str, Any] = {"size": 16, "frames": 2 * frames, "seed": 1}
@@ -200,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
         training = Batches(speech, noise, spectral, augmentation=augmentation, **shape)
         validation = Batches(valid_speech, valid_noise, spectral, gain_range=(0.7, 0.7), **valid_shape)
     initial = load_network(arguments.init) if arguments.init else None
-    if compact:
+    if kind.has_data_scale:
         measured = SIGMA_DATA if posterior else measure_sigma_data(training)
         before = initial.config["architecture"].get("sigma_data") if initial else None
         if isinstance(before, float):  # the weights that are started from belong to this preconditioning
@@ -213,7 +203,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         crop_seconds=arguments.crop_seconds,
-        learning_rate=arguments.learning_rate or LEARNING_RATES[architecture["name"]],
+        learning_rate=arguments.learning_rate or kind.learning_rate,
         decay_share=arguments.decay_share,
         ema=arguments.ema,
         augmentation=augmentation,

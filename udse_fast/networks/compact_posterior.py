@@ -62,6 +62,7 @@ class CompactPosterior(Compact):
     """Streams of 32 and 48 ms of delay."""
     tells_noise_variance = True
     has_causal_core = False
+    learning_rate = 1.5e-3
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)

@@ -25,6 +25,7 @@ OPTIONS: dict[str, Range | None] = {
     "eta": Range(0, 1),
     "noise_bias": Range(0, 1000),
     "listening": Range(0, 1),
+    "mixture_share": Range(0, 1),
     "variance_scale": Range(0, 1000),
     "divide_tweedie": None,
     "paper_posterior": None,
@@ -40,9 +41,6 @@ class Sampler:
     likelihood: type[Likelihood]
     noise: str | None
     """Where the noise comes from: "nmf", "score" (a noise prior) or None."""
-    paper: str
-    """Where it was published, for `udse-fast info`."""
-
     posterior_network: bool = False
     """Whether it asks a posterior network, which is told the recording, instead of a prior."""
 
@@ -68,16 +66,16 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "udiffse": Sampler(UDiffSE, "nmf", "Nortier, Sadeghi, Serizel, ICASSP 2024"),
-    "udiffse_plus": Sampler(UDiffSEPlus, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, ICASSP 2025"),
-    "depse_il": Sampler(DEPSEIL, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "depse_tl": Sampler(DEPSETL, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "diffuseen": Sampler(DiffUSEEN, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "paradiffuse_in": Sampler(ParaDiffUSEIN, "score", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "paradiffuse_en": Sampler(ParaDiffUSEEN, "score", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "ddrm": Sampler(DDRM, "nmf", "Kawar, Elad, Ermon, Song, NeurIPS 2022, with NMF-IS"),
-    "amortised": Sampler(Amortised, "nmf", "DDRM's model, with the E-step learnt", posterior_network=True),
-    "prior": Sampler(Unconditional, None, "Song et al., ICLR 2021"),
+    "udiffse": Sampler(UDiffSE, "nmf"),
+    "udiffse_plus": Sampler(UDiffSEPlus, "nmf"),
+    "depse_il": Sampler(DEPSEIL, "nmf"),
+    "depse_tl": Sampler(DEPSETL, "nmf"),
+    "diffuseen": Sampler(DiffUSEEN, "nmf"),
+    "paradiffuse_in": Sampler(ParaDiffUSEIN, "score"),
+    "paradiffuse_en": Sampler(ParaDiffUSEEN, "score"),
+    "ddrm": Sampler(DDRM, "nmf"),
+    "amortised": Sampler(Amortised, "nmf", posterior_network=True),
+    "prior": Sampler(Unconditional, None),
 }
 
 

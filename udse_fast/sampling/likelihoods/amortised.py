@@ -35,13 +35,16 @@ class Amortised(SpeechLikelihood):
     3. u' = s0 + k (u - s0) + sqrt((1 - k) a'^2 + (1 - k)^2 C) z, k = (a'/a)^2, C the variance of s0; k = 0 at first
     4. s0 = E[s | u', x, V]
 
-    The last s0 of a round is read out between the mean and the estimate for the ear, in the linear domain.
+    The last s0 is read out between the mean and the estimate for the ear, with a share of the mixture, in the linear
+    domain. What stays of the noise hides what the estimate does to it.
     """
 
     noise_bias: float = 1.0
     """kappa: factor of the power of the M-step."""
     listening: float = 0.5
     """Share of the estimate to listen to in what is read out; the rest is the posterior mean."""
+    mixture_share: float = 0.08
+    """Of what is read out, hence the greatest attenuation: 22 dB."""
 
     needs_estimate: ClassVar[bool] = True
     carries_noise: ClassVar[bool] = False
@@ -74,7 +77,8 @@ class Amortised(SpeechLikelihood):
             self.noise_model.fit(self.noise_bias * power)
         if t.following is None:
             heard = estimate.speech if estimate.heard is None else estimate.heard
-            return _between(estimate.speech, heard, self.listening)
+            read_out = _between(estimate.speech, heard, self.listening)
+            return _between(read_out, self.mixture, self.mixture_share)
         following = t.following.sigma / t.following.delta
         kept = torch.where(level > HIGHEST_LEVEL, 0.0, (following / level) ** 2).to(t.state.device)
         s0 = estimate.speech
