@@ -43,12 +43,12 @@ class EStep:
         self.told: list[Tensor] = []
         self.levels: list[float] = []
 
-    def __call__(self, x: Tensor, noise_variance: Tensor, state: Tensor | None = None, level: float = 0.0) -> Estimate:
+    def __call__(self, x: Tensor, noise_variance: Tensor, state: Tensor | None = None, level: Any = 0.0) -> Estimate:
         self.told.append(noise_variance)
         blur = (noise_variance / NOISE_POWER).sqrt()
         precision, mean = 1 / 0.1 + 1 / blur, x / blur
         if state is not None:
-            self.levels.append(level)
+            self.levels.append(float(torch.as_tensor(level).max()))
             precision, mean = precision + 1 / level**2, mean + state / level**2
         speech = mean / precision
         return Estimate(speech, (1 / precision).expand(speech.shape), torch.full(x.shape, TRUE_V))
@@ -113,6 +113,15 @@ def test_what_is_read_out_lies_between_the_mean_and_what_is_for_the_ear() -> Non
         options["mixture_share"] = mixture_share
         speech = posterior_sample(x, e_step, sampler="amortised", **options).speech[0]
         torch.testing.assert_close(speech * speech.abs(), gain * x * x.abs(), rtol=1e-4, atol=1e-6)
+
+
+def test_one_time_per_frame_equals_one_time() -> None:
+    times, x = [1.0, 0.3, 0.03], mixture()
+    runs = [
+        posterior_sample(x, EStep(), sampler="amortised", samples=2, em_rounds=2, times=grid).speech  # type: ignore
+        for grid in (times, [torch.full((40,), t) for t in times])
+    ]
+    torch.testing.assert_close(runs[0], runs[1], rtol=1e-3, atol=1e-4)
 
 
 def test_digital_silence_and_silent_frames_stay_finite() -> None:

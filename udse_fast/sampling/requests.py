@@ -22,7 +22,8 @@ Score = Callable[[Tensor, Time, str], Tensor]
 
 EStep = Callable[..., Any]
 """e_step(mixture (1, F, T) complex, noise_variance (1, F, T)) -> `Estimate`, what a posterior network says; with more
-than one step also of a state u (B, F, T) and its noise level a."""
+than one step also of a state u (B, F, T) and its noise level a, or one per frame (T,), infinite where the state says
+nothing."""
 
 VectorJacobian = Callable[[Tensor], Tensor]
 """From dL/dRe S + j dL/dIm S, (B, F, T) complex, to the same of the state, for any real L of the score S."""
@@ -151,7 +152,9 @@ def _estimated(e_step: EStep, request: Request) -> Estimate:
     assert told.noise_variance is not None
     c = request.coefficients
     level = c.sigma / c.delta
-    seen = torch.as_tensor(level <= HIGHEST_LEVEL).any()
+    if isinstance(level, Tensor):
+        level = torch.where(level > HIGHEST_LEVEL, torch.inf, level)
+    seen = isinstance(level, Tensor) or level <= HIGHEST_LEVEL
     given = e_step(told.noisy, told.noise_variance, *((request.state / c.delta, level) if seen else ()))
     if not isinstance(given, tuple) or not 3 <= len(given) <= len(Estimate._fields):
         raise UdseError(

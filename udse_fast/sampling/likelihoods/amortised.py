@@ -25,7 +25,7 @@ START_QUANTILE = 0.15
 class Amortised(SpeechLikelihood):
     """EM whose E-step is a posterior network; steps x rounds of calls.
 
-    Each round, at noise levels a above `HIGHEST_LEVEL`, where the state says nothing:
+    Each round, in its first step, at a noise level a above `HIGHEST_LEVEL`, where the state says nothing:
 
     1. E-step: s0 = E[s | x, V], its variance, and the V that the network believes in
     2. M-step: NMF-IS on kappa times that V, in the domain of the mixture, E|c(nu)|^2 = sqrt(V / 1.273)
@@ -71,16 +71,16 @@ class Amortised(SpeechLikelihood):
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
         t, estimate = transition, transition.estimate
         assert estimate is not None
-        level = torch.as_tensor(t.coefficients.sigma / t.coefficients.delta)
-        if bool((level > HIGHEST_LEVEL).all()):
+        if t.step == 0:
             power = (estimate.noise_variance.mean(0) / NOISE_POWER).sqrt()
             self.noise_model.fit(self.noise_bias * power)
         if t.following is None:
             heard = estimate.speech if estimate.heard is None else estimate.heard
             read_out = _between(estimate.speech, heard, self.listening)
             return _between(read_out, self.mixture, self.mixture_share)
+        level = torch.as_tensor(t.coefficients.sigma / t.coefficients.delta, device=t.state.device)
         following = t.following.sigma / t.following.delta
-        kept = torch.where(level > HIGHEST_LEVEL, 0.0, (following / level) ** 2).to(t.state.device)
+        kept = torch.where(level > HIGHEST_LEVEL, 0.0, (following / level) ** 2).to(t.state.real)
         s0 = estimate.speech
         assert t.noise is not None
         fresh = ((1 - kept) * following**2 + (1 - kept) ** 2 * estimate.variance).sqrt()
