@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import pickle
@@ -342,6 +343,24 @@ def test_a_block_that_fails_is_repeated(
     with pytest.raises(Fault):
         stream.flush()
     np.testing.assert_array_equal(np.concatenate([*parts, stream.flush()], axis=-1), expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_few_frames_lie_between_the_stream_and_the_network(
+    tiny: Enhancer, monkeypatch: pytest.MonkeyPatch, causal: bool
+) -> None:
+    """Suspended ones, which a reader of a traceback has to go through: all of them are in `sampling`."""
+
+    def failing(*arguments: Any, **keywords: Any) -> Any:
+        raise Fault
+
+    monkeypatch.setattr(type(tiny.network), "evaluate", failing)
+    with pytest.raises(Fault) as raised:
+        tiny.open_stream(causal=causal).process(noise(40_000))
+    code = [frame.frame.code.raw for frame in raised.traceback]
+    suspended = [Path(c.co_filename).parent.name for c in code if c.co_flags & inspect.CO_GENERATOR]
+    assert 3 <= len(suspended) <= 4
+    assert {*suspended} == {"sampling"}
 
 
 def test_one_stream_that_fails_takes_nothing_from_those_beside_it(
