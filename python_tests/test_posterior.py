@@ -442,3 +442,10 @@ def test_ddrm_options_that_cannot_be(option: dict[str, Any]) -> None:
     mixture = torch.ones(4, 3, dtype=torch.complex64)
     with pytest.raises(UdseError, match=f"{next(iter(option))}: expected a number from 0 to"):
         posterior_sample(mixture, lambda s, t, source: -s, "ddrm", steps=2, samples=1, **option)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_pass_that_diverges_is_an_error(value: float) -> None:
+    mixture = torch.ones(4, 5, dtype=torch.complex64)
+    with pytest.raises(UdseError, match="'udiffse_plus': the reverse pass diverged with 3 steps; give more steps"):
+        posterior_sample(mixture, lambda state, time, source: state * value, "udiffse_plus", steps=3, samples=1)
