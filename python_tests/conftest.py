@@ -44,7 +44,7 @@ NEEDS: dict[str, Callable[[], object]] = {
     "cuda": torch.cuda.is_available,
     "nvcc": lambda: shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").is_file(),
     "ordinary user": lambda: os.geteuid() != 0,
-    **{name: partial(_installed, name) for name in ("onnxruntime", "onnxscript", "triton", "websockets")},
+    **{name: partial(_installed, name) for name in ("onnxruntime", "onnxscript", "ray", "triton", "websockets")},
 }
 """What `@pytest.mark.needs(name, ...)` may name, and how to find out whether it is here.
 

@@ -7,6 +7,7 @@ had is done again by another.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,10 +87,15 @@ def _connected(address: str) -> Any:
     except ImportError:
         raise UdseError("--ray needs Ray; install it with: pip install 'udse-fast[ray]'") from None
     try:
-        ray.init(address=address, include_dashboard=False if address == LOCAL else None, logging_level="ERROR",
-            log_to_driver=False, configure_logging=True)  # fmt: skip
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == LOCAL else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises about a dozen kinds, some of them bare
         raise UdseError(f"--ray {address}: no cluster there: {reason(error)[:200]}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.verbose_stats_logs = False
