@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Scores of every sampler and of causal streams, and the page of results:
+# Scores of every sampler and of causal streams, the page of results, and the README's tables:
 #
 #     benchmarks/quality.sh MIXTURES OUT [PEERS.csv PEER_MIXTURES]
 #
@@ -30,3 +30,4 @@ fi
 here=$(dirname "$0")
 python "$here/quality_page.py" "$out" ${peers:+"$peers"} >"$out/quality.md"
 mv "$out/quality.md" "$here/results/quality.md" # whole, or not at all
+python "$here/readme_scores.py"

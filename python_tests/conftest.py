@@ -42,6 +42,7 @@ NEEDS: dict[str, Callable[[], object]] = {
     "avx512": partial(_runs, "avx512"),
     "compiler": lambda: shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
     "cuda": torch.cuda.is_available,
+    "gstreamer": lambda: shutil.which("gst-launch-1.0"),
     "nvcc": lambda: shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").is_file(),
     "ordinary user": lambda: os.geteuid() != 0,
     **{name: partial(_installed, name) for name in ("onnxruntime", "onnxscript", "ray", "triton", "websockets")},

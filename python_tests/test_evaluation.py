@@ -17,6 +17,7 @@ import soundfile
 
 from udse_fast.commands import evaluate as command
 from udse_fast.errors import UdseError
+from udse_fast.evaluation import report
 from udse_fast.evaluation.pairs import pairs_in_folders, pairs_in_mixtures, pairs_in_table, read_audio
 from udse_fast.evaluation.tables import ScoreRow, interval, markdown, mean_interval, paired_differences
 
@@ -91,7 +92,7 @@ def enhancer(monkeypatch):
 def no_plots(monkeypatch):
     """For what is not about plots: they take most of the time."""
     for name in ("draw_violins", "draw_differences"):
-        monkeypatch.setattr(command, name, lambda rows, path, title: None)
+        monkeypatch.setattr(report, name, lambda rows, path, title: None)
 
 
 def test_one_command_scores_a_folder_of_mixtures(mixtures, enhancer, tmp_path, capsys):

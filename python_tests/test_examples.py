@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
+import soundfile
 
 from udse_fast import Enhancer
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
 
 def example(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "examples" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -77,3 +84,30 @@ def test_a_websocket_gives_back_the_enhanced_signal(enhancer: Enhancer) -> None:
     first, second, code = asyncio.run(check())
     assert first == second == enhancer.enhance(x, 16000, causal=True).astype("<i2").tobytes()
     assert code == 1003
+
+
+@pytest.mark.parametrize("program", ["ffmpeg", pytest.param("gstreamer", marks=pytest.mark.needs("gstreamer"))])
+def test_a_pipe_gives_the_enhanced_signal(
+    program: str, enhancer: Enhancer, tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    x = (signal(12_000) * 32767).astype(np.int16)
+    soundfile.write(tmp_path / "in.flac", x, 16000)
+    options = ["--checkpoint", str(tiny_checkpoints["causal"]), "--sampler", "ddrm", "--steps", "2", "--samples", "1"]
+    options += ["--readout", "wiener", "--precision", "float32"]
+    environment = {
+        **os.environ,
+        "FFMPEG": imageio_ffmpeg.get_ffmpeg_exe(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [EXAMPLES / "pipe.sh", program, tmp_path / "in.flac", tmp_path / "out.wav", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(
+        soundfile.read(tmp_path / "out.wav", dtype="int16")[0], enhancer.enhance(x, 16000, causal=True)
+    )
+
+
+def test_a_pipe_that_cannot_start_fails(tmp_path: Path) -> None:
+    for arguments in ([], ["sox", "a.wav", "b.wav"]):
+        done = subprocess.run([EXAMPLES / "pipe.sh", *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -1,4 +1,4 @@
-"""What users give, numbers and tensors: kind, range and shape, one line where they do not fit."""
+"""Checks of the numbers and tensors that users give: kind, range and shape. What does not fit gets one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from udse_fast.errors import UdseError
 
 @dataclass(frozen=True)
 class Range:
-    """least <= number <= most, neither NaN nor beyond; `least` itself is left out where it is `excluded`."""
+    """The numbers from `least` to `most`; `least` itself does not belong to it if it is `excluded`, NaN never does."""
 
     least: float
     most: float = math.inf
@@ -37,7 +37,7 @@ def _text(bound: float) -> str:
 
 
 def whole_number(name: str, value: Any, bounds: Range) -> int:
-    """A Python or numpy integer in the range, as an int.
+    """Return a Python or numpy integer in the range as an int.
 
     Raises:
         UdseError: another kind, or out of range.
@@ -52,7 +52,7 @@ def whole_number(name: str, value: Any, bounds: Range) -> int:
 
 
 def real_number(name: str, value: Any, bounds: Range) -> float:
-    """A Python or numpy number in the range, as a float.
+    """Return a Python or numpy number in the range as a float.
 
     Raises:
         UdseError: another kind, NaN, or out of range.
@@ -63,7 +63,7 @@ def real_number(name: str, value: Any, bounds: Range) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False.
+    """Return True or False.
 
     Raises:
         UdseError: anything else.
@@ -74,7 +74,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def complex_tensor(name: str, value: Any, shape: Sequence[int]) -> Tensor:
-    """A complex tensor of the shape.
+    """Return `value` if it is a complex tensor of the shape.
 
     Raises:
         UdseError: anything else.
@@ -85,7 +85,7 @@ def complex_tensor(name: str, value: Any, shape: Sequence[int]) -> Tensor:
 
 
 def described(value: Any) -> str:
-    """Shape and dtype of a tensor or array, the kind of anything else."""
+    """Name the shape and dtype of a tensor or array, and the type of anything else."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return type(value).__name__
     return f"{type(value).__name__} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

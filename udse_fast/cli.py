@@ -40,14 +40,14 @@ FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 130, 141, 143
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are one line, like all others."""
+    """A parser whose errors are one line, like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise UdseError(f"{message}; see {self.prog} --help")
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """All commands by name and description, the options of the chosen one only."""
+    """Make the parser: every command has a name and a description, only the chosen one has its options."""
     parser = _Parser(
         prog="udse-fast", description="Fast and streaming unsupervised diffusion-based speech enhancement."
     )
@@ -64,7 +64,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def _orderly_termination() -> Iterator[None]:
-    """SIGTERM leaves through the `finally` clauses, as SIGINT does: no half-written files."""
+    """Let SIGTERM leave through the `finally` clauses, as SIGINT does, so that no file stays half written."""
 
     def terminate(*_: object) -> NoReturn:
         raise SystemExit(TERMINATED)

@@ -1,10 +1,9 @@
-"""Reads the authors' PyTorch Lightning checkpoints without running anything that is in them.
+"""Read the authors' PyTorch Lightning checkpoints without running anything that is in them.
 
 Such a file is a zip archive of raw tensors and a pickle, and a pickle is a program: its opcodes import and
-call whatever they name. Here the opcodes are interpreted on inert data instead. A global stays a `Global`
-(its name), calling or instantiating one makes a `Placeholder` that records the arguments, and only three
-names mean anything: tensors, parameters and OrderedDict. There is no import, attribute access or call on
-anything that the file names.
+call whatever they name. This module interprets the opcodes on inert data instead. A global stays a `Global`
+(its name), a call of one makes a `Placeholder` that records the arguments, and only three names mean
+anything: tensors, parameters and OrderedDict. Nothing that the file names is imported, looked up or called.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Global:
 
 @dataclass(eq=False, repr=False)
 class Placeholder:
-    """What the file wanted made by calling `of`; holds what it was given, does nothing."""
+    """Stands for an object that the file wanted to make by calling `of`; it keeps the arguments and does nothing."""
 
     of: Any
     arguments: Any = ()
@@ -76,7 +75,7 @@ class StoredTensor:
 
 
 def read_lightning(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The network's EMA weights and the configuration of a Lightning checkpoint.
+    """Return the network's EMA weights and the configuration of a Lightning checkpoint.
 
     Returns:
         state_dict of the network (names without "dnn."), and the configuration as in `checkpoints.checkpoint`.
@@ -106,45 +105,65 @@ def read_lightning(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
 
 
 def interpret(program: bytes) -> Any:
-    """The object that a pickle describes, with every foreign object a `Placeholder`; runs nothing of it.
+    """Return the object that a pickle describes, with a `Placeholder` for every foreign object; run nothing of it.
 
     Raises:
         ValueError, TypeError, KeyError, IndexError, AttributeError: the pickle is damaged.
     """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-
-    def pop_to_mark() -> list[Any]:
-        start = len(stack) - 1
-        while stack[start] is not _MARK:
-            start -= 1
-            if start < 0:
-                raise ValueError("a pickle without its mark")
-        values = stack[start + 1 :]
-        del stack[start:]
-        return values
-
-    argument: Any
+    machine = _Machine()
     for opcode, argument, _ in pickletools.genops(program):
-        match opcode.name:
+        name = opcode.name
+        if name == "STOP":
+            return machine.stack.pop()
+        if not (machine.stacks(name, argument) or machine.collects(name) or machine.creates(name, argument)):
+            if opcode.stack_before or argument is None:
+                raise ValueError(f"a pickle with the opcode {name}, which no checkpoint has")
+            machine.stack.append(argument)  # a number, a string or bytes
+    raise ValueError("a pickle without its end")
+
+
+class _Machine:
+    """The machine that a pickle is a program for, on inert data.
+
+    Each method carries out the opcodes of one kind, and returns whether the opcode is of that kind.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def stacks(self, opcode: str, argument: Any) -> bool:
+        """Carry out an opcode that only pushes a constant, or moves what is there."""
+        stack, memo = self.stack, self.memo
+        match opcode:
             case "PROTO" | "FRAME":
                 pass
-            case "STOP":
-                return stack.pop()
             case "MARK":
                 stack.append(_MARK)
             case "POP":
                 stack.pop()
             case "POP_MARK":
-                pop_to_mark()
+                self._pop_to_mark()
             case "DUP":
                 stack.append(stack[-1])
             case "NONE":
                 stack.append(None)
-            case "NEWTRUE":
-                stack.append(True)
-            case "NEWFALSE":
-                stack.append(False)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode == "NEWTRUE")
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case _:
+                return False
+        return True
+
+    def collects(self, opcode: str) -> bool:
+        """Carry out an opcode that makes or fills a list, tuple, dictionary or set."""
+        stack = self.stack
+        match opcode:
             case "EMPTY_LIST":
                 stack.append([])
             case "EMPTY_TUPLE":
@@ -152,39 +171,41 @@ def interpret(program: bytes) -> Any:
             case "EMPTY_DICT":
                 stack.append({})
             case "LIST":
-                stack.append(pop_to_mark())
+                stack.append(self._pop_to_mark())
             case "TUPLE":
-                stack.append(tuple(pop_to_mark()))
+                stack.append(tuple(self._pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                size = int(opcode.name[-1])
+                size = int(opcode[-1])
                 stack[-size:] = [tuple(stack[-size:])]
             case "DICT":
                 made: dict[Any, Any] = {}
-                _set_items(made, pop_to_mark())
+                _set_items(made, self._pop_to_mark())
                 stack.append(made)
             case "EMPTY_SET":
                 stack.append(Placeholder("set"))
             case "FROZENSET":
-                stack.append(Placeholder("frozenset", elements=pop_to_mark()))
+                stack.append(Placeholder("frozenset", elements=self._pop_to_mark()))
             case "APPEND":
                 value = stack.pop()
                 _elements(stack[-1]).append(value)
             case "APPENDS" | "ADDITEMS":
-                values = pop_to_mark()
+                values = self._pop_to_mark()
                 _elements(stack[-1]).extend(values)
             case "SETITEM":
                 key_and_value = stack[-2:]
                 del stack[-2:]
                 _set_items(stack[-1], key_and_value)
             case "SETITEMS":
-                keys_and_values = pop_to_mark()
+                keys_and_values = self._pop_to_mark()
                 _set_items(stack[-1], keys_and_values)
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
+            case _:
+                return False
+        return True
+
+    def creates(self, opcode: str, argument: Any) -> bool:
+        """Carry out an opcode that would import or call something: it leaves a name or a placeholder."""
+        stack = self.stack
+        match opcode:
             case "GLOBAL":
                 stack.append(Global(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
@@ -195,7 +216,7 @@ def interpret(program: bytes) -> Any:
             case "EXT1" | "EXT2" | "EXT4":
                 stack.append(Global(f"copyreg extension {argument}"))
             case "PERSID" | "BINPERSID":
-                stack.append(_storage(argument if opcode.name == "PERSID" else stack.pop()))
+                stack.append(_storage(argument if opcode == "PERSID" else stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 called, arguments = stack[-2:]
                 stack[-2:] = [_made(called, arguments)]
@@ -203,19 +224,28 @@ def interpret(program: bytes) -> Any:
                 called, arguments, keywords = stack[-3:]
                 stack[-3:] = [Placeholder(called, (arguments, keywords))]
             case "INST":
-                stack.append(_made(Global(argument.replace(" ", ".", 1)), tuple(pop_to_mark())))
+                stack.append(_made(Global(argument.replace(" ", ".", 1)), tuple(self._pop_to_mark())))
             case "OBJ":
-                called, *rest = pop_to_mark()
+                called, *rest = self._pop_to_mark()
                 stack.append(_made(called, tuple(rest)))
             case "BUILD":
                 state = stack.pop()
                 if isinstance(stack[-1], Placeholder):
                     stack[-1].state = state
             case _:
-                if opcode.stack_before or argument is None:
-                    raise ValueError(f"a pickle with the opcode {opcode.name}, which no checkpoint has")
-                stack.append(argument)  # a number, a string or bytes
-    raise ValueError("a pickle without its end")
+                return False
+        return True
+
+    def _pop_to_mark(self) -> list[Any]:
+        stack = self.stack
+        start = len(stack) - 1
+        while stack[start] is not _MARK:
+            start -= 1
+            if start < 0:
+                raise ValueError("a pickle without its mark")
+        values = stack[start + 1 :]
+        del stack[start:]
+        return values
 
 
 def _elements(value: Any) -> list[Any]:
@@ -265,7 +295,7 @@ def _tensor(storage: Storage, offset: Any, shape: Any, stride: Any) -> StoredTen
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member of the archive; PyTorch does not compress, so that nothing need inflate beyond the file."""
+    """Return a member of the archive. PyTorch stores members uncompressed, so none can be larger than the file."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"the member {name} is compressed")
     return archive.read(name)
@@ -283,14 +313,14 @@ def _read(archive: zipfile.ZipFile, root: str, tensor: StoredTensor) -> Tensor:
 
 
 def _mapping(value: Any) -> dict[Any, Any]:
-    """A dictionary, or what a placeholder of some kind of dictionary or namespace was filled with."""
+    """Return a dictionary as it is, and of a placeholder for a kind of dictionary or namespace its contents."""
     if isinstance(value, Placeholder):
         value = value.items or value.state
     return value if isinstance(value, dict) else {}
 
 
 def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
-    """Names and tensors of the network, the EMA's where there is one, and its architecture."""
+    """Return the network's tensors by name, those of the EMA if there is one, and the architecture."""
     network = {
         name.removeprefix("dnn."): tensor
         for name, tensor in _mapping(checkpoint.get("state_dict")).items()
@@ -317,7 +347,7 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
 
 
 def architecture_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments of `NCSNpp` from the names and shapes of its weights, read along the way down of the U-Net.
+    """Derive the arguments of `NCSNpp` from the names and shapes of its weights, along the way down of the U-Net.
 
     Raises:
         KeyError, IndexError, ValueError: they are not those of an NCSN++.

@@ -1,1 +1,1 @@
-"""Quality of enhanced speech: `metrics` scores signals, `command` scores folders and compares systems."""
+"""Quality of enhanced speech: `metrics` scores signals, `scoring` files, `report` compares systems."""

@@ -32,7 +32,7 @@ FAMILIES = {
     "estoi": ("estoi",),
     "dnsmos": ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl"),
 }
-"""What is computed together -> names of its values."""
+"""Names of the values that are computed together."""
 METRICS = tuple(name for names in FAMILIES.values() for name in names)
 
 # P.862.1: MOS-LQO = LOW + SPAN / (1 + exp(OFFSET - SLOPE raw))
@@ -123,7 +123,7 @@ def estoi(reference: Signal, estimate: Signal) -> float:
     if not reference.any() or not estimate.any():
         return math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # pystoi's way to say: too little speech
+        warnings.simplefilter("error", RuntimeWarning)  # pystoi warns so of too little speech
         try:
             return float(stoi(reference, estimate, SAMPLE_RATE, extended=True))
         except (RuntimeWarning, ValueError):
@@ -157,7 +157,7 @@ def score(
     sample_rate: int,
     families: Iterable[str] = tuple(FAMILIES),
 ) -> dict[str, float]:
-    """Scores of one estimate by the names in METRICS; the noise is noisy - clean.
+    """Score one estimate, by the names in METRICS; the noise is noisy - clean.
 
     Args:
         clean, noisy, estimate: (L,) float at `sample_rate`, which must be 16000 Hz.
@@ -218,7 +218,7 @@ def _pesq(reference: Signal, estimate: Signal, band: str) -> float:
 
 
 def _pesq_apart(reference: Signal, estimate: Signal, band: str) -> float:
-    """PESQ in a process of its own: NaN where the reference C code fails or crashes."""
+    """Compute PESQ in a process of its own; NaN if the reference C code fails or crashes."""
     program = (
         "import sys, numpy, pesq; r, e = numpy.frombuffer(sys.stdin.buffer.read()).reshape(2, -1); "
         f"print(pesq.pesq({SAMPLE_RATE}, r, e, sys.argv[1]))"
@@ -230,7 +230,7 @@ def _pesq_apart(reference: Signal, estimate: Signal, band: str) -> float:
 
 @lru_cache(maxsize=1)
 def _dnsmos_network() -> Any:
-    """The primary P.835 network that the speechmos package ships.
+    """Load the primary P.835 network that the speechmos package ships.
 
     Only its file is used: importing speechmos.dnsmos needs librosa, for a network that is not reported here.
     """

@@ -20,7 +20,7 @@ from udse_fast.training.corpus import audio_files
 Key = tuple[str, str, str]
 
 CUT_NOTE_SECONDS = 0.01
-"""Length differences up to a transform's padding are cut without a word."""
+"""A difference in length up to this, a transform's padding, is cut without a note."""
 
 _SNR_FOLDER = re.compile(r"snr[_=]?([+-]?\d+(?:\.\d+)?)(?:db)?|([+-]?\d+(?:\.\d+)?)db", re.IGNORECASE)
 _ROLE_FOLDERS = ("noisy", "enhanced")
@@ -43,7 +43,7 @@ class Pair:
 
 
 def pairs_in_mixtures(root: Path) -> list[Pair]:
-    """Every folder `noisy` beside a `clean` below `root`; set and SNR from the path (matched/snr-5/noisy)."""
+    """Find every folder `noisy` beside a `clean` below `root`; the path gives set and SNR (matched/snr-5/noisy)."""
     if not root.is_dir():
         raise UdseError(f"expected a folder of mixtures, got {root}: give an existing folder")
     folders = sorted(f for f in root.rglob("noisy") if f.is_dir() and (f.parent / "clean").is_dir())
@@ -57,7 +57,7 @@ def pairs_in_mixtures(root: Path) -> list[Pair]:
 
 
 def pairs_in_folders(noisy: Path, clean: Path, above: tuple[str, ...] = ()) -> list[Pair]:
-    """Pairs of equal relative path (without suffix) in two folders; set and SNR from folders such as snr-5.
+    """Find the pairs of equal relative path (without suffix) in two folders; a folder such as snr-5 gives the SNR.
 
     Args:
         above: names of folders that stand for the part of the path above `noisy`.
@@ -80,7 +80,7 @@ def pairs_in_folders(noisy: Path, clean: Path, above: tuple[str, ...] = ()) -> l
 
 
 def pairs_in_table(table: Path) -> list[Pair]:
-    """Pairs of a CSV: columns noisy, clean (paths relative to it), perhaps enhanced, utterance, set, snr."""
+    """Read a CSV of pairs: columns noisy, clean (paths relative to it), perhaps enhanced, utterance, set, snr."""
     rows = read_table(table, ("noisy", "clean"))
     pairs = []
     for row in rows:
@@ -103,7 +103,7 @@ def pairs_in_table(table: Path) -> list[Pair]:
 
 
 def enhanced_files(folder: Path, pairs: Sequence[Pair]) -> dict[Key, Path]:
-    """The enhanced file of each pair: layout of the noisy files, with or without folders noisy/ or enhanced/.
+    """Find the enhanced file of each pair in the layout of the noisy files, with or without noisy/ or enhanced/.
 
     Raises:
         UdseError: a file is missing.
@@ -121,7 +121,7 @@ def enhanced_files(folder: Path, pairs: Sequence[Pair]) -> dict[Key, Path]:
 
 
 def read_table(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV with a header line.
+    """Read the rows of a CSV with a header line.
 
     Raises:
         UdseError: unreadable, or without one of the `required` columns.
@@ -141,7 +141,7 @@ def read_table(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
 
 
 def plain_number(text: str) -> str:
-    """'-5.0' and '-5' as '-5'; other texts as they are."""
+    """Write '-5.0' and '-5' as '-5', and other texts as they are."""
     try:
         return f"{float(text):g}"
     except ValueError:
@@ -149,7 +149,7 @@ def plain_number(text: str) -> str:
 
 
 def read_audio(path: Path) -> NDArray[np.float64]:
-    """A mono recording as (L,) float64, full scale 1, resampled to 16 kHz."""
+    """Read a mono recording as (L,) float64, full scale 1, resampled to 16 kHz."""
     try:
         audio, rate = soundfile.read(path, dtype="float64", always_2d=True)
     except (OSError, soundfile.SoundFileError) as error:
@@ -165,7 +165,7 @@ def read_audio(path: Path) -> NDArray[np.float64]:
 
 
 def cut_to_shortest(signals: Sequence[NDArray[np.float64]]) -> tuple[list[NDArray[np.float64]], str]:
-    """The signals cut at their end to the shortest, and a note where that took over CUT_NOTE_SECONDS."""
+    """Cut the signals at their end to the shortest; note it if that took more than CUT_NOTE_SECONDS."""
     lengths = [len(signal) for signal in signals]
     shortest = min(lengths)
     note = ""
@@ -175,7 +175,7 @@ def cut_to_shortest(signals: Sequence[NDArray[np.float64]]) -> tuple[list[NDArra
 
 
 def _by_name(folder: Path) -> dict[tuple[str, ...], Path]:
-    """Relative path without suffix -> file."""
+    """Map each relative path without suffix to its file."""
     files: dict[tuple[str, ...], Path] = {}
     for path in audio_files(folder):
         name = path.relative_to(folder).with_suffix("").parts
@@ -186,7 +186,7 @@ def _by_name(folder: Path) -> dict[tuple[str, ...], Path]:
 
 
 def _groups(parts: tuple[str, ...]) -> Key:
-    """(set, snr, utterance) of a path: set above a folder such as snr-5 or 5dB, utterance below it."""
+    """Split a path into (set, snr, utterance): the set stands above a folder such as snr-5 or 5dB."""
     for n, part in enumerate(parts[:-1]):
         if match := _SNR_FOLDER.fullmatch(part):
             return "/".join(parts[:n]), plain_number(match[1] or match[2]), "/".join(parts[n + 1 :])

@@ -17,7 +17,7 @@ PANEL_INCHES = (5.5, 2.8)
 
 
 def draw_violins(rows: Sequence[ScoreRow], path: Path, title: str) -> None:
-    """Distribution of each metric per SNR and system, median marked; a PNG at `path`."""
+    """Draw the distribution of each metric per SNR and system, the median marked, into a PNG at `path`."""
 
     def draw(axes: Any, metric: str, snr: str, system: str, x: float, width: float, colour: str) -> None:
         values = [r.values.get(metric, math.nan) for r in rows if (r.snr, r.system) == (snr, system)]
@@ -37,7 +37,7 @@ def draw_violins(rows: Sequence[ScoreRow], path: Path, title: str) -> None:
 
 
 def draw_differences(rows: Sequence[ScoreRow], path: Path, title: str) -> None:
-    """Mean paired difference to each other system with its confidence interval, per SNR; a PNG at `path`."""
+    """Draw the mean paired difference to each system per SNR, with its confidence interval, into a PNG at `path`."""
 
     def draw(axes: Any, metric: str, snr: str, system: str, x: float, width: float, colour: str) -> None:
         group = [r for r in rows if r.system == system and (r.snr == snr or not any(q.snr == snr for q in rows))]
@@ -52,7 +52,7 @@ def draw_differences(rows: Sequence[ScoreRow], path: Path, title: str) -> None:
 
 
 def _draw(rows: Sequence[ScoreRow], path: Path, title: str, snrs: Sequence[str], draw: Any) -> None:
-    """One panel per metric; in it one group per SNR, in that one place per system."""
+    """Draw one panel per metric, in it a group per SNR, in that a place per system."""
     matplotlib = require("matplotlib")
     require("matplotlib.figure")
     backend = require("matplotlib.backends.backend_agg")

@@ -59,7 +59,7 @@ class Interval:
 
 
 def read_scores(table: Path) -> list[ScoreRow]:
-    """Rows of a scores CSV: columns system and utterance, optionally set, snr, note, and those of COLUMNS."""
+    """Read a CSV of scores: columns system and utterance, optionally set, snr, note, and those of COLUMNS."""
     return [
         ScoreRow(
             row["system"],
@@ -74,7 +74,7 @@ def read_scores(table: Path) -> list[ScoreRow]:
 
 
 def mean_interval(values: Iterable[float]) -> Interval:
-    """Student's t interval of the mean of the finite values."""
+    """Return Student's t interval of the mean of the finite values."""
     finite = np.array([v for v in values if math.isfinite(v)])
     n = len(finite)
     if n < 2:
@@ -84,7 +84,7 @@ def mean_interval(values: Iterable[float]) -> Interval:
 
 
 def paired_differences(ours: Sequence[ScoreRow], theirs: Sequence[ScoreRow]) -> list[ScoreRow]:
-    """ours - theirs for each file that both have; named by the other system.
+    """Return ours - theirs for each file that both have, under the name of the other system.
 
     Utterances are matched by name; if none agrees, without a leading running number ("003_name" is "name").
     """
@@ -103,7 +103,7 @@ def paired_differences(ours: Sequence[ScoreRow], theirs: Sequence[ScoreRow]) -> 
 
 
 def markdown(rows: Sequence[ScoreRow], differences: bool = False) -> str:
-    """One table per set: a line per SNR and system, a column per metric. Bold: interval without 0."""
+    """Write one table per set: a line per SNR and system, a column per metric; bold where the interval excludes 0."""
     metrics = [m for m in COLUMNS if any(m in r.values for r in rows)]
     lines: list[str] = []
     for set_name in unique(r.set for r in rows):
@@ -125,7 +125,7 @@ def markdown(rows: Sequence[ScoreRow], differences: bool = False) -> str:
 
 
 def interval(group: Sequence[ScoreRow], metric: str) -> Interval:
-    """Interval over utterances: an utterance's scores at several SNRs are dependent: their mean counts."""
+    """Return the interval over utterances. Scores of one utterance at several SNRs are dependent: their mean counts."""
     by_utterance: dict[str, list[float]] = defaultdict(list)
     for row in group:
         if math.isfinite(value := row.values.get(metric, math.nan)):
@@ -134,13 +134,13 @@ def interval(group: Sequence[ScoreRow], metric: str) -> Interval:
 
 
 def snr_groups(rows: Sequence[ScoreRow]) -> list[str]:
-    """SNRs in rising order, and ALL_SNRS after them where there are several."""
+    """Return the SNRs in rising order, followed by ALL_SNRS if there are several."""
     snrs = sorted(unique(r.snr for r in rows), key=lambda snr: (_number(snr, math.inf), snr))
     return [*snrs, ALL_SNRS] if len(snrs) > 1 else snrs
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """The names once each, in order of appearance."""
+    """Return each name once, in order of appearance."""
     return list(dict.fromkeys(names))
 
 
@@ -171,5 +171,5 @@ def _same(utterance: str) -> str:
 
 
 def without_number(utterance: str) -> str:
-    """ "003_name" is "name"."""
+    """Drop a leading running number: "003_name" becomes "name"."""
     return re.sub(r"^\d+_", "", utterance)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> str:
-    """Write a PNG of the run so far; returns its name, or why there is none."""
+    """Draw the run so far into a PNG; return its name, or the reason why there is none."""
     if not history:
         return "no curves yet (nothing validated)"
     try:
