@@ -77,6 +77,16 @@ def test_a_worker_makes_what_performs_once() -> None:
     assert len(made) == 1
 
 
+def test_a_setting_that_fits_no_job_is_told_as_it_is() -> None:
+    import pickle
+
+    def perform(job: int) -> int:
+        raise UdseError("steps: expected a whole number")
+
+    (outcomes,) = Worker(lambda: perform)({"jobs": [pickle.dumps([1])]})["outcomes"]
+    assert str(pickle.loads(outcomes)) == "steps: expected a whole number"
+
+
 def test_progress_says_how_much_how_fast_and_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
