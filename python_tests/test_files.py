@@ -127,7 +127,7 @@ def test_chunks_are_the_whole(tmp_path: Path, container: str, subtype: str) -> N
         chunks = list(recording.chunks(0.01))
     joined = np.concatenate(chunks, axis=1).T
     joined = joined / np.float32(32768) if joined.dtype == np.int16 else joined
-    np.testing.assert_allclose(joined, whole, atol=2e-7)
+    np.testing.assert_allclose(joined, whole, atol=2e-6)  # another decoder of MP3 than soundfile's
 
 
 def test_float_beyond_full_scale(tmp_path: Path) -> None:

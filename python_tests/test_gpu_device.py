@@ -24,7 +24,7 @@ from udse_fast.sampling.passes import run
 from udse_fast.sampling.samplers import posterior_sample, sampler_names
 from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Batches
-from udse_fast.training.corpus import Corpus, audio_files
+from udse_fast.training.corpus import Corpus, recordings_in
 from udse_fast.training.trainer import Settings, Trainer
 
 pytestmark = [
@@ -143,7 +143,7 @@ def test_training_draws_the_same_when_it_goes_on(tmp_path: Path) -> None:
     }  # fmt: skip
 
     def trainer(name: str) -> Trainer:
-        batches = Batches(Corpus(audio_files(tmp_path), 16000), None, spectral, size=2, frames=32)
+        batches = Batches(Corpus(recordings_in(tmp_path), 16000), None, spectral, size=2, frames=32)
         settings = Settings(architecture, spectral, steps=60, batch_size=2, crop_seconds=0.5)
         device, precision = torch.device("cuda"), torch.float32
         return Trainer(

@@ -23,7 +23,7 @@ from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.score_network import ScoreGraph, ScoreNetwork
 from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Augmentation, Batch, Batches, normalised
-from udse_fast.training.corpus import Corpus, Crops, audio_files, split_speakers
+from udse_fast.training.corpus import Corpus, Crops, recordings_in, split_speakers
 from udse_fast.training.trainer import Optimizers, Settings, Trainer, score_matching_loss
 
 RATE = 16000
@@ -45,7 +45,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainer(recordings: Path, out: Path, steps: int, **changes: object) -> Trainer:
     spectral = Spectral(hop_length=255, window="sqrt_hann")
-    corpus = Corpus(audio_files(recordings), RATE)
+    corpus = Corpus(recordings_in(recordings), RATE)
     settings = Settings(ARCHITECTURE, spectral, steps=steps, batch_size=2, crop_seconds=0.5, **changes)  # type: ignore[arg-type]
     batches = Batches(corpus, None, spectral, size=2, frames=32, seed=settings.seed)
     return Trainer(
@@ -179,7 +179,7 @@ def test_the_true_score_has_the_least_loss() -> None:
 def test_batches_are_functions_of_their_number(recordings: Path) -> None:
     spectral = Spectral(hop_length=255, window="sqrt_hann")
     first, second = (
-        Batches(Corpus(audio_files(recordings), RATE), None, spectral, size=3, frames=20, seed=4) for _ in range(2)
+        Batches(Corpus(recordings_in(recordings), RATE), None, spectral, size=3, frames=20, seed=4) for _ in range(2)
     )
     second[7]
     assert torch.equal(first[3].spectrograms, second[3].spectrograms)
@@ -219,14 +219,14 @@ def test_a_response_multiplies_the_amplitudes_and_leaves_the_level() -> None:
 
 
 def test_joint_batches_hold_both_sources(recordings: Path) -> None:
-    corpus = Corpus(audio_files(recordings), RATE)
+    corpus = Corpus(recordings_in(recordings), RATE)
     batches = Batches(corpus, corpus, Spectral(), size=4, frames=20)
     assert batches[0].label is not None
     assert batches[0].label.tolist() == [1, 1, 0, 0]
 
 
 def test_no_speaker_is_in_both_sets(recordings: Path) -> None:
-    training, validation = split_speakers(audio_files(recordings), recordings, 0.2)
+    training, validation = split_speakers(recordings_in(recordings), recordings, 0.2)
     assert training
     assert validation
     assert not {f.name.split("_")[0] for f in training} & {f.name.split("_")[0] for f in validation}

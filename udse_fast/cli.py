@@ -35,8 +35,8 @@ COMMANDS = {
 }
 """Command -> module with `add_arguments(parser)` and `run(arguments) -> exit status`, and what it does."""
 
-FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 130, 141, 143
-"""Exit statuses: bad input; and what a shell reports for SIGINT, SIGPIPE and SIGTERM."""
+FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+"""Exit statuses: bad input; and what a shell reports for SIGINT and SIGPIPE."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,19 +64,23 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def _orderly_termination() -> Iterator[None]:
-    """Let SIGTERM leave through the `finally` clauses, as SIGINT does, so that no file stays half written."""
+    """Let SIGTERM and SIGHUP leave through the `finally` clauses, as SIGINT does: no file stays half written."""
 
-    def terminate(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
+    def terminate(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: Any = signal.signal(signal.SIGTERM, terminate)
+    numbers = [signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays nohup
+        numbers.append(signal.SIGHUP)
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, terminate) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,98 +2,157 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from udse_fast.checkpoints.checkpoint import written_whole
+from udse_fast.audio.inputs import opened
+from udse_fast.audio.layout import CONTAINERS, MULTIMEDIA, SUFFIXES, Layout, container_of, output_layout
+from udse_fast.audio.multimedia import MultimediaReader, MultimediaWriter, lossy_facts
+from udse_fast.audio.outputs import is_special, result_file
+from udse_fast.audio.riff import append_chunks, data_of_unknown_size, is_wave, other_chunks
 from udse_fast.errors import UdseError, reason
 
-CONTAINERS = {
-    **{f".{name.lower()}": name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "RF64", "W64")},
-    **{".aif": "AIFF", ".aifc": "AIFF", ".oga": "OGG", ".opus": "OGG"},
-    **{".snd": "AU", ".sph": "NIST", ".nist": "NIST"},
-}
-"""Extension -> libsndfile's name of the container."""
+__all__ = [
+    "CONTAINERS", "MULTIMEDIA", "Layout", "Recording", "UnreadableError", "audio_files", "container_of",
+    "open_recording", "output_layout", "read_audio", "written_audio",
+]  # fmt: skip
 
 CHUNK_SECONDS = 10.0
-_WAV_LIMIT = 0xFFFFFFFF - 1024  # bytes that the header of a WAV file can count
 _WRITE_FRAMES = 4096  # libsndfile's Vorbis encoder takes the whole of a call onto the stack
 _LONGER = re.compile(r"\b(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")
 _STREAMED = 0x7FFFF000  # the least size of the data by which programs that write to pipes say that they do not know
-_BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+_UNKNOWN_FRAMES = 1 << 48  # at and above: libsndfile does not know
+_NO_AUDIO = "expected audio (wav, flac, ogg, opus, mp3, m4a, aiff, ...)"
+
+
+class UnreadableError(UdseError):
+    """An input that is not there, no audio, or damaged."""
 
 
 def audio_files(folder: Path) -> list[Path]:
-    """Audio files of a folder, recursively and sorted; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in CONTAINERS and not path.name.startswith(".") and path.is_file()
-    )
+    """Recordings of a folder by their extensions, recursively and sorted; hidden ones are left out.
+
+    Links to folders are entered, unless they lead back to a folder that they are in.
+    """
+    return [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a recording is stored."""
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder that are not hidden, recursively and sorted."""
+    found: list[Path] = []
 
-    sample_rate: int
-    channels: int
-    frames: int
-    """As the header says; a truncated file has less."""
-    container: str
-    subtype: str
-    metadata: dict[str, str]
+    def enter(below: Path, above: tuple[tuple[int, int], ...]) -> None:
+        status = below.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        for path in below.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                with suppress(PermissionError):
+                    enter(path, (*above, here))
+            elif path.is_file() or path.is_symlink():  # a link to nothing is told when it is read
+                found.append(path)
 
-    @property
-    def dtype(self) -> str:
-        """What to read: 16-bit integers as they are, all others as float32, full scale 1."""
-        return "int16" if self.subtype == "PCM_16" else "float32"
+    enter(folder, ())
+    return sorted(found)
+
+
+class _Reader(Protocol):
+    """What decodes."""
+
+    layout: Layout
+
+    def read(self, frames: int) -> NDArray[Any]:
+        """About so many frames (n, channels) int16 or float32; none at the end."""
+
+    def close(self) -> None:
+        """No more is read."""
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
-    """soundfile seeks to where it is after every read, and MP3 decoders lose their state with it."""
+    """soundfile seeks to where it is after every read, which decoders of files of unknown length refuse."""
 
     def seekable(self) -> bool:
         return False
 
 
-class Recording:
-    """An open audio file."""
+class _SoundfileReader:
+    """What libsndfile reads."""
 
-    def __init__(self, path: Path, file: Any) -> None:
-        self.path, self._file = path, file
-        self.layout = Layout(
-            file.samplerate, file.channels, _frames(file), file.format, file.subtype, file.copy_metadata()
-        )
+    def __init__(self, file: IO[bytes]) -> None:
+        # both read the same open file: one after the other
+        ogg = os.pread(file.fileno(), 4, 0) == b"OggS"
+        bit_rate, tags, chapters = lossy_facts(file) if ogg else (None, {}, [])
+        file.seek(0)
+        # by number: a name that is no UTF-8 could not be passed on, and one that ends in .raw would ask for its rate
+        self._file = f = _Sequential(os.dup(file.fileno()), closefd=True)
+        tags = tags or f.copy_metadata()
+        self.layout = Layout(f.samplerate, f.channels, _frames(f), f.format, f.subtype, tags, bit_rate, chapters)
+
+    def read(self, frames: int) -> NDArray[Any]:
+        samples: NDArray[Any] = self._file.read(frames, dtype=self.layout.dtype, always_2d=True)
+        return samples
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Recording:
+    """An open recording."""
+
+    def __init__(self, path: Path, source: IO[bytes]) -> None:
+        self.path, self.source = path, source
+        self.remarks: list[str] = []
+        """What the user should know of the file, a line each."""
+        self._reader = _reader(path, source, self.remarks)
+        if not 0 <= self._reader.layout.frames < _UNKNOWN_FRAMES or isinstance(self._reader, MultimediaReader):
+            self._count()
+        self.layout = self._reader.layout
         self.frames_read = 0
+
+    def _count(self) -> None:
+        """Read once what does not say its length: everything that depends on it can then be right from the start."""
+        reader = self._reader
+        if isinstance(reader, MultimediaReader) and reader.frames is not None:
+            return
+        frames = 0
+        with suppress(*_codec_errors()):
+            while read := len(reader.read(1 << 16)):
+                frames += read
+        reader.close()
+        self._reader = _reader(self.path, self.source, [])
+        self._reader.layout = replace(self._reader.layout, frames=frames)
 
     def chunks(self, seconds: float = CHUNK_SECONDS) -> Iterator[NDArray[Any]]:
         """(channels, n) int16 or float32, until the end of the file.
 
         Raises:
-            UdseError: no audio in the file, damaged data, NaN or infinity.
+            UnreadableError: no audio in the file, damaged data, NaN or infinity.
         """
         length = max(1, round(seconds * self.layout.sample_rate))
         while True:
             try:
-                chunk = self._file.read(length, dtype=self.layout.dtype, always_2d=True)
-            except (soundfile.SoundFileError, OSError) as error:
-                raise UdseError(
+                chunk = self._reader.read(length)
+            except _codec_errors() as error:
+                raise UnreadableError(
                     f"{self.path}: expected audio, got damaged data after {self._where()} ({reason(error)}); "
                     "copy or download it again, or rescue what is there with ffmpeg -i"
                 ) from None
             if not np.isfinite(chunk).all():
                 frame, channel = np.argwhere(~np.isfinite(chunk))[0]
                 self.frames_read += int(frame)
-                raise UdseError(
+                raise UnreadableError(
                     f"{self.path}: expected finite samples, got {chunk[frame, channel]} at {self._where()} "
                     f"in channel {channel + 1}; repair the file first"
                 )
@@ -102,7 +161,7 @@ class Recording:
                 break
             yield np.ascontiguousarray(chunk.T)
         if not self.frames_read:
-            raise UdseError(f"{self.path}: expected audio, got a file without samples")
+            raise UnreadableError(f"{self.path}: expected audio, got a file without samples")
 
     @property
     def seconds_read(self) -> float:
@@ -111,107 +170,83 @@ class Recording:
     def _where(self) -> str:
         return f"{self.seconds_read:.3f} s"
 
+    def close(self) -> None:
+        self._reader.close()
+
 
 @contextmanager
 def open_recording(path: Path) -> Iterator[Recording]:
-    """Open an audio file; its content says what it is, not its name.
+    """Open a recording; its content says what it is, not its name. Pipes are read to their end first.
 
     Raises:
-        UdseError: missing, unreadable, or not audio.
+        UnreadableError: missing, unreadable, or not audio.
     """
-    if path.is_dir():
-        raise UdseError(f"{path}: expected an audio file, got a folder")
     try:
-        # not by name: soundfile would ask for the sample rate of whatever is called .raw
-        with open(path, "rb") as raw:
-            empty = not raw.read(1)
-        file = _Sequential(path) if not empty and path.suffix.lower() != ".raw" else None
-    except OSError as error:
-        raise UdseError(f"{path}: {error.strerror or reason(error)}; expected a readable audio file") from None
-    except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        raise UdseError(
-            f"{path}: expected audio that libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...), "
-            f"got something else ({reason(error)}); convert it first"
-        ) from None
-    if empty:
-        raise UdseError(f"{path}: expected audio, got an empty file")
-    if file is None:
-        raise UdseError(f"{path}: a raw file does not say its sample rate; pipe it through udse-fast stream")
-    with file:
-        yield Recording(path, file)
+        source = opened(path)
+    except UdseError as error:
+        raise UnreadableError(str(error)) from None
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        raise UnreadableError(f"{path}: {told}; expected a readable audio file") from None
+    with source:
+        recording = Recording(path, source)
+        try:
+            yield recording
+        finally:
+            recording.close()
 
 
-def container_of(path: Path) -> str:
-    """libsndfile's name of the container that goes with the extension."""
-    container = CONTAINERS.get(path.suffix.lower())
-    if container is None:
-        raise UdseError(f"{path}: expected an existing folder, or an output name that ends in {', '.join(CONTAINERS)}")
-    return container
-
-
-def output_layout(path: Path, source: Layout) -> tuple[str, str, str | None]:
-    """(container, subtype, what could not be kept) of an output file.
-
-    The container of the source where the extension allows it, else that of the extension; the subtype of the
-    source where the container holds it, else 24 bits for finer ones, else the usual one of the container.
-    """
-    container = container_of(path)
-    if container == "WAV" and source.container in ("WAVEX", "RF64"):
-        container = source.container  # all three are called .wav
-    subtypes = soundfile.available_subtypes(container)
-    subtype, lost = source.subtype, None
-    if path.suffix.lower() == ".opus":
-        subtype = "OPUS"
-    elif subtype not in subtypes:
-        fine = source.subtype in ("FLOAT", "DOUBLE", "PCM_32", "PCM_24", "ALAC_24", "ALAC_32")
-        subtype = "PCM_24" if fine and "PCM_24" in subtypes else soundfile.default_subtype(container)
-        lost = f"{container} does not hold {source.subtype}, {subtype} instead"
-    if container in ("WAV", "WAVEX") and source.frames * source.channels * _BYTES.get(subtype, 2) > _WAV_LIMIT:
-        container, lost = "RF64", "longer than WAV can say, RF64 instead"
-    return container, subtype, lost
-
-
-@contextmanager
-def written_audio(
-    path: Path, source: Layout, notice: Callable[[str], None]
-) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """A function that appends (channels, n) to `path`, which appears when all is written.
-
-    Args:
-        source: layout to keep.
-        notice: is told in one line what could not be kept.
+def read_audio(path: Path) -> tuple[NDArray[np.float32], int]:
+    """A whole recording (L, channels) with full scale 1, and its sample rate in Hz.
 
     Raises:
-        UdseError: no such container or rate in it, or the file cannot be written.
+        UnreadableError: missing, unreadable, damaged or not audio.
     """
-    container, subtype, lost = output_layout(path, source)
-    with written_whole(path) as temporary:
-        try:
-            file = soundfile.SoundFile(temporary, "w", source.sample_rate, source.channels, subtype, format=container)
-        except (soundfile.SoundFileError, ValueError, TypeError) as error:
-            raise UdseError(
-                f"{path}: {container} {subtype} does not hold {source.channels} channels at "
-                f"{source.sample_rate} Hz ({reason(error)}); use another extension, such as .wav"
-            ) from None
-        if lost:
-            notice(f"{path}: {lost}")
-        for name, value in source.metadata.items():
-            with suppress(soundfile.SoundFileError):  # not every container has every tag
-                setattr(file, name, value)
+    with open_recording(path) as recording:
+        samples = np.concatenate(list(recording.chunks()), axis=1).T
+        rate = recording.layout.sample_rate
+    return (samples / np.float32(32768) if samples.dtype == np.int16 else samples), rate
 
-        def write(samples: NDArray[Any]) -> None:
-            interleaved = np.ascontiguousarray(samples.T)
-            for start in range(0, len(interleaved), _WRITE_FRAMES):
-                part = interleaved[start : start + _WRITE_FRAMES]
-                try:
-                    file.write(part)
-                except (soundfile.SoundFileError, AssertionError) as error:
-                    raise UdseError(f"{path}: cannot write ({reason(error)}); is the disk full?") from None
 
+def _reader(path: Path, source: IO[bytes], remarks: list[str]) -> _Reader:
+    """By content: libsndfile where it knows the container, PyAV for the others and for MP3, of which libsndfile's
+    decoder complains on stderr."""
+    try:
+        head = source.read(12) if source.seek(0) == 0 else b""
+    except OSError as error:
+        raise UnreadableError(f"{path}: {error.strerror}; expected a readable audio file") from None
+    if not head:
+        raise UnreadableError(f"{path}: expected audio, got an empty file")
+    if path.suffix.lower() == ".raw":
+        raise UnreadableError(f"{path}: a raw file does not say its sample rate; pipe it through udse-fast stream")
+    readers: list[Callable[[IO[bytes]], _Reader]] = [_SoundfileReader, MultimediaReader]
+    if is_wave(head) and data_of_unknown_size(source):
+        remarks.append(f"{path}: its header says 0 bytes of audio, as that of a pipe does; read to the end of the file")
+        readers = [MultimediaReader]
+    elif head.startswith(b"ID3") or (head[0] == 0xFF and len(head) > 1 and head[1] >= 0xE0):
+        readers = [MultimediaReader]
+    told = ""
+    for reader in readers:
         try:
-            yield write
-        finally:
-            file.close()
+            return reader(source)
+        except _codec_errors() as error:
+            told = told or reason(error)
+    raise UnreadableError(f"{path}: {_NO_AUDIO}, got something else ({_looks_like(head) or told}); convert it first")
+
+
+def _looks_like(head: bytes) -> str:
+    """What users mistake for audio most often."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doc", b"<htm", b"<?xml", b"<head")):
+        return "a web page; was the download refused?"
+    return "text" if all(byte in b"\t\r\n" or 0x20 <= byte < 0x7F for byte in head) and head[:4] != b"RIFF" else ""
+
+
+def _codec_errors() -> tuple[type[Exception], ...]:
+    import av
+
+    # the last: soundfile asserts that all was written
+    return (soundfile.SoundFileError, av.FFmpegError, OSError, ValueError, TypeError, AssertionError)
 
 
 def _frames(file: Any) -> int:
@@ -221,3 +256,110 @@ def _frames(file: Any) -> int:
         if there < said < _STREAMED:
             return round(file.frames * said / there)
     return int(file.frames)
+
+
+class _SoundfileWriter:
+    """What libsndfile writes."""
+
+    def __init__(self, temporary: Path, container: str, subtype: str, source: Layout) -> None:
+        self._file = soundfile.SoundFile(
+            os.fsencode(temporary), "w", source.sample_rate, source.channels, subtype, format=container
+        )
+        for name, value in source.metadata.items():
+            if (tag := {"track": "tracknumber"}.get(name, name)) in _TAGS:
+                with suppress(soundfile.SoundFileError):  # not every container has every tag
+                    setattr(self._file, tag, value)
+
+    def write(self, samples: NDArray[Any]) -> None:
+        for start in range(0, len(samples), _WRITE_FRAMES):
+            self._file.write(samples[start : start + _WRITE_FRAMES])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _MultimediaWriter(MultimediaWriter):
+    """What PyAV writes, with the file that it goes to."""
+
+    def __init__(self, temporary: Path, container: str, subtype: str, source: Layout) -> None:
+        self._open = open(temporary, "w+b")  # noqa: SIM115
+        try:
+            super().__init__(self._open, container, subtype, source)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._open.close()
+
+
+@contextmanager
+def written_audio(
+    path: Path, source: Layout, notice: Callable[[str], None], beside: IO[bytes] | None = None
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """A function that appends (channels, n) to `path`, which appears when all is written.
+
+    Args:
+        source: layout to keep.
+        notice: is told in one line what could not be kept.
+        beside: the open source, whose further chunks (bext, cue, tags) go from a WAV file into a WAV file.
+
+    Raises:
+        UdseError: no such container or rate in it, or the file cannot be written.
+    """
+    name = path if not is_special(path) or path.suffix else path.with_name(path.name + source.suffix)
+    container, subtype, lost = output_layout(name, source)
+    more = other_chunks(beside) if beside is not None and container in ("WAV", "WAVEX", "RF64") else []
+    kept = replace(source, metadata={}) if more else source
+    multimedia = container in MULTIMEDIA.values() or subtype in ("OPUS", "MPEG_LAYER_III")
+    writer: _SoundfileWriter | _MultimediaWriter
+    with result_file(path) as temporary:
+        try:
+            kind = _MultimediaWriter if multimedia else _SoundfileWriter
+            writer = kind(temporary, container, subtype, kept)
+        except _codec_errors() as error:
+            raise UdseError(
+                f"{path}: {container} {subtype} does not hold {source.channels} channels at "
+                f"{source.sample_rate} Hz ({reason(error)}); use another extension, such as .wav"
+            ) from None
+        if lost:
+            notice(f"{path}: {lost}")
+        clipped = 0
+
+        def write(samples: NDArray[Any]) -> None:
+            nonlocal clipped
+            if samples.dtype.kind == "f" and subtype not in _UNBOUNDED:
+                clipped += int((np.abs(samples) > 1).sum())
+            with _writing(path):
+                writer.write(np.ascontiguousarray(samples.T))
+
+        try:
+            yield write
+        except BaseException:
+            with suppress(Exception):
+                writer.close()
+            raise
+        with _writing(path):
+            writer.close()
+        if more and beside is not None and not append_chunks(temporary, beside, more):
+            notice(f"{path}: too long for {', '.join(chunk.name.decode() for chunk in more)}, left out")
+        if clipped:
+            notice(f"{path}: {clipped} samples are above full scale and were clipped; a .wav of FLOAT would keep them")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _codec_errors() as error:
+        raise UdseError(f"{path}: cannot write ({reason(error)}); is the disk full?") from None
+
+
+_TAGS = frozenset(("title", "copyright", "software", "artist", "comment", "date", "album", "license", "tracknumber",
+                   "genre"))  # fmt: skip
+"""Those that libsndfile knows."""
+_UNBOUNDED = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "AAC", "MPEG_LAYER_III")
+"""Subtypes that hold samples above full scale."""

@@ -1,4 +1,4 @@
-"""Audio as users hand it over, numpy or torch, float or 16-bit integers: checked, and given back alike."""
+"""Audio as users hand it over, numpy or torch, float or integers: checked, and given back alike."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from udse_fast.checks import Range
 from udse_fast.errors import UdseError
 
 SAMPLE_RATES = Range(8000, 1_000_000)
-INT16_SCALE = 32768.0
-_DTYPES = ("float32", "float64", "int16")
+_INTEGERS = {"int16": (0, 32768), "int32": (0, 2**31), "uint8": (128, 128)}
+"""dtype -> (silence, full scale)."""
+_OF_TORCH = {
+    **{"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16},
+    **{"int16": torch.int16, "int32": torch.int32, "uint8": torch.uint8},
+}
+"""What is taken, of torch and, by the same names, of numpy."""
 
 
 def check_sample_rate(sample_rate: Any) -> int:
@@ -33,18 +38,24 @@ class AudioFormat:
     dtype: str
     one_dimensional: bool
     device: str = "cpu"
+    swapped: bool = False
+    """Whether the bytes of every sample are in the other order than this machine's."""
 
     @classmethod
     def of(cls, audio: Any, name: str = "audio", channels: int | None = None) -> AudioFormat:
-        """Form of an array or tensor (L,) or (channels, L) of float32, float64 or int16; `channels` where known."""
+        """Form of an array or tensor (L,) or (channels, L); `channels` where known.
+
+        float32, float64, float16 and bfloat16 have full scale 1; int16, int32 and uint8 that of their kind. Numpy
+        arrays may have either byte order.
+        """
         is_torch = isinstance(audio, torch.Tensor)
         if not is_torch and not isinstance(audio, np.ndarray):
             raise UdseError(f"{name}: expected a numpy array or torch tensor, got {type(audio).__name__}")
-        dtype = str(audio.dtype).removeprefix("torch.")
         if is_torch and (audio.layout != torch.strided or audio.is_meta):
             raise UdseError(f"{name}: expected a dense tensor with data, got {audio.layout} on {audio.device}")
-        if dtype not in _DTYPES:
-            raise UdseError(f"{name}: expected {', '.join(_DTYPES)}, got {dtype}; convert it first")
+        dtype = str(audio.dtype).removeprefix("torch.") if is_torch else audio.dtype.name
+        if dtype not in _OF_TORCH:
+            raise UdseError(f"{name}: expected {', '.join(_OF_TORCH)}, got {dtype}; convert it first")
         if audio.ndim not in (1, 2):
             raise UdseError(f"{name}: expected the shape (L,) or (channels, L), got {tuple(audio.shape)}")
         if channels is None and audio.ndim == 2 and audio.shape[0] > max(64, audio.shape[1]):
@@ -52,26 +63,38 @@ class AudioFormat:
                 f"{name}: expected (channels, L), got {tuple(audio.shape)}, "
                 "which looks like (L, channels); transpose it"
             )
-        return cls(is_torch, dtype, audio.ndim == 1, str(audio.device) if is_torch else "cpu")
+        swapped = not is_torch and not audio.dtype.isnative
+        return cls(is_torch, dtype, audio.ndim == 1, str(audio.device) if is_torch else "cpu", swapped)
 
     def __str__(self) -> str:
         shape, kind = "(L,)" if self.one_dimensional else "(channels, L)", "torch" if self.is_torch else "numpy"
-        return f"{shape} {self.dtype} {kind}{f' on {self.device}' if self.device != 'cpu' else ''}"
+        order = " of the other byte order" if self.swapped else ""
+        return f"{shape} {self.dtype} {kind}{order}{f' on {self.device}' if self.device != 'cpu' else ''}"
 
     def to_float(self, audio: Any) -> NDArray[np.float32]:
         """(channels, L) float32, full scale 1."""
-        array = audio.detach().cpu().numpy() if self.is_torch else audio
+        if self.is_torch:  # numpy has no bfloat16
+            audio = audio.detach().cpu()
+            audio = (audio.float() if self.dtype == "bfloat16" else audio).numpy()
+        audio = np.atleast_2d(audio)
+        if self.dtype in _INTEGERS:
+            silence, full_scale = _INTEGERS[self.dtype]
+            return np.asarray((audio.astype(np.float32) - np.float32(silence)) / np.float32(full_scale))
         with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and told as such
-            samples = np.atleast_2d(array).astype(np.float32)
-        return samples / np.float32(INT16_SCALE) if self.dtype == "int16" else samples
+            return np.asarray(audio.astype(np.float32))
 
     def from_float(self, samples: NDArray[np.float32]) -> Any:
-        """The inverse of `to_float`; 16-bit integers are rounded and clipped at full scale."""
+        """The inverse of `to_float`; integers are rounded and clipped at full scale, short floats rounded."""
         result: Any = samples[0] if self.one_dimensional else samples
-        if self.dtype == "int16":
-            result = np.clip(np.rint(result * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1)
-        result = np.ascontiguousarray(result.astype(self.dtype))
-        return torch.from_numpy(result).to(self.device) if self.is_torch else result
+        if self.dtype in _INTEGERS:
+            silence, full_scale = _INTEGERS[self.dtype]
+            wide = result.astype(np.float64) * full_scale
+            result = np.clip(np.rint(wide), -full_scale, full_scale - 1) + silence
+        if self.is_torch:
+            return torch.from_numpy(np.ascontiguousarray(result)).to(self.device, _OF_TORCH[self.dtype])
+        dtype = np.dtype(self.dtype)
+        with np.errstate(over="ignore"):  # beyond what float16 holds: infinite there too
+            return np.ascontiguousarray(result.astype(dtype.newbyteorder() if self.swapped else dtype))
 
 
 def check_finite(samples: NDArray[np.float32], name: str = "audio") -> None:

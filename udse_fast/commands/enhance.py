@@ -1,22 +1,24 @@
-"""`udse-fast enhance`: files and folders, of any length in constant memory."""
+"""`udse-fast enhance`: files, folders and pipes, of any length in constant memory."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.resources
+import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from udse_fast.commands.jobs import Job, Outcome, plan, shown
 from udse_fast.commands.options import add_enhancer_arguments, make_enhancer
+from udse_fast.commands.workers import cores, run_in_processes
 from udse_fast.errors import UdseError, notice, report_error
 
 if TYPE_CHECKING:
+    from udse_fast.audio.files import Recording
     from udse_fast.enhancer import Enhancer
 
 PUSH_SECONDS = 1.0
@@ -29,10 +31,10 @@ TRUNCATED_SECONDS = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add = parser.add_argument
-    add("inputs", type=Path, nargs="*", metavar="IN", help="recordings, or folders of them")
+    add("inputs", nargs="*", metavar="IN", help="recordings, folders of them, - for standard input")
     add("--example", action="store_true", help="enhance the noisy recording that comes with the package")
-    add("-o", "--out", required=True, metavar="OUT", help="file (for one input) or folder; "
-        "sample rate, channels, subtype and container are kept")  # fmt: skip
+    add("-o", "--out", required=True, metavar="OUT", help="file (for one input), folder, or - for standard output; "
+        "sample rate, channels, subtype, bit rate and container are kept")  # fmt: skip
     add("--noise-out", metavar="OUT", help="write what was taken away too, like -o")
     add(
         "--plot",
@@ -40,47 +42,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="spectrograms before and after; a folder for several inputs",
     )
     add("--causal", action="store_true", help="as a causal stream would, which looks ahead by its latency only")
+    add("--skip-unreadable", action="store_true", help="inputs that cannot be read are told and are no failure")
+    add("--jobs", type=int, default=1, metavar="N",
+        help="recordings at a time, each in a process with its share of the cores (default: %(default)s)")  # fmt: skip
+    add("--json", action="store_true", help="one JSON object on stdout instead of lines")
     add("--progress", action=argparse.BooleanOptionalAction, help="progress bar (default: on a terminal)")
     add_enhancer_arguments(parser)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One recording and where its results go."""
-
-    source: Path
-    out: Path
-    noise_out: Path | None
-    plot: Path | None
-
-    @property
-    def targets(self) -> list[Path]:
-        return [path for path in (self.out, self.noise_out, self.plot) if path is not None]
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Enhance everything; a file that fails is reported and the others go on. 0, or 2 if one failed."""
-    from udse_fast.audio.files import open_recording
+    """Enhance everything; what fails is named and the others go on. 0, or 2 if something failed."""
+    from udse_fast.audio.outputs import STDOUT
 
+    if arguments.jobs < 1:
+        raise UdseError(f"--jobs: expected a whole number >= 1, got {arguments.jobs}")
+    started = time.perf_counter()
     with _inputs(arguments) as inputs:
-        jobs = _jobs(inputs, arguments)
-        if len(jobs) == 1:
-            with open_recording(jobs[0].source):
-                pass  # what is no audio is told before the network is loaded
-        enhancer = make_enhancer(arguments)
-        progress = sys.stderr.isatty() if arguments.progress is None else arguments.progress
-        failed = False
-        for job in jobs:
-            try:
-                print(_enhance_file(enhancer, job, progress, arguments.causal), flush=True)
-            except UdseError as error:
-                report_error(error)
-                failed = True
-        return 2 if failed else 0
+        jobs, outcomes, remarks = plan(inputs, arguments.out, arguments.noise_out, arguments.plot)
+        for remark in remarks:
+            notice(remark)
+        to_stdout = any(STDOUT in job.targets for job in jobs)
+        listener = sys.stderr if to_stdout else sys.stdout
+        for outcome in outcomes:
+            _tell(outcome, arguments, listener)
+        for outcome in _outcomes(jobs, arguments):
+            outcomes.append(outcome)
+            _tell(outcome, arguments, listener)
+    failed = [o for o in outcomes if o.error is not None and not (arguments.skip_unreadable and o.unreadable)]
+    summary = _summary(outcomes, len(failed), time.perf_counter() - started)
+    if arguments.json:
+        print(json.dumps({**summary, "files": [_described(o) for o in outcomes]}, indent=1), file=listener, flush=True)
+    elif len(outcomes) > 1:
+        print(
+            f"{summary['enhanced']} of {len(outcomes)} files, {summary['seconds']:.2f} s "
+            f"in {summary['wall_seconds']:.2f} s, RTF {summary['real_time_factor'] or 0:.2f}, "
+            f"{summary['failed']} failed, {summary['skipped']} skipped",
+            file=listener,
+            flush=True,
+        )
+    return 2 if failed else 0
 
 
 @contextmanager
-def _inputs(arguments: argparse.Namespace) -> Iterator[list[Path]]:
+def _inputs(arguments: argparse.Namespace) -> Iterator[list[str]]:
     if arguments.example == bool(arguments.inputs):
         raise UdseError("expected recordings or folders to enhance, or --example; see udse-fast enhance --help")
     if not arguments.example:
@@ -88,100 +92,125 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[list[Path]]:
         return
     example = importlib.resources.files("udse_fast") / "examples" / "noisy.flac"
     with importlib.resources.as_file(example) as path:
-        yield [path]
+        yield [str(path)]
 
 
-def _jobs(inputs: list[Path], arguments: argparse.Namespace) -> list[Job]:
-    """What to read and write; everything is checked before the first recording is enhanced."""
-    from udse_fast.audio.files import CONTAINERS, container_of
-    from udse_fast.plots import check_plotting
-
-    folders = [Path(target) for target in (arguments.out, arguments.noise_out) if target is not None]
-    sources = [source for given in inputs for source in _sources(given, folders)]
-    single = len(inputs) == 1 and not inputs[0].is_dir()
-
-    def place(target: str | None, name: Path) -> Path | None:
-        """A folder is one that exists, one by the slash at its end, or the place of several inputs."""
-        if target is None:
-            return None
-        if not target:
-            raise UdseError("expected the name of a file or folder to write, got an empty one")
-        path = Path(target)
-        if path.is_dir():
-            return path / name
-        if single and not target.endswith("/"):
-            if not path.parent.is_dir():
-                raise UdseError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-            return path
-        if path.exists() or (not single and path.suffix.lower() in (*CONTAINERS, ".png")):
-            raise UdseError(f"{path}: expected a folder for several inputs, got a file or the name of one")
-        return path / name
-
-    jobs = []
-    pictures = Counter(name.with_suffix(".png") for _, name in sources)
-    for source, name in sources:
-        out, picture = place(arguments.out, name), name.with_suffix(".png")
-        if pictures[picture] > 1:  # a.wav and a.flac
-            picture = name.with_name(f"{name.name}.png")
-        assert out is not None
-        jobs.append(Job(source, out, place(arguments.noise_out, name), place(arguments.plot, picture)))
-    taken = {source.resolve() for source, _ in sources}
-    for job in jobs:
-        for target in job.targets:
-            if target.resolve() in taken:
-                raise UdseError(
-                    f"{target}: expected a name of its own for every output, got that of an input or of "
-                    "another output; give other names or folders"
-                )
-            taken.add(target.resolve())
-        for sound in (job.out, job.noise_out):
-            if sound is not None:
-                container_of(sound)
-        if job.plot is not None:
-            check_plotting(job.plot)
-    for folder in {target.parent for job in jobs for target in job.targets}:
-        folder.mkdir(parents=True, exist_ok=True)
-    return jobs
-
-
-def _sources(given: Path, results: list[Path]) -> list[tuple[Path, Path]]:
-    """(file, its name below an output folder) of one argument; results of an earlier run are left out."""
-    from udse_fast.audio.files import audio_files
-
-    if not given.is_dir():
-        if not given.exists():
-            raise UdseError(f"{given}: expected a recording or a folder, found nothing of that name")
-        return [(given, Path(given.name))]
-    earlier = {path.resolve() for path in results} - {given.resolve()}
-    files = [path for path in audio_files(given) if earlier.isdisjoint(path.resolve().parents)]
-    if not files:
-        raise UdseError(
-            f"{given}: expected audio files (wav, flac, ogg, opus, mp3, aiff, ...) in the folder, found none"
+def _tell(outcome: Outcome, arguments: argparse.Namespace, listener: Any) -> None:
+    """A line about one input."""
+    if outcome.error is None:
+        if arguments.json:
+            return
+        assert outcome.out is not None
+        factor = outcome.wall_seconds / outcome.seconds
+        print(
+            f"{shown(outcome.source)} -> {shown(outcome.out)}: {outcome.seconds:.2f} s "
+            f"in {outcome.wall_seconds:.2f} s, RTF {factor:.2f}",
+            file=listener,
+            flush=True,
         )
-    return [(path, path.relative_to(given)) for path in files]
+    elif arguments.skip_unreadable and outcome.unreadable:
+        notice(f"skipped: {outcome.error}")
+    else:
+        report_error(outcome.error)
 
 
-def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) -> str:
-    """Enhance one recording; returns a line about it."""
-    from tqdm import tqdm
+def _summary(outcomes: Sequence[Outcome], failed: int, wall: float) -> dict[str, Any]:
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    enhanced = sum(outcome.error is None for outcome in outcomes)
+    return {
+        "enhanced": enhanced,
+        "failed": failed,
+        "skipped": len(outcomes) - enhanced - failed,
+        "seconds": round(seconds, 3),
+        "wall_seconds": round(wall, 3),
+        "real_time_factor": round(wall / seconds, 4) if seconds else None,
+    }
 
-    from udse_fast.audio.files import open_recording, written_audio
-    from udse_fast.enhancer import OVERLAPPING_STREAM
-    from udse_fast.plots import RunningSpectrogram, draw_spectrograms
+
+def _described(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "source": str(outcome.source),
+        "out": None if outcome.out is None else str(outcome.out),
+        "seconds": round(outcome.seconds, 3),
+        "wall_seconds": round(outcome.wall_seconds, 3),
+        "error": outcome.error,
+    }
+
+
+def _outcomes(jobs: list[Job], arguments: argparse.Namespace) -> Iterator[Outcome]:
+    """Of every job as it is done: here, or in several processes; what only this process can read is read here."""
+    from udse_fast.audio.inputs import is_pipe
+    from udse_fast.audio.outputs import is_special
+
+    progress = sys.stderr.isatty() if arguments.progress is None else arguments.progress
+    elsewhere: list[Job] = []
+    if arguments.jobs > 1 and len(jobs) > 1:
+        elsewhere = [job for job in jobs if not is_pipe(job.source) and not any(map(is_special, job.targets))]
+    perform = _performer(arguments, progress)
+    for job in jobs:
+        if job not in elsewhere:
+            yield perform(job)
+    if elsewhere:
+        if arguments.threads is None:
+            arguments.threads = max(1, cores() // arguments.jobs)
+        yield from run_in_processes(_performer, arguments, elsewhere, arguments.jobs, _lost)
+
+
+def _performer(arguments: argparse.Namespace, progress: bool = False) -> Callable[[Job], Outcome]:
+    """Enhances recordings, with one Enhancer, which is loaded when the first of them is known to be audio."""
+    kept: list[Enhancer] = []
+
+    def enhancer() -> Enhancer:
+        if not kept:
+            kept.append(make_enhancer(arguments))
+        return kept[0]
+
+    return partial(_perform, enhancer=enhancer, progress=progress, causal=arguments.causal)
+
+
+def _lost(job: Job, how: str) -> Outcome:
+    return Outcome(job.source, error=f"{shown(job.source)}: not enhanced, {how}; --jobs with fewer needs less memory")
+
+
+def _perform(job: Job, enhancer: Callable[[], Enhancer], progress: bool, causal: bool) -> Outcome:
+    """Enhance one recording; raises UdseError only where the settings are wrong."""
+    from udse_fast.audio.files import UnreadableError, open_recording
 
     started = time.perf_counter()
     with ExitStack() as stack:
-        recording = stack.enter_context(open_recording(job.source))
-        layout = recording.layout
-        expected = layout.frames / layout.sample_rate
         try:
-            # the result of `Enhancer.enhance`, in constant memory
-            as_whole = {} if causal else {name: getattr(enhancer.settings, name) for name in OVERLAPPING_STREAM}
-            stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=causal, **as_whole)
+            recording = stack.enter_context(open_recording(job.source))
         except UdseError as error:
-            raise UdseError(f"{job.source}: {error}") from None
+            return Outcome(job.source, error=shown_error(error), unreadable=True)
+        loaded = enhancer()
+        try:
+            _enhance_recording(loaded, recording, job, progress, causal)
+        except UdseError as error:
+            return Outcome(job.source, error=shown_error(error), unreadable=isinstance(error, UnreadableError))
+        return Outcome(job.source, job.out, recording.seconds_read, time.perf_counter() - started)
+
+
+def shown_error(error: UdseError) -> str:
+    """The line of an error that may mention a name which is no UTF-8."""
+    return str(error).encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progress: bool, causal: bool) -> None:
+    from udse_fast.audio.files import written_audio
+    from udse_fast.enhancer import OVERLAPPING_STREAM
+    from udse_fast.plots import RunningSpectrogram, draw_spectrograms
+
+    layout = recording.layout
+    expected = layout.frames / layout.sample_rate
+    try:
+        # the result of `Enhancer.enhance`, in constant memory
+        as_whole = {} if causal else {name: getattr(enhancer.settings, name) for name in OVERLAPPING_STREAM}
+        stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=causal, **as_whole)
+    except UdseError as error:
+        raise UdseError(f"{job.source}: {error}") from None
+    with ExitStack() as stack:
         writers = [
-            stack.enter_context(written_audio(path, layout, notice))
+            stack.enter_context(written_audio(path, layout, notice, recording.source))
             for path in (job.out, job.noise_out)
             if path is not None
         ]
@@ -190,34 +219,50 @@ def _enhance_file(enhancer: Enhancer, job: Job, progress: bool, causal: bool) ->
             for title in ("before", "after")
             if job.plot is not None
         }
-        bar: Any = stack.enter_context(
-            tqdm(
-                total=round(expected, 1),
-                desc=job.source.name,
-                disable=not progress,
-                leave=False,
-                mininterval=0,  # a block takes seconds
-                bar_format=BAR_FORMAT,
-            )
-        )
+        advance = stack.enter_context(_progress_bar(shown(job.source), expected, progress))
 
         def give_out(results: tuple[Any, Any]) -> None:
             for write, samples in zip(writers, results, strict=False):  # speech, and noise if it is wanted
                 write(samples)
             if panels:
                 panels["after"].push(results[0])
-            if seconds := results[0].shape[1] / layout.sample_rate:
-                bar.set_postfix_str(f"RTF {stream.real_time_factor:.2f}", refresh=False)
-                bar.update(seconds)
+            advance(results[0].shape[1] / layout.sample_rate, stream.real_time_factor)
 
         for chunk in recording.chunks(PUSH_SECONDS):
             if panels:
                 panels["before"].push(chunk)
             give_out(stream.separate(chunk))
         give_out(stream.flush_separate())
-    wall, seconds = time.perf_counter() - started, recording.seconds_read
-    if expected - seconds > TRUNCATED_SECONDS:
-        notice(f"{job.source}: truncated, it ends after {seconds:.2f} of {expected:.2f} s")
+    for remark in _remarks(recording, expected):
+        notice(remark)
     if job.plot is not None:
         draw_spectrograms(job.plot, panels)
-    return f"{job.source} -> {job.out}: {seconds:.2f} s in {wall:.2f} s, RTF {wall / seconds:.2f}"
+
+
+def _remarks(recording: Recording, expected: float) -> Iterable[str]:
+    yield from recording.remarks
+    if expected - recording.seconds_read > TRUNCATED_SECONDS:
+        yield f"{recording.path}: truncated, it ends after {recording.seconds_read:.2f} of {expected:.2f} s"
+
+
+@contextmanager
+def _progress_bar(name: str, seconds: float, shown: bool) -> Iterator[Callable[[float, float], None]]:
+    """A function that is told the seconds that came out and the real-time factor."""
+    from tqdm import tqdm
+
+    bar: Any
+    with tqdm(
+        total=round(seconds, 1),
+        desc=name,
+        disable=not shown,
+        leave=False,
+        mininterval=0,  # a block takes seconds
+        bar_format=BAR_FORMAT,
+    ) as bar:
+
+        def advance(done: float, factor: float) -> None:
+            if done:
+                bar.set_postfix_str(f"RTF {factor:.2f}", refresh=False)
+                bar.update(done)
+
+        yield advance

@@ -18,7 +18,7 @@ from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
 from udse_fast.networks.score_network import PRECISIONS, usable_device
 from udse_fast.training.batches import Augmentation, Batches
-from udse_fast.training.corpus import Corpus, audio_files, split_speakers
+from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.curves import draw_curves
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
@@ -102,9 +102,9 @@ def _corpora(
     """(training, validation) recordings of one source."""
     if folder is None:
         return None, None
-    files = audio_files(folder, listed)
+    files = recordings_in(folder, listed)
     if valid is not None:
-        return Corpus(files, rate), Corpus(audio_files(valid), rate)
+        return Corpus(files, rate), Corpus(recordings_in(valid), rate)
     training, validation = split_speakers(files, folder, share=0.04)
     return Corpus(training, rate), Corpus(validation, rate)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from udse_fast.errors import UdseError, reason
+from udse_fast.audio import files as recordings
+from udse_fast.errors import UdseError
 from udse_fast.evaluation.metrics import SAMPLE_RATE
-from udse_fast.training.corpus import audio_files
+from udse_fast.training.corpus import recordings_in
 
 Key = tuple[str, str, str]
 
@@ -150,16 +150,10 @@ def plain_number(text: str) -> str:
 
 def read_audio(path: Path) -> NDArray[np.float64]:
     """Read a mono recording as (L,) float64, full scale 1, resampled to 16 kHz."""
-    try:
-        audio, rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise UdseError(
-            f"{path}: expected a readable audio file ({reason(error)}); repair or convert it, or leave the pair out"
-        ) from None
+    samples, rate = recordings.read_audio(path)
+    audio = samples.astype(np.float64)
     if audio.shape[1] != 1:
         raise UdseError(f"{path}: expected mono recordings, got {audio.shape[1]} channels; choose one channel")
-    if not len(audio):
-        raise UdseError(f"{path}: expected audio, got no samples; leave the pair out")
     signal: NDArray[np.float64] = audio[:, 0] if rate == SAMPLE_RATE else soxr.resample(audio[:, 0], rate, SAMPLE_RATE)
     return signal
 
@@ -177,7 +171,7 @@ def cut_to_shortest(signals: Sequence[NDArray[np.float64]]) -> tuple[list[NDArra
 def _by_name(folder: Path) -> dict[tuple[str, ...], Path]:
     """Map each relative path without suffix to its file."""
     files: dict[tuple[str, ...], Path] = {}
-    for path in audio_files(folder):
+    for path in recordings_in(folder):
         name = path.relative_to(folder).with_suffix("").parts
         if name in files:
             raise UdseError(f"expected one file per name, got {files[name]} and {path}: remove one")

@@ -1,4 +1,4 @@
-"""Recordings to train on: a folder (any format soundfile reads), decoded once, cropped at random."""
+"""Recordings to train on: a folder (any format), decoded once, cropped at random."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from udse_fast.errors import UdseError, reason
+from udse_fast.audio.files import audio_files, open_recording, read_audio
+from udse_fast.errors import UdseError
 
-AUDIO_SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) | {".opus", ".oga"}
 SHORTEST_SECONDS = 0.032  # one window of the STFT: shorter recordings are left out
 SILENCE = 1e-4  # peak below which a recording (or crop) is not used: -80 dBFS
 
 
-def audio_files(folder: Path, listed: Path | None = None) -> list[Path]:
+def recordings_in(folder: Path, listed: Path | None = None) -> list[Path]:
     """Audio files of `folder`, recursively and sorted; with `listed`, those that this text file names (one a line)."""
     if not folder.is_dir():
         raise UdseError(f"expected a folder of recordings, got {folder}; give an existing folder")
@@ -32,7 +31,7 @@ def audio_files(folder: Path, listed: Path | None = None) -> list[Path]:
         if missing:
             raise UdseError(f"{listed} names {len(missing)} files that are not in {folder} (first: {missing[0].name})")
     else:
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES)
+        files = audio_files(folder)
     if not files:
         raise UdseError(f"expected audio files in {folder}, found none; give a folder of wav, flac or opus files")
     return files
@@ -59,12 +58,6 @@ def split_speakers(files: list[Path], folder: Path, share: float) -> tuple[list[
     )
 
 
-def _unreadable(path: Path, error: BaseException) -> UdseError:
-    return UdseError(
-        f"{path}: expected a readable recording ({reason(error)}); repair or convert it, or move it out of the folder"
-    )
-
-
 @dataclass(frozen=True)
 class Crops:
     """Random excerpts: audio (N, L) float32, and `peak` (N,), the largest sample of each whole recording."""
@@ -84,10 +77,8 @@ class Corpus:
         self._cache_room = cache_bytes
         seconds = []
         for path in given:
-            try:
-                length = soundfile.info(path).duration
-            except (soundfile.SoundFileError, OSError) as error:
-                raise _unreadable(path, error) from None
+            with open_recording(path) as recording:
+                length = recording.layout.frames / recording.layout.sample_rate
             if length >= SHORTEST_SECONDS:
                 self.files.append(path)
                 seconds.append(length)
@@ -112,10 +103,7 @@ class Corpus:
         """Samples of file `index`, (L,) int16."""
         if index in self._cache:
             return self._cache[index]
-        try:
-            audio, rate = soundfile.read(self.files[index], dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, OSError) as error:
-            raise _unreadable(self.files[index], error) from None
+        audio, rate = read_audio(self.files[index])
         mono = audio.mean(1)
         if rate != self.sample_rate:
             mono = soxr.resample(mono, rate, self.sample_rate)
