@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
+from udse_fast.cli import main
 from udse_fast.cluster.batches import MOST_FILES, in_batches, unfinished
 from udse_fast.cluster.ray import Progress, Worker, perform_on_ray
 from udse_fast.errors import UdseError
@@ -136,3 +138,37 @@ def test_a_worker_that_is_killed_loses_no_file(tmp_path: Path, monkeypatch: pyte
     processes = {process for _, process in outcomes}
     assert len(processes) >= 2
     assert int(killed.read_text()) != dict(outcomes)["3.in"]
+
+
+@pytest.mark.needs("ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_folder_is_enhanced_by_workers_and_goes_on_where_it_was(
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Names that are relative, as the workers' current folder is another; one file that is none; the rest later."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    Path("prior.safetensors").write_bytes(tiny_checkpoint.read_bytes())
+    generator = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        soundfile.write(f"in/{name}.wav", generator.standard_normal(4000) * 0.1, 16000)
+    Path("in/broken.wav").write_text("no sound")
+    Path("out").mkdir()
+    Path("out/c.wav").write_text("finished")
+    command = ["enhance", "in", "-o", "out", "--checkpoint", "prior.safetensors", "--steps", "2", "--samples", "1"]
+    assert main([*command, "--ray", "--jobs", "2"]) == 2
+    said = capsys.readouterr()
+    assert "1 of 4 recordings are finished already" in said.err
+    assert "broken.wav" in said.err
+    assert "2 of 3 files" in said.out
+    assert Path("out/c.wav").read_text() == "finished"
+    on_cluster = [soundfile.read(f"out/{name}.wav")[0] for name in ("a", "b")]
+    assert main([*command[:3], "here", *command[4:], "--threads", "1"]) == 2
+    for name, samples in zip(("a", "b"), on_cluster, strict=True):
+        np.testing.assert_array_equal(samples, soundfile.read(f"here/{name}.wav")[0])
