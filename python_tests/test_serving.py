@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -32,7 +33,8 @@ from udse_fast.serving.metrics import Counter, Histogram
 from udse_fast.serving.server import Server, tls_context
 from udse_fast.serving.session import FORMATS, Wanted
 
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "python_tests" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -592,3 +594,24 @@ def test_a_port_in_use_is_told_and_free_again_after_the_end(enhancer: Enhancer) 
             probe.connect(("localhost", int(address.split(":")[1])))
 
     checked(check())
+
+
+def test_malformed_clients_leave_the_server_as_it_was(enhancer: Enhancer, capfd: pytest.CaptureFixture[str]) -> None:
+    """The short form of benchmarks/fuzz_serving.py."""
+    spec = importlib.util.spec_from_file_location("fuzz_serving", ROOT / "benchmarks" / "fuzz_serving.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    async def check() -> None:
+        async with running(enhancer, capacity=64) as (server, address):
+            host, port = address.split(":")
+            await module.fuzz(host, int(port), 150)
+            await all_gone(server)
+            assert server.metrics.failed.values[""] == 0
+            x = speech(4000)
+            assert len(await talk(address, x)) == 2 * len(x)
+
+    checked(check())
+    assert capfd.readouterr().err == ""
