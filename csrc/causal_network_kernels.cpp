@@ -1,4 +1,4 @@
-// Compiled once per instruction set into the namespace UDSE_ISA; as in kernels.cpp, only code of the anonymous
+// Compiled once per instruction set into the namespace UDSE_ISA; as in kernel_rows.hpp, only code of the anonymous
 // namespace is called.
 #include "causal_network_kernels.hpp"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from udse_fast import _core
+from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.errors import UdseError
 from udse_fast.networks.causal_core import CausalCore, Memory
 from udse_fast.networks.compact import Compact, Past
@@ -205,3 +207,14 @@ def test_errors() -> None:
     del weights["to_frames.bias"]
     with pytest.raises(UdseError, match=r"the weights have no to_frames\.bias"):
         _core.CausalNetwork(weights, [1])
+
+
+@pytest.mark.parametrize(("backend", "memory"), [(None, Memory), ("", Memory), ("cpp", Memory), ("reference", Past)])
+def test_an_empty_variable_leaves_streams_to_the_core(
+    backend: str | None, memory: type, tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UDSE_BACKEND= is not set: streams in torch would be slower, and nobody would be told."""
+    monkeypatch.delenv("UDSE_BACKEND", raising=False)
+    if backend is not None:
+        monkeypatch.setenv("UDSE_BACKEND", backend)
+    assert type(load_network(tiny_checkpoints["causal"]).new_past()) is memory

@@ -17,6 +17,7 @@ from udse_fast.enhancer import Enhancer
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import predictor
+from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import optimise
 from udse_fast.networks.score_network import ScoreNetwork
@@ -29,7 +30,7 @@ from udse_fast.training.trainer import Settings, Trainer
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.needs("cuda"),
 ]
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
 
@@ -67,9 +68,9 @@ def test_a_backend_takes_cuda_tensors(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("UDSE_BACKEND", name)
     key = NoiseKey(7, "predictor_speech", 3, 5, 1)
     s, S = torch.randn(2, 2, 33, 65, dtype=torch.complex64)
-    result = predictor(s.cuda(), S.cuda(), C, key)
+    result = predictor(Step(s.cuda(), S.cuda(), C, key))
     monkeypatch.setenv("UDSE_BACKEND", "reference")
-    torch.testing.assert_close(result.cpu(), predictor(s, S, C, key), rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.cpu(), predictor(Step(s, S, C, key)), rtol=0, atol=1e-5)
 
 
 def test_a_seed_gives_the_same_noise_on_both_devices() -> None:

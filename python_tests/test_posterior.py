@@ -11,6 +11,7 @@ from torch import Tensor
 
 from udse_fast.errors import UdseError
 from udse_fast.kernels.posterior_step import unexplained_power
+from udse_fast.kernels.step import Step
 from udse_fast.sampling.noise_models import NMF, FixedVariance, start_nmf
 from udse_fast.sampling.samplers import SAMPLERS, posterior_sample, sampler_names
 from udse_fast.sampling.sde import OUVE
@@ -93,9 +94,8 @@ def test_ddrm_power_in_closed_form(v: float, V: float, a2: float) -> None:
     state = c.delta * u
     score = -state / (c.delta**2 * v + c.sigma**2)
     posterior_variance = torch.full((1, 50, 2000), v * a2 / (v + a2), dtype=torch.float64)
-    power = unexplained_power(
-        state, score, posterior_variance, x, torch.full((50, 2000), V, dtype=torch.float64), c, 1.0
-    )
+    variance = torch.full((50, 2000), V, dtype=torch.float64)
+    power = unexplained_power(Step(state, score, c, None, x, variance, posterior_variance))
     assert float(power.mean()) == pytest.approx(V, rel=0.02)
 
 

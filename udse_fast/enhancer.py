@@ -20,9 +20,10 @@ from udse_fast.audio.spectral import Spectral
 from udse_fast.backends.cuda_graphs import Replayed, addresses
 from udse_fast.checkpoints.checkpoint import fingerprint, load_network
 from udse_fast.checks import Range, flag, real_number, whole_number
+from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks.optimised import optimised_or_plain
-from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, usable_device
+from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 from udse_fast.prior import CausalPrior, Prior
 from udse_fast.sampling.diffusion import Pass, Score
 from udse_fast.sampling.noise_models import NMF, FixedVariance, NoiseModel, OnlineNMF, start_nmf
@@ -489,11 +490,10 @@ def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
             raise UdseError(f"precision: expected auto, {', '.join(PRECISIONS)}, got {name!r}")
         return name
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+        return "bfloat16" if fast_bfloat16(device) else "float16"
     if network.causal_block:
         return "float32"  # what the C++ core computes in
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if device.type == "cpu" and fast else "float32"
+    return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
 def _oracle(spectral: Spectral, known_noise: tuple[Tensor, str], level: Tensor, rank: int, seed: int) -> NoiseModel:

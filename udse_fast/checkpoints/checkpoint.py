@@ -17,13 +17,10 @@ Matrices and kernels may be stored in 16 bits; vectors (biases, norms, Fourier f
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +29,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import WINDOWS
 from udse_fast.checkpoints.lightning import read_lightning
-from udse_fast.errors import UdseError
+from udse_fast.errors import UdseError, first_line
 from udse_fast.networks import build_network
-from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork, first_line
+from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork
 from udse_fast.priors import BUILT_IN, tuned_settings
 from udse_fast.sampling.sde import OUVE
 
-_numbers = itertools.count()
 FORMAT_VERSION = 1
 CONFIG_KEY = "udse_fast"
 CONFIG_FILE = "udse_fast.json"
@@ -118,8 +115,11 @@ def save_checkpoint(
         for name, tensor in state_dict.items()
     }
     header = {CONFIG_KEY: json.dumps(complete_config(config))}
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    with atomic_write(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise OSError(first_line(error)) from error
 
 
 def fingerprint(network: ScoreNetwork) -> str:
@@ -135,34 +135,6 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     """The numbers of a tensor as they are in memory, of any dtype and device."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""  # an empty one may have any stride
-
-
-@contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name next to `path`, renamed to it at the end, or removed after an error.
-
-    Raises:
-        UdseError: the file cannot be written there.
-    """
-    path = Path(path)
-    # short, as a name may have 255 bytes in all; with the ending, by which some programs go
-    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial{path.suffix[:16]}")
-    try:
-        with suppress(FileNotFoundError):
-            path.lstat()  # a name that cannot be is told now, not after the work
-        if path.is_dir():
-            raise IsADirectoryError(None, "Is a directory")
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes its own file, which only the owner may read
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UdseError(f"cannot write {path}: {reason}; give a file in a folder that can be written") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def complete_config(config: dict[str, Any]) -> dict[str, Any]:

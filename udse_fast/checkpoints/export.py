@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from udse_fast.checkpoints.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint, written_whole
+from udse_fast.atomic import atomic_write
+from udse_fast.checkpoints.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint
 from udse_fast.checks import Range, whole_number
-from udse_fast.errors import UdseError
-from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
+from udse_fast.errors import UdseError, first_line
+from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 
 KINDS = {".safetensors": "safetensors", ".pt": "torchscript", ".pt2": "torch.export", ".onnx": "onnx"}
 """Kinds of export, and the file name extension that each goes with."""
@@ -85,7 +86,7 @@ def export_network(
         "torch.export": _write_torch_export,
         "onnx": _write_onnx,
     }[kind]
-    with written_whole(path) as temporary, torch.no_grad():
+    with atomic_write(path) as temporary, torch.no_grad():
         run = write(network, temporary, frames, precision)
         if kind in ("safetensors", "torchscript"):
             shapes = [(1, _SHORTEST), (2, _FRAMES + 3)]

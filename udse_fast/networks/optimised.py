@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.backends.cuda_graphs import Replayed, addresses
-from udse_fast.backends.dispatch import give_up
-from udse_fast.errors import UdseError
+from udse_fast.backends.dispatch import disable, forced_backend
+from udse_fast.errors import UdseError, first_line
 from udse_fast.kernels.fused_layers import (
+    Norm,
     backend_of,
     measured_sum,
     norm_film_silu,
@@ -25,7 +25,7 @@ from udse_fast.kernels.fused_layers import (
     tile_statistics,
 )
 from udse_fast.networks.ncsnpp import ActivatedNorm, Attention, Downsample, NCSNpp, PyramidInput, ResidualBlock
-from udse_fast.networks.score_network import ScoreNetwork, first_line
+from udse_fast.networks.score_network import ScoreNetwork
 
 HALF_POWER = 1 / math.sqrt(2)
 INPUT_MODULE = 3  # of NCSNpp.all_modules, after those of the embedding
@@ -59,9 +59,8 @@ class FusedNorm(nn.Module):
     ) -> Tensor:
         """(B, C, F, T), or C channels of two maps, and conditions (B, C, 1, 1 or T) -> (B, C, F, T)."""
         other, of_other = (None, None) if skip is None else skip
-        statistics = x.statistics, of_other
-        arguments = before, scale, shift, self.activate, other, statistics
-        return norm_film_silu(x.values, self.weight, self.bias, self.groups, *arguments)
+        parameters = self.weight, self.bias, self.groups, before, scale, shift, self.activate
+        return norm_film_silu(Norm(x.values, *parameters, other, (x.statistics, of_other)))
 
 
 class FusedInput(nn.Module):
@@ -286,8 +285,8 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
             return fast
         except Exception as error:  # whatever the reason, the plain network does the same
             reason = first_line(error)
-        if backend == "triton" and not os.environ.get("UDSE_BACKEND"):
-            give_up("triton", f"its kernels do not work here: {reason}")
+        if backend == "triton" and forced_backend() is None:
+            disable("triton", f"its kernels do not work here: {reason}")
             if backend_of(network.device) == "cuda":
                 continue
         warnings.warn(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udse_fast.backends.dispatch import wanted
 from udse_fast.checks import Range, described, real_number, whole_number
+from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks.causal_core import CausalCore, Memory
 from udse_fast.networks.compact import Past
@@ -181,7 +182,7 @@ class ScoreNetwork:
 
     def new_past(self) -> Past | Memory:
         """For the first block of a stream: of the C++ core on CPUs, of torch elsewhere."""
-        if self.device.type != "cpu" or os.environ.get("UDSE_BACKEND", "cpp") != "cpp":
+        if self.device.type != "cpu" or not wanted("cpp"):
             return Past()
         if self._causal_core is None:
             self._causal_core = CausalCore(self.module)  # type: ignore[arg-type]  # it is causal: a Compact
@@ -220,26 +221,3 @@ class ScoreNetwork:
 def _as_complex(score: Tensor, like: Tensor) -> Tensor:
     """(B, 2, F, T) real -> (B, F, T) complex, on the device and in the precision of `like`."""
     return torch.view_as_complex(score.movedim(1, -1).contiguous()).to(like.device, like.dtype)
-
-
-def usable_device(name: str | torch.device) -> torch.device:
-    """A device by name; "auto" is the CUDA device if there is one.
-
-    Raises:
-        UdseError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise UdseError(
-            f"expected a device of this machine (cpu, cuda, cuda:1, auto), got {name!r}: {first_line(error)}"
-        ) from error
-    return device
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text: user-facing errors are one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,6 +12,7 @@ from udse_fast.checks import complex_tensor
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import corrector
+from udse_fast.kernels.step import Step
 from udse_fast.sampling.randomness import Draw
 from udse_fast.sampling.sde import OUVE, Time
 
@@ -149,7 +150,7 @@ def reverse_diffusion(
             if corrected := [s for s in states if corrector_snr > 0 and s in corrected_sources]:
                 answers = yield [ScoreRequest(score, states[s], t, s, c) for s in corrected]
                 for source, (value, _) in zip(corrected, answers, strict=True):
-                    states[source] = corrector(states[source], value, c, draw(f"corrector_{source}", index))
+                    states[source] = corrector(Step(states[source], value, c, draw(f"corrector_{source}", index)))
             told = likelihood.needs_posterior_variance
             answers = yield [ScoreRequest(score, state, t, source, c, told) for source, state in states.items()]
             following = None if last else coefficients[step + 1]

@@ -28,21 +28,21 @@ class NoiseModel(Protocol):
 class NMF:
     """Variance V = W H, one multiplicative update of the Itakura-Saito divergence per M-step (Fevotte et al. 2009)."""
 
-    def __init__(self, W: Tensor, H: Tensor, iterations: int = 1, fixed_w: bool = False) -> None:
+    def __init__(self, W: Tensor, H: Tensor, iterations: int = 1) -> None:
         if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
             raise UdseError(
                 f"initial_nmf: expected W (F, R) and H (R, T), got {tuple(W.shape)} and {tuple(H.shape)}; "
                 "give two matrices that can be multiplied"
             )
         self.W, self.H = W, H
-        self.iterations, self.fixed_w = iterations, fixed_w
+        self.iterations = iterations
 
     @property
     def variance(self) -> tuple[Tensor, Tensor]:
         return self.W, self.H
 
     def fit(self, power: Tensor) -> None:
-        self.W, self.H = nmf_update(power, self.W, self.H, iterations=self.iterations, fixed_w=self.fixed_w)
+        self.W, self.H = nmf_update(power, self.W, self.H, iterations=self.iterations)
 
 
 class OnlineNMF:
@@ -108,7 +108,7 @@ class OnlineNMF:
     def fit(self, power: Tensor) -> None:
         numerator, denominator = self._statistics
         self.W, self.H, *latest = online_nmf_update(
-            power, self.W, numerator, denominator, self.forgetting, self.iterations, self.H
+            power, self.W, self.H, numerator, denominator, self.forgetting, self.iterations
         )
         self._latest = latest[0], latest[1]
 

@@ -211,7 +211,7 @@ def posterior_pass(
     ask = functools.partial(asked_score, score)
 
     def whole(mixture: Tensor, first_frame: int | Tensor, *factors: Tensor) -> Pass[tuple[Any, ...]]:
-        model = NMF(factors[0], factors[1], nmf.iterations, nmf.fixed_w) if nmf is not None else noise_model
+        model = NMF(factors[0], factors[1], nmf.iterations) if nmf is not None else noise_model
         given = {"mixture": mixture, "noise_model": model, "score": ask, "times": times, "em_rounds": em_rounds}
         likelihood = row.likelihood(**{name: value for name, value in given.items() if name in wanted}, **options)
         states = yield from reverse_diffusion(
@@ -240,7 +240,7 @@ def posterior_pass(
     result: tuple[Any, ...]
     if replayed is not None and randomness is None and noise_model is nmf:
         settings = samples, em_rounds, seed, tuple(times), dt, corrector_snr, tuple(corrected_sources), sde
-        model_settings = None if nmf is None else (nmf.iterations, nmf.fixed_w)
+        model_settings = None if nmf is None else nmf.iterations
         frame = torch.full((), first_frame, device=mixture.device)  # read by the graph
         key = sampler, score, settings, model_settings, tuple(sorted(options.items()))
         (result,) = yield [WholePass(replayed, key, whole, (mixture, frame, *factors))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import Spectral
 from udse_fast.backends.cuda_graphs import fastest_convolutions
 from udse_fast.checkpoints.checkpoint import save_checkpoint
@@ -307,21 +307,21 @@ class Trainer:
                 f"training: weights are not finite after step {self.step}; lower --learning-rate and resume"
             )
         save_checkpoint(self.out, self.ema, self.config(), dtype=torch.float16)
-        temporary = self.state_file.with_name(self.state_file.name + ".tmp")
-        torch.save(
-            {
-                "settings": json.dumps(asdict(self.settings), sort_keys=True),
-                "step": self.step,
-                "seconds_seen": self.seconds_seen,
-                "train_seconds": self.train_seconds,
-                "weights": self.weights,
-                "ema": self.ema,
-                "optimizers": self.optimizers.state_dict(),
-                "history": self.history,
-            },
-            temporary,
-        )
-        os.replace(temporary, self.state_file)
+        with atomic_write(self.state_file) as temporary:
+            torch.save(self._state(), temporary)
+
+    def _state(self) -> dict[str, Any]:
+        """What a run needs to go on."""
+        return {
+            "settings": json.dumps(asdict(self.settings), sort_keys=True),
+            "step": self.step,
+            "seconds_seen": self.seconds_seen,
+            "train_seconds": self.train_seconds,
+            "weights": self.weights,
+            "ema": self.ema,
+            "optimizers": self.optimizers.state_dict(),
+            "history": self.history,
+        }
 
     def resume(self) -> None:
         """Go on from `out`.state: weights, EMA, optimizer, step; the batches follow from the step."""

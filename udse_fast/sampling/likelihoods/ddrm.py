@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
-from udse_fast.kernels.posterior_step import ddrm_step, unexplained_power
+from udse_fast.kernels.posterior_step import ddrm_step, posterior_mean, unexplained_power
 from udse_fast.kernels.posterior_step.reference import variance
 from udse_fast.sampling.diffusion import Transition
 from udse_fast.sampling.likelihoods.base import SpeechLikelihood
@@ -41,11 +41,9 @@ class DDRM(SpeechLikelihood):
 
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
-        assert step.posterior_variance is not None
-        estimate = step.state, step.score, step.posterior_variance, self.mixture
-        V = self.noise_model.variance
-        self.noise_model.fit(unexplained_power(*estimate, V, step.coefficients, self.noise_bias))
-        if step.last:
-            estimate = step.state, step.score, self.variance_scale * step.posterior_variance, self.mixture
-        V = self.noise_model.variance
-        return {"speech": ddrm_step(*estimate, V, step.coefficients, step.following, step.noise, self.eta)}
+        self.noise_model.fit(unexplained_power(self.observed(step), noise_bias=self.noise_bias))
+        observed = self.observed(step)
+        if not step.last:
+            return {"speech": ddrm_step(observed, eta=self.eta)}
+        uncertain = self.variance_scale * observed.posterior_variance
+        return {"speech": posterior_mean(observed._replace(posterior_variance=uncertain))}

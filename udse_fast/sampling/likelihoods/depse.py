@@ -20,15 +20,7 @@ class DEPSEIL(SpeechLikelihood):
 
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
-        state, power = product_of_gaussians(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            divide_tweedie=self.divide_tweedie,
-        )
+        state, power = product_of_gaussians(self.observed(step), divide_tweedie=self.divide_tweedie)
         self.noise_model.fit(power)
         return {"speech": state}
 
@@ -46,14 +38,6 @@ class DEPSETL(SpeechLikelihood):
 
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
-        state, self._power = product_of_gaussians(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            forward_noise=draw("forward_mixture", index),
-            divide_tweedie=self.divide_tweedie,
-        )
+        observed = self.observed(step)._replace(other_noise=draw("forward_mixture", index))
+        state, self._power = product_of_gaussians(observed, divide_tweedie=self.divide_tweedie)
         return {"speech": state}

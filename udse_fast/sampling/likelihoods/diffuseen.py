@@ -26,13 +26,8 @@ class DiffUSEEN(SpeechLikelihood):
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, power, self._noise = noise_posterior_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
+            self.observed(step),
+            guidance=self.guidance,
             observation_variance=self.observation_variance,
             paper_posterior=self.paper_posterior,
             want_noise=step.last,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.posterior_step import joint_guidance, predictor_residual, score_noise_guidance
+from udse_fast.kernels.step import Step
 from udse_fast.sampling.diffusion import Score, Transition
 from udse_fast.sampling.randomness import Draw
 from udse_fast.sampling.sde import Time
@@ -39,16 +40,12 @@ class ParaDiffUSEIN:
 
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
+        perturbation = draw("forward_mixture", index) if self.perturb_residual else None
         state, residual = predictor_residual(
-            step.state,
-            step.score,
-            self.mixture,
-            step.coefficients,
-            step.noise,
-            draw("forward_mixture", index) if self.perturb_residual else None,
+            Step(step.state, step.score, step.coefficients, step.noise, self.mixture, other_noise=perturbation)
         )
         noise_score = self.score(residual, self.times[step.step], "noise")
-        return {"speech": score_noise_guidance(state, noise_score, step.coefficients, self.guidance)}
+        return {"speech": score_noise_guidance(Step(state, noise_score, step.coefficients), guidance=self.guidance)}
 
     def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
         """n = x - s."""
@@ -81,15 +78,17 @@ class ParaDiffUSEEN:
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         speech, noise = transitions["speech"], transitions["noise"]
         s, n = joint_guidance(
-            speech.state,
-            speech.score,
-            noise.state,
-            noise.score,
-            self.mixture,
-            speech.coefficients,
-            speech.noise,
-            noise.noise,
-            self.guidance * speech.coefficients.sigma,
+            Step(
+                speech.state,
+                speech.score,
+                speech.coefficients,
+                speech.noise,
+                self.mixture,
+                other_state=noise.state,
+                other_score=noise.score,
+                other_noise=noise.noise,
+            ),
+            guidance=self.guidance * speech.coefficients.sigma,
             apply=not speech.last,
             observation_variance=self.observation_variance,
         )

@@ -26,13 +26,8 @@ class UDiffSE(SpeechLikelihood):
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, power = marginal_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
+            self.observed(step),
+            guidance=self.guidance,
             apply=round_ > 0 and step.step % 2 == 0,
             power_of_state=True,
         )
@@ -58,13 +53,6 @@ class UDiffSEPlus(SpeechLikelihood):
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
         state, self._power = marginal_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
-            divide_tweedie=self.divide_tweedie,
+            self.observed(step), guidance=self.guidance, divide_tweedie=self.divide_tweedie
         )
         return {"speech": state}

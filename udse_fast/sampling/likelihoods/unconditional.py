@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.predictor_corrector import predictor
+from udse_fast.kernels.step import Step
 from udse_fast.sampling.diffusion import Transition
 from udse_fast.sampling.randomness import Draw
 
@@ -31,7 +32,7 @@ class Unconditional:
 
     def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
         step = transitions["speech"]
-        return {"speech": predictor(step.state, step.score, step.coefficients, step.noise)}
+        return {"speech": predictor(Step(step.state, step.score, step.coefficients, step.noise))}
 
     def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
         return None

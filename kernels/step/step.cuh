@@ -28,8 +28,8 @@ struct Numbers {
     sigma2 = square(sigma);
     a2 = square(sigma / delta);
     pull = at_frame(step.guidance, t) * score_step / delta;
-    next_delta = at_frame(step.next_delta, t);
-    b = at_frame(step.next_sigma, t) / next_delta;
+    next_delta = at_frame(step.following.delta, t);
+    b = at_frame(step.following.sigma, t) / next_delta;
   }
 };
 
@@ -73,15 +73,15 @@ struct Sweep {
     Update::prepare(step, c, bin);
     for (int64_t b = 0; b < shape.samples; ++b) {
       const int64_t at = b * shape.bins * shape.frames + i;
-      Element speech{load(step.speech.state, at), load(step.speech.score, at), noise_at(step.speech.draw, shape, b, f, t),
+      Element speech{load(step.state, at), load(step.score, at), noise_at(step.noise, shape, b, f, t),
                      step.posterior_variance ? step.posterior_variance[at] : 0.f};
-      Element noise{};
-      if (step.noise.state) noise.s = load(step.noise.state, at);
-      if (step.noise.score) noise.S = load(step.noise.score, at);
-      noise.z = noise_at(step.noise.draw, shape, b, f, t);
-      Update::update(step, c, bin, speech, noise);
-      if (step.speech.next) store(step.speech.next, at, speech.s);
-      if (step.noise.next) store(step.noise.next, at, noise.s);
+      Element other{};
+      if (step.other_state) other.s = load(step.other_state, at);
+      if (step.other_score) other.S = load(step.other_score, at);
+      other.z = noise_at(step.other_noise, shape, b, f, t);
+      Update::update(step, c, bin, speech, other);
+      if (step.next) store(step.next, at, speech.s);
+      if (step.other_next) store(step.other_next, at, other.s);
     }
     if (step.power) step.power[i] = bin.p / static_cast<float>(shape.samples);
   }
