@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,8 +50,9 @@ from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, NCSNpp
 from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sampling.diffusion import ScoreAnswer, ScoreRequest
-from udse_fast.sampling.samplers import SAMPLERS, posterior_sample, sampler_names
+from udse_fast.sampling.posterior import posterior_sample
+from udse_fast.sampling.requests import Answer, Prior, Request
+from udse_fast.sampling.samplers import SAMPLERS, sampler_names
 from udse_fast.sampling.sde import OUVE
 
 TINY = {"nf": 8, "ch_mult": (1, 1, 1, 1)}
@@ -244,21 +245,20 @@ def sampler_row(
     )
 
 
-class CountedPrior:
+class CountedPrior(Prior):
     """In the place of a network for both sources: how many samples each of its calls has."""
-
-    batch_key = 0
 
     def __init__(self) -> None:
         self.calls = Counter[int]()
 
-    def __call__(self, state: torch.Tensor, time: object, source: str) -> torch.Tensor:
-        self.calls[len(state)] += 1
-        return -state
+    def batch_key(self, source: str) -> int:
+        """One network for all sources."""
+        return 0
 
-    def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Of a standard normal distribution at every time."""
         self.calls[sum(len(request.state) for request in requests)] += 1
-        return [(-request.state, None) for request in requests]
+        return [Answer(-request.state) for request in requests]
 
 
 def network_calls(name: str, arguments: argparse.Namespace) -> Counter[int]:

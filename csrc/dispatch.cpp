@@ -19,15 +19,6 @@ void require(bool condition, const std::string& message) {
   if (!condition) throw Error(message);
 }
 
-// What was compiled for one instruction set.
-struct Kernels {
-  const char* name;
-  const NoiseKernels& noise;
-  const UpdateKernels& updates;
-  const CompressionKernels& compression;
-  const NMFKernels& nmf;
-};
-
 #define UDSE_KERNELS(isa)                                                                              \
   const Kernels isa##_kernels{#isa, isa::noise_kernels, isa::update_kernels, isa::compression_kernels, \
                               isa::nmf_kernels};
@@ -68,11 +59,15 @@ const Kernels& choose() {
 
 std::atomic<const Kernels*> chosen{nullptr};
 
+}  // namespace
+
 const Kernels& kernels() {
   const Kernels* table = chosen.load(std::memory_order_acquire);
   if (!table) chosen.store(table = &choose(), std::memory_order_release);
   return *table;
 }
+
+namespace {
 
 // kernel(arguments..., range) over `items`, each of `numbers` numbers
 template <class Kernel, class... Arguments>

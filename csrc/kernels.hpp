@@ -63,6 +63,18 @@ struct NMFKernels {
   void (*normalise)(const NMFPass&, Range);  // all bins at once
 };
 
+// What was compiled for one instruction set.
+struct Kernels {
+  const char* name;
+  const NoiseKernels& noise;
+  const UpdateKernels& updates;
+  const CompressionKernels& compression;
+  const NMFKernels& nmf;
+};
+
+// Those in use. They check nothing, and run in the caller's thread.
+const Kernels& kernels();
+
 #define UDSE_DECLARE_KERNELS(isa)                      \
   namespace isa {                                      \
   extern const NoiseKernels noise_kernels;             \

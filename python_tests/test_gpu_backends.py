@@ -10,7 +10,6 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import inspect
 import os
 import re
 import shutil
@@ -31,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 from udse_fast.backends import cuda_library
 from udse_fast.backends import dispatch as backends
 from udse_fast.backends.cuda_graphs import Replayed, cuda_graphs
+from udse_fast.block_enhancer import OverlapBlockEnhancer, enhance_blocks
 from udse_fast.enhancer import Enhancer
 from udse_fast.errors import UdseError
 from udse_fast.kernels import fused_layers
@@ -42,12 +42,13 @@ from udse_fast.kernels.step import UPDATES as DECLARED
 from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import fused_ncsnpp
-from udse_fast.sampling.diffusion import reverse_diffusion
 from udse_fast.sampling.noise_models import NMF
-from udse_fast.sampling.passes import in_step, run
-from udse_fast.sampling.randomness import counter_based
-from udse_fast.sampling.samplers import SAMPLERS, sampler_names
+from udse_fast.sampling.passes import run
+from udse_fast.sampling.posterior import ReversePass, SamplerSettings
+from udse_fast.sampling.requests import FunctionPrior
+from udse_fast.sampling.samplers import sampler_names
 from udse_fast.sampling.sde import OUVE
+from udse_fast.streaming.blocks import Block
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (
@@ -445,17 +446,11 @@ class Tape(TorchDispatchMode):
 
 
 def reverse_pass(
-    sampler: str, score: Any, times: list[Any], mixture: torch.Tensor, first_frame: Any, *nmf: torch.Tensor
-) -> Any:
+    settings: SamplerSettings, score: Any, mixture: torch.Tensor, first_frame: Any, *nmf: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
     """What `posterior_sample` does on the device."""
-    likelihood, model = SAMPLERS[sampler].likelihood, NMF(*nmf)
-    given = {"mixture": mixture, "noise_model": model, "score": score, "times": times, "em_rounds": 2}
-    wanted = inspect.signature(likelihood).parameters
-    like = likelihood(**{name: value for name, value in given.items() if name in wanted})
-    draw = counter_based(2**33 + 5, first_frame)
-    sde = OUVE()
-    states = run(reverse_diffusion(score, like, like=mixture, samples=2, times=times, dt=0.5, draw=draw, sde=sde))
-    return states["speech"], like.noise_estimate(states), model.W, model.H
+    outcome = run(ReversePass(FunctionPrior(score), settings, noise_model=NMF(*nmf))(mixture, first_frame, *nmf))
+    return outcome.states[0], outcome.noise, *outcome.factors
 
 
 @pytest.mark.parametrize("sampler", sampler_names())
@@ -474,19 +469,22 @@ def test_whole_pass_is_replayed(backend: Backend, sampler: str, monkeypatch: pyt
     times: list[Any] = [frames, 0.03]  # one per frame, and one for all
     on_device = [t.to(DEVICE, torch.float32) if isinstance(t, torch.Tensor) else t for t in times]
     replayed = Replayed(recorder=cuda_graphs if DEVICE == "cuda" else lambda device: tape)
+    there, here = (
+        SamplerSettings(sampler, samples=2, em_rounds=2, seed=2**33 + 5, times=t, dt=0.5) for t in (on_device, times)
+    )
     counts = []
     for block, first_frame in enumerate((7, 2**32 - 3, 2**32 + 40)):
         generator = torch.Generator().manual_seed(block)
         mixture = torch.randn(5, 11, dtype=torch.complex64, generator=generator)
         nmf = torch.rand(5, 2, generator=generator) + 0.1, torch.rand(2, 11, generator=generator) + 0.1
         inputs = [x.to(DEVICE) for x in (mixture, torch.tensor(first_frame), *nmf)]
-        results = replayed(functools.partial(reverse_pass, sampler, score, on_device), *inputs)
+        results = replayed(functools.partial(reverse_pass, there, score), *inputs)
         counts.append(len(calls))
         double = mixture.to(torch.complex128), first_frame, *(x.double() for x in nmf)
         with monkeypatch.context() as patch:
             patch.setattr(backends, "chosen_backend", lambda *_: "reference")
             patch.setattr(step_kernels, "chosen_backend", lambda *_: "reference")
-            expected = reverse_pass(sampler, score, times, *double)
+            expected = reverse_pass(here, score, *double)
         del calls[counts[-1] :]
         for result, value in zip(results, expected, strict=True):
             assert (result is None) == (value is None)
@@ -508,17 +506,18 @@ def test_blocks_of_an_enhancer_are_one_recording(
         for _ in range(2)
     )
     tape = Tape(monkeypatch)
-    fast._passes = Replayed(recorder=lambda device: tape)
+    models = replace(fast.model, passes=Replayed(recorder=lambda device: tape)), plain.model
     for call in range(4):
         signals = 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(call))
-        with torch.inference_mode():
-            results, expected = (
-                run(in_step([e.block_pass(x, 9 * call + i, None, None, e.settings) for i, x in enumerate(signals)]))
-                for e in (fast, plain)
-            )
-        for (speech, model), (value, its_model) in zip(results, expected, strict=True):
-            torch.testing.assert_close(speech, value)
-            torch.testing.assert_close(model.W, its_model.W)
+        blocks = [Block(x, 9 * call + i, None) for i, x in enumerate(signals)]
+        results, expected = (
+            enhance_blocks([(enhancer, block) for block in blocks])
+            for enhancer in (OverlapBlockEnhancer(model, model.settings, seed=0) for model in models)
+        )
+        for ours, theirs in zip(results, expected, strict=True):
+            torch.testing.assert_close(ours.speech, theirs.speech)
+            torch.testing.assert_close(ours.memory, theirs.memory)
+            assert ours.network_calls == theirs.network_calls > 0
     assert tape.recordings == 1
 
 

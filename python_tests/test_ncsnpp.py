@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from udse_fast.errors import UdseError
+from udse_fast.networks.base import Network
+from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, Attention, Downsample, NCSNpp, upsample
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.sde import OUVE
@@ -149,14 +151,16 @@ def test_label_none_is_speech_and_labels_matter() -> None:
     assert relative(network.score(state, time, 0), speech) > 1e-3
 
 
-class WienerDenoiser(nn.Module):
+class WienerDenoiser(Network):
     """Posterior mean under s_0 ~ N(0, v): D(u, a) = v u / (v + a^2)."""
+
+    predicts = "clean"
 
     def __init__(self, variance: float) -> None:
         super().__init__()
         self.variance = variance
 
-    def denoise(self, noisy: torch.Tensor, noise_level: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+    def denoise(self, noisy: torch.Tensor, noise_level: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         level = noise_level[:, None, None, :] if noise_level.ndim == 2 else noise_level[:, None, None, None]
         return noisy * self.variance / (self.variance + level**2)
 

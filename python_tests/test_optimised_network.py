@@ -170,6 +170,8 @@ def test_compact_networks_tell_the_same(tiny_checkpoints: dict[str, Path], name:
         for time in (torch.tensor([0.4, 0.7]), per_frame):
             assert relative(fast.score(state, time), plain.score(state, time)) < TOLERANCE
             for value, expected in zip(
-                fast.with_posterior_variance(state, time), plain.with_posterior_variance(state, time), strict=True
+                fast.evaluate(state, time, posterior_variance=True),
+                plain.evaluate(state, time, posterior_variance=True),
+                strict=True,
             ):
                 assert relative(value, expected) < TOLERANCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from udse_fast.errors import UdseError
 from udse_fast.kernels.posterior_step import unexplained_power
 from udse_fast.kernels.step import Step
 from udse_fast.sampling.noise_models import NMF, FixedVariance, start_nmf
-from udse_fast.sampling.samplers import SAMPLERS, posterior_sample, sampler_names
+from udse_fast.sampling.posterior import posterior_sample
+from udse_fast.sampling.requests import Answer, Prior, Request
+from udse_fast.sampling.samplers import SAMPLERS, sampler_names
 from udse_fast.sampling.sde import OUVE
 
 SDE = OUVE()
@@ -52,15 +55,14 @@ def test_known_variances_give_the_wiener_filter(sampler: str) -> None:
     assert error(5, 4) > error(200, 400)
 
 
-class GaussianPrior:
+class GaussianPrior(Prior):
     """`gaussian_score` with the variance that it knows its estimate to have, v a^2 / (v + a^2)."""
 
-    def __call__(self, state: Tensor, time: float | Tensor, source: str) -> Tensor:
-        return gaussian_score(state, time, source)
-
-    def with_posterior_variance(self, state: Tensor, time: float | Tensor, source: str) -> tuple[Tensor, Tensor]:
-        a2 = SDE.noise_level(time) ** 2
-        return self(state, time, source), (SPEECH * a2 / (SPEECH + a2)).expand(state.shape)
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        (r,) = requests
+        a2 = SDE.noise_level(r.time) ** 2
+        variance = (SPEECH * a2 / (SPEECH + a2)).expand(r.state.shape)
+        return [Answer(gaussian_score(r.state, r.time, r.source), variance)]
 
 
 def test_ddrm_at_the_level_of_the_noise_is_the_wiener_filter() -> None:

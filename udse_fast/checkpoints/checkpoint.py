@@ -4,7 +4,7 @@ The header's metadata has one key, "udse_fast", whose value is the JSON text of 
 
     {"format_version": 1,
      "architecture": {"name": "ncsnpp" | "compact", **arguments of its class},
-     "sde": {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5},
+     "sde": {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5} | {"name": "ve"},
      "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
      "compression": {"exponent": 0.5, "factor": 0.15},
      "training": {facts: numbers and strings},
@@ -27,22 +27,23 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import WINDOWS
 from udse_fast.checkpoints.lightning import read_lightning
 from udse_fast.errors import UdseError, first_line
 from udse_fast.networks import build_network
+from udse_fast.networks.base import Network
 from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork
 from udse_fast.priors import BUILT_IN, tuned_settings
-from udse_fast.sampling.sde import OUVE
+from udse_fast.sampling.sde import OUVE, SDES, make_sde
 
 FORMAT_VERSION = 1
 CONFIG_KEY = "udse_fast"
 CONFIG_FILE = "udse_fast.json"
 _DEFAULTS: dict[str, Any] = {
-    "sde": {"name": "ouve", **OUVE().config},
+    "sde": OUVE().config,
     "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
     "compression": {"exponent": 0.5, "factor": 0.15},
     "training": {},
@@ -156,6 +157,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
             )
     for section in ("sde", "stft", "compression"):
         defaults = _DEFAULTS[section]
+        if section == "sde":
+            defaults = _sde_defaults(complete["sde"].get("name", OUVE.name))
         if unknown := complete[section].keys() - defaults.keys():
             known, found = ", ".join(defaults), ", ".join(sorted(unknown))
             raise UdseError(f"expected {known} in the section {section!r}, got {found} too: use a newer udse-fast?")
@@ -164,7 +167,7 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
             value = complete[section][name]
             if not _is_like(value, default) or (name == "name" and value != default):
                 raise UdseError(f"expected a {name} like {default!r} in the section {section!r}, got {value!r}")
-    stft, sde = complete["stft"], complete["sde"]
+    stft = complete["stft"]
     if stft["window"] not in WINDOWS:
         raise UdseError(f"expected the window {' or '.join(WINDOWS)} in the section 'stft', got {stft['window']!r}")
     if stft["hop_length"] > (stft["n_fft"] + 1) // 2:
@@ -172,15 +175,23 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
             f"expected a hop_length of at most half the n_fft of {stft['n_fft']} in the section 'stft', "
             f"got {stft['hop_length']}"
         )
-    if not sde["sigma_min"] < sde["sigma_max"]:
-        raise UdseError(
-            f"expected sigma_min < sigma_max in the section 'sde', got {sde['sigma_min']} and {sde['sigma_max']}"
-        )
+    make_sde(complete["sde"])
     for name, value in complete["inference"].items():
         if not isinstance(value, str if name == "sampler" else dict):
             wanted = "the name of a sampler" if name == "sampler" else "a dictionary of settings"
             raise UdseError(f"expected {wanted} as {name!r} in the section 'inference', got {value!r}")
     return complete
+
+
+def _sde_defaults(name: Any) -> dict[str, Any]:
+    """Name and constants of a process as published.
+
+    Raises:
+        UdseError: there is no process of that name.
+    """
+    if name not in SDES:
+        raise UdseError(f"expected the name {' or '.join(SDES)} in the section 'sde', got {name!r}")
+    return SDES[name]().config
 
 
 def _is_like(value: Any, default: str | int | float) -> bool:
@@ -240,7 +251,7 @@ def _load_zip(path: Path) -> ScoreNetwork:
 
 def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
     settings = complete_config(_parsed(config))
-    _planned(settings)
+    planned = _planned(settings)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # deprecated, and what older users have
@@ -249,19 +260,20 @@ def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
         raise UdseError(
             f"expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again"
         ) from error
-    return ScoreNetwork(module, settings)
+    return ScoreNetwork(planned, settings, module)
 
 
-def _planned(config: dict[str, Any]) -> nn.Module:
+def _planned(config: dict[str, Any]) -> Network:
     """The network of a configuration without memory, of which a foreign file may ask for any; it takes the STFT's bins.
 
     Raises:
         UdseError: it does not.
     """
     bins = config["stft"]["n_fft"] // 2 + 1
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         network = build_network(config["architecture"])
-        inputs = torch.empty(1, 2, bins, 1), torch.empty(1)
+    inputs = [x.to("meta") for x in network.example(1, bins, 1)]
+    with torch.device("meta"), torch.no_grad():
         try:
             ScoreGraph(network, OUVE())(*inputs)
         except RuntimeError as error:

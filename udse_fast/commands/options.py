@@ -36,12 +36,9 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
         help="posterior samples (default: what suits checkpoint and sampler)",
     )
     add("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
-    add(
-        "--strength",
-        type=float,
-        metavar="DB",
-        help="take at most so much of the noise away (default: no limit)",
-    )
+    add("--max-attenuation-db", type=float, metavar="DB",
+        help="attenuate the noise by so much at most; 0 gives the input back (default: no limit)")  # fmt: skip
+    add("--strength", type=float, dest="max_attenuation_db", help=argparse.SUPPRESS)  # its name before
     add(
         "--readout",
         choices=["auto", "mean", "mean_compressed", "wiener", "blend"],
@@ -69,7 +66,7 @@ def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps",
         "samples",
         "seed",
-        "strength",
+        "max_attenuation_db",
         "device",
         "precision",
     )

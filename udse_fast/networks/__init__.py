@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from torch import nn
-
 from udse_fast.errors import UdseError
+from udse_fast.networks.base import Network
 
 _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
@@ -15,7 +14,7 @@ _CLASSES = {
 }
 
 
-def build_network(architecture: dict[str, Any]) -> nn.Module:
+def build_network(architecture: dict[str, Any]) -> Network:
     """A network with fresh weights; `architecture` holds its name and the arguments of its class.
 
     Raises:
@@ -26,7 +25,7 @@ def build_network(architecture: dict[str, Any]) -> nn.Module:
     if name not in _CLASSES:
         raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
     module, class_name = _CLASSES[name]
-    network: type[nn.Module] = getattr(importlib.import_module(module), class_name)
+    network: type[Network] = getattr(importlib.import_module(module), class_name)
     try:
         return network(**arguments)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:

@@ -25,7 +25,8 @@ from udse_fast.kernels.fused_layers import (
     tile_statistics,
 )
 from udse_fast.networks.ncsnpp import ActivatedNorm, Attention, Downsample, NCSNpp, PyramidInput, ResidualBlock
-from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.networks.past import Past
+from udse_fast.networks.score_network import ScoreGraph, ScoreNetwork
 
 HALF_POWER = 1 / math.sqrt(2)
 INPUT_MODULE = 3  # of NCSNpp.all_modules, after those of the embedding
@@ -102,7 +103,7 @@ class FusedResidualBlock(nn.Module):
         self.up = self.resamples and not isinstance(block.resample, Downsample)
         self.norm_0, self.norm_1 = FusedNorm(block.GroupNorm_0), FusedNorm(block.GroupNorm_1)
         self.conv_0, self.conv_1, self.dense = block.Conv_0, block.Conv_1, block.Dense_0
-        shortcut: nn.Conv2d | None = getattr(block, "Conv_2", None)
+        shortcut = block.Conv_2 if block.has_shortcut else None
         bias_0, bias_1 = _without_bias(self.conv_0), _without_bias(self.conv_1)
         if self.film:
             self.dense.bias.data[: bias_0.numel()] += 1
@@ -217,17 +218,17 @@ class CapturedGraph(nn.Module):
         result: Tensor = self._called(self.graph.per_frame, inputs)
         return result
 
-    def posterior(self, *inputs: Tensor, past: Any = None) -> tuple[Tensor, Tensor]:
+    def posterior(self, *inputs: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """As `ScoreGraph.posterior`."""
         result: tuple[Tensor, Tensor] = self._called(self.graph.posterior, inputs, past)
         return result
 
-    def posterior_per_frame(self, *inputs: Tensor, past: Any = None) -> tuple[Tensor, Tensor]:
+    def posterior_per_frame(self, *inputs: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """As `ScoreGraph.posterior_per_frame`."""
         result: tuple[Tensor, Tensor] = self._called(self.graph.posterior_per_frame, inputs, past)
         return result
 
-    def _called(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], past: Any = None) -> Any:
+    def _called(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], past: Past | None = None) -> Any:
         if past is not None:  # a network with a memory is called as it is
             return function(*inputs, past=past)
         if not inputs[0].is_cuda:
@@ -257,10 +258,11 @@ def optimise(network: ScoreNetwork) -> ScoreNetwork:
         raise UdseError(
             "expected a network with weights, got a TorchScript file: optimise the checkpoint it was made of"
         )
-    module = network.module
-    fused = fused_ncsnpp(module) if isinstance(module, NCSNpp) else copy.deepcopy(module)
-    optimised = ScoreNetwork(fused, network.config).to(network.device, network.precision)
-    optimised.graph = CapturedGraph(optimised.graph)
+    optimised = ScoreNetwork(copy.deepcopy(network.module), network.config).to(network.device, network.precision)
+    fast = optimised.plain
+    if isinstance(optimised.module, NCSNpp):
+        fast = ScoreGraph(fused_ncsnpp(optimised.module), optimised.sde)
+    optimised.graph = CapturedGraph(fast)
     return optimised
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from udse_fast.kernels.nmf_is.reference import even_start
 POWER_FLOOR = 1e-10
 
 
+@runtime_checkable
 class NoiseModel(Protocol):
     """Variance of the noise, per bin and frame, and what to do with a new estimate of its power."""
 
@@ -114,12 +115,19 @@ class OnlineNMF:
 
     def state(self) -> dict[str, Any]:
         """What the next block depends on."""
-        return {name: getattr(self, name) for name in ("W", "H", "_statistics", "_latest", "_started")}
+        return {
+            "W": self.W,
+            "H": self.H,
+            "statistics": list(self._statistics),
+            "latest": list(self._latest),
+            "started": self._started,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.W, self.H, self._started = state["W"], state["H"], state["started"]
+        (a, b), (c, d) = state["statistics"], state["latest"]
+        self._statistics, self._latest = (a, b), (c, d)
 
 
 class FixedVariance:

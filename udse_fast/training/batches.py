@@ -7,6 +7,7 @@ batches can be made ahead in other threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast.audio.spectral import Spectral
+from udse_fast.networks.conditions import NOISE_LABEL, NOTHING, SPEECH_LABEL, Conditions
 from udse_fast.training.corpus import Corpus, Crops
-
-SPEECH, NOISE = 1, 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """spectrograms (N, F, T) complex64, label (N,) int64 or None for a prior of one source."""
+    """Clean spectrograms (N, F, T) complex64, and what the network is told about them."""
 
     spectrograms: Tensor
-    label: Tensor | None
+    conditions: Conditions = NOTHING
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With change(tensor) in the place of every tensor."""
+        return Batch(change(self.spectrograms), self.conditions.mapped(change))
 
     def to(self, device: torch.device) -> Batch:
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return Batch(self.spectrograms.to(device, non_blocking=True), label)
+        """On a device; from pinned memory without waiting."""
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ class Batches:
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self.sources = [(label, corpus) for label, corpus in ((SPEECH, speech), (NOISE, noise)) if corpus is not None]
+        self.sources = [
+            (label, corpus) for label, corpus in ((SPEECH_LABEL, speech), (NOISE_LABEL, noise)) if corpus is not None
+        ]
         self.spectral, self.size, self.frames, self.gain_range, self.seed = (
             spectral,
             size,
@@ -107,5 +113,5 @@ class Batches:
                 response = torch.from_numpy(self.augmentation.response(rng, count, self.spectral.bins))
             spectrograms.append(normalised(crops, gain, self.spectral, response))
             labels += [label] * count
-        joint = len(self.sources) > 1
-        return Batch(torch.cat(spectrograms), torch.tensor(labels) if joint else None)
+        conditions = Conditions(label=torch.tensor(labels)) if len(self.sources) > 1 else NOTHING
+        return Batch(torch.cat(spectrograms), conditions)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from udse_fast.backends.cuda_graphs import fastest_convolutions
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
-from udse_fast.networks.compact import CAUSAL_BLOCKS
+from udse_fast.networks.base import Network
+from udse_fast.networks.conditions import NOISE_LABEL, SPEECH_LABEL
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
 from udse_fast.sampling.sde import OUVE
-from udse_fast.training.batches import NOISE, SPEECH, Augmentation, Batch, Batches
+from udse_fast.training.batches import Augmentation, Batch, Batches
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
@@ -61,6 +62,11 @@ class Settings:
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
 
 
+def torch_has_muon() -> bool:
+    """Whether this torch is 2.9 or newer, with which Muon came."""
+    return "Muon" in torch.optim.__all__
+
+
 class Optimizers:
     """Muon for the matrices (kernels as matrices, one row per output channel), AdamW for everything else.
 
@@ -68,17 +74,16 @@ class Optimizers:
     A network that names no matrices is trained with Adam as published.
     """
 
-    def __init__(self, module: nn.Module, learning_rate: float) -> None:
+    def __init__(self, module: Network, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        hidden: list[Tensor] = getattr(module, "hidden_matrices", list)() if hasattr(torch.optim, "Muon") else []
+        hidden = module.hidden_matrices() if torch_has_muon() else []
         chosen = {id(p) for p in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
         self.matrices = [(p, nn.Parameter(self._as_matrix(p.data))) for p in hidden]
-        betas = (0.9, 0.98) if hasattr(module, "hidden_matrices") else (0.9, 0.999)
         fused = True if rest and rest[0].is_cuda else None  # one launch instead of one per weight
         self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=learning_rate, betas=betas, weight_decay=0.0, fused=fused)
+            torch.optim.AdamW(rest, lr=learning_rate, betas=module.adam_betas, weight_decay=0.0, fused=fused)
         ]
         if self.matrices:
             self.all.append(
@@ -118,23 +123,24 @@ class Optimizers:
 def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Per item, the training loss and the relative denoising error `||s0_hat - s0||^2 / ||s0||^2`; both (N,).
 
-    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is (`posterior`)
-    has the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
+    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is has
+    the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
     """
     sde = graph.sde
     per_item_t = t[:, None, None, None]
     delta, sigma = torch.as_tensor(sde.delta(per_item_t)), torch.as_tensor(sde.sigma(per_item_t))
     s0 = torch.view_as_real(batch.spectrograms).movedim(-1, 1)
     z = torch.view_as_real(z).movedim(-1, 1)
-    if hasattr(graph.module, "posterior"):
-        level = torch.as_tensor(sde.noise_level(t))
-        clean, variance = graph.module.posterior(s0 + (sigma / delta) * z, level, batch.label)
+    told = batch.conditions.for_network(graph.module.conditions, batch.spectrograms, z.device)
+    if graph.module.has_posterior_variance:
+        level, conditions = torch.as_tensor(sde.noise_level(t)), graph.module.conditions_of(told)
+        clean, variance = graph.module.posterior(s0 + (sigma / delta) * z, level, conditions)
         error = (clean - s0).square().sum(1)
         per_item = error.mean((1, 2)) / level**2
         unlikely = (error.detach() / variance + variance.log()).mean((1, 2))
-        loss = per_item * graph.module.loss_weight(level, batch.label) + VARIANCE_WEIGHT * unlikely
+        loss = per_item * graph.module.loss_weight(level, conditions) + VARIANCE_WEIGHT * unlikely
     else:
-        residual = sigma * graph(delta * s0 + sigma * z, t, batch.label) + z  # = (s0_hat - s0) delta / sigma
+        residual = sigma * graph(delta * s0 + sigma * z, t, *told) + z  # = (s0_hat - s0) delta / sigma
         loss = per_item = residual.square().sum(1).mean((1, 2))
     relative = per_item * (sigma / delta).flatten() ** 2 / s0.square().sum(1).mean((1, 2)).clamp_min(1e-12)
     return loss, relative.detach()
@@ -163,8 +169,8 @@ class Trainer:
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if hasattr(self.module, "training_dtype"):
-            self.module.training_dtype = None if precision == torch.float32 else precision  # type: ignore[assignment]
+        if self.module.casts_itself:
+            self.module.training_dtype = None if precision == torch.float32 else precision
         self.sde = OUVE()
         self.graph = ScoreGraph(self.module, self.sde)
         self.optimizers = Optimizers(self.module, settings.learning_rate)
@@ -182,7 +188,7 @@ class Trainer:
     def start_from(self, weights: dict[str, Tensor], causal_from_centred: bool = False) -> None:
         """Fresh run from given weights; what they lack (the label of a joint network) keeps its initial value."""
         if causal_from_centred:
-            weights = self.module.made_causal(weights)  # type: ignore[operator]
+            weights = self.module.made_causal(weights)
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
         if len(fitting) < len(weights) // 2:
             raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
@@ -205,19 +211,17 @@ class Trainer:
     def _batch(self, number: int) -> Batch:
         """A training batch, where a GPU can fetch it by itself."""
         batch = self.training[number]
-        if self.device.type != "cuda":
-            return batch
-        label = None if batch.label is None else batch.label.pin_memory()
-        return replace(batch, spectrograms=batch.spectrograms.pin_memory(), label=label)
+        return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step and EMA update; returns the loss, (), on the device: reading it waits for the step."""
         batch = batch.to(self.device)
         t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
-        if getattr(self.module, "causal_block", 0):
-            self.module.set_causal_block(CAUSAL_BLOCKS[self.step % len(CAUSAL_BLOCKS)])  # type: ignore[operator]
-        autocast = hasattr(self.module, "training_dtype") or self.precision == torch.float32
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=not autocast):
+        if self.module.causal_block:
+            lengths = self.module.causal_blocks
+            self.module.set_causal_block(lengths[self.step % len(lengths)])
+        autocast = not self.module.casts_itself and self.precision != torch.float32
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=autocast):
             loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
         self.module.zero_grad(set_to_none=True)
         loss.backward()
@@ -242,8 +246,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self, batches: int = 2) -> dict[str, float]:
         """Relative denoising error of the EMA weights at fixed times, on fixed crops of held-out speakers."""
-        if getattr(self.module, "causal_block", 0):
-            self.module.set_causal_block(self.settings.architecture["causal_block"])  # type: ignore[operator]
+        if self.module.causal_block:
+            self.module.set_causal_block(self.settings.architecture["causal_block"])
         current = {name: w.clone() for name, w in self.weights.items()}
         self.module.load_state_dict(self.ema)
         errors: dict[str, float] = {}
@@ -271,7 +275,7 @@ class Trainer:
         latest: dict[str, float] = self.history[-1]["validation"] if self.history else {}
         return {
             "architecture": self.settings.architecture,
-            "sde": {"name": "ouve", **self.sde.config},
+            "sde": self.sde.config,
             "stft": {k: spectral[k] for k in ("n_fft", "hop_length", "window", "sample_rate")},
             "compression": {k: spectral[k] for k in ("exponent", "factor")},
             "training": {
@@ -412,7 +416,8 @@ def measure_sigma_data(batches: Batches, count: int = 8) -> float | list[float]:
     """Root mean square of the training spectrograms, `sigma_data` of the preconditioning; by label if two."""
     drawn = [batches[2**30 + number] for number in range(count)]  # no training batch has such a number
     power = torch.cat([batch.spectrograms.abs().square().mean((1, 2)) for batch in drawn])
-    if drawn[0].label is None:
+    labels = [batch.conditions.label for batch in drawn if batch.conditions.label is not None]
+    if not labels:
         return round(math.sqrt(power.mean()), 4)
-    label = torch.cat([batch.label for batch in drawn if batch.label is not None])
-    return [round(math.sqrt(power[label == source].mean()), 4) for source in (NOISE, SPEECH)]
+    label = torch.cat(labels)
+    return [round(math.sqrt(power[label == source].mean()), 4) for source in (NOISE_LABEL, SPEECH_LABEL)]
