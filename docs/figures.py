@@ -66,7 +66,7 @@ def main() -> None:
     grid, dt = settings.time_grid()
     udse_fast.posterior_sample(
         mixture,
-        enhancer.model.score,
+        enhancer.model.prior,
         enhancer.sampler,
         steps=settings.steps,
         samples=1,
