@@ -134,7 +134,7 @@ class Telling(DiffUSEEN):
 
 
 def test_a_likelihood_tells_the_network_what_it_has_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SAMPLERS, "telling", Sampler(Telling, "nmf", ""))
+    monkeypatch.setitem(SAMPLERS, "telling", Sampler(Telling, "nmf"))
     seen = list[Tensor]()
     network = VarianceNetwork()
     predict = network.predict_noise

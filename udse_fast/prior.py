@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from udse_fast.networks.conditions import NOISE_SOURCE, Conditions, label_of
+from udse_fast.networks.conditions import NOISE_SOURCE, Conditions, labelled
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.requests import Answer, Prior, Request, differentiated
 from udse_fast.sampling.sde import Time
@@ -48,7 +48,7 @@ def batch(requests: Sequence[Request], network: ScoreNetwork) -> tuple[Tensor, T
     """
     conditions = [request.conditions for request in requests]
     if "label" in network.conditions:
-        conditions = [with_label(request) for request in requests]
+        conditions = [c.merged(labelled(r.source, r.state)) for c, r in zip(conditions, requests, strict=True)]
     first = requests[0]
     if len(requests) == 1:
         time = first.time
@@ -58,13 +58,6 @@ def batch(requests: Sequence[Request], network: ScoreNetwork) -> tuple[Tensor, T
         time = torch.cat([_times(r.state, r.time) for r in requests])
     whole = [c.repeat(len(r.state)) for c, r in zip(conditions, requests, strict=True)]
     return torch.cat([r.state for r in requests]), time, Conditions.cat(whole)
-
-
-def with_label(request: Request) -> Conditions:
-    """The conditions of a request with the label of its source."""
-    state = request.state
-    label = torch.full((len(state),), label_of(request.source), device=state.device)
-    return request.conditions.merged(Conditions(label=label))
 
 
 def split(requests: Sequence[Request], score: Tensor, posterior_variance: Tensor | None) -> list[Answer]:

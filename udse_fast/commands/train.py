@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
 from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
-from udse_fast.networks import build_network
+from udse_fast.networks import build_network, network_class
 from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
 from udse_fast.networks.score_network import PRECISIONS
@@ -28,11 +27,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
-LEARNING_RATES = {"compact": 2e-3, "ncsnpp": 1e-4}
-"""Learning rate by architecture: that of Muon and AdamW together, and the published one of Adam."""
 SEEDS = Range(0, 2**63 - 1)
-COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
-"""A transform of half overlap has half the frames of the published one, hence half the cost."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -177,14 +172,13 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
     architecture["joint"] = joint
-    compact = architecture["name"] == "compact"
-    spectral = COMPACT_SPECTRAL if compact else Spectral()
+    kind = network_class(architecture["name"])
+    spectral = kind.spectral
     rate = spectral.sample_rate
     speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
     noise, valid_noise = _corpora(arguments.noise, arguments.noise_list, arguments.valid_noise, rate)
     frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
-    if not compact:
-        frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
+    frames = -(-frames // kind.frame_multiple) * kind.frame_multiple
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
     training = Batches(
         speech,
@@ -197,7 +191,7 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
     )
     validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
     initial = load_network(arguments.init) if arguments.init else None
-    if compact:
+    if kind.has_data_scale:
         measured = measure_sigma_data(training)
         before = initial.config["architecture"].get("sigma_data") if initial else None
         if isinstance(before, float):  # the weights that are started from belong to this preconditioning
@@ -210,7 +204,7 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         crop_seconds=arguments.crop_seconds,
-        learning_rate=arguments.learning_rate or LEARNING_RATES[architecture["name"]],
+        learning_rate=arguments.learning_rate or kind.learning_rate,
         decay_share=arguments.decay_share,
         ema=arguments.ema,
         augmentation=augmentation,

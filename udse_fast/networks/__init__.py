@@ -14,6 +14,19 @@ _CLASSES = {
 }
 
 
+def network_class(name: Any) -> type[Network]:
+    """The class of an architecture, which says how it is trained and used.
+
+    Raises:
+        UdseError: there is no such architecture.
+    """
+    if name not in _CLASSES:
+        raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
+    module, class_name = _CLASSES[name]
+    network: type[Network] = getattr(importlib.import_module(module), class_name)
+    return network
+
+
 def build_network(architecture: dict[str, Any]) -> Network:
     """A network with fresh weights; `architecture` holds its name and the arguments of its class.
 
@@ -22,10 +35,7 @@ def build_network(architecture: dict[str, Any]) -> Network:
     """
     arguments = dict(architecture)
     name = arguments.pop("name", None)
-    if name not in _CLASSES:
-        raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
-    module, class_name = _CLASSES[name]
-    network: type[Network] = getattr(importlib.import_module(module), class_name)
+    network = network_class(name)
     try:
         return network(**arguments)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import NOTHING, SPEECH_LABEL, Conditions, example_condition
 from udse_fast.networks.past import Past
@@ -39,6 +40,12 @@ class Network(nn.Module):
     """Whether it tells how far from the clean spectrogram its estimate is expected to be (`posterior`)."""
     conditions: tuple[str, ...] = ()
     """Names of the `Conditions` that it reads, in the order in which an exported graph takes them."""
+    spectral: ClassVar[Spectral] = Spectral()
+    """The transform that it is trained on."""
+    learning_rate: ClassVar[float] = 1e-4
+    """In training, where no other is asked for."""
+    has_data_scale: ClassVar[bool] = False
+    """Whether its argument `sigma_data` is the root mean square of the training spectrograms."""
     condition_sizes: ClassVar[dict[str, int]] = {}
     """Of the axes of its conditions that the state does not have, by name: {"p": 768}."""
     adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)

@@ -126,7 +126,7 @@ class Conditions:
 
         return self.mapped(moved)
 
-    def for_network(self: Self, names: Sequence[str], state: Tensor, device: torch.device) -> list[Tensor]:
+    def for_network(self, names: Sequence[str], state: Tensor, device: torch.device) -> list[Tensor]:
         """The tensors of `names` as an architecture reads them: whole numbers int64, others float32, complex as planes.
 
         Args:
@@ -139,11 +139,16 @@ class Conditions:
         Raises:
             UdseError: a condition that the network does not know, or that is missing, or does not fit the state.
         """
-        if self.given != tuple(names):
-            _check_names(self.given, names)
-        sizes = dict(zip("BFT", state.shape, strict=True))
-        metadata = _metadata(type(self))
-        return [_for_network(name, self.__dict__[name], metadata[name], sizes, device) for name in names]
+        form = names, state.shape, device
+        made: tuple[Any, list[Tensor]] | None = self.__dict__.get("_made")
+        if made is None or made[0] != form:
+            if self.given != tuple(names):
+                _check_names(self.given, names)
+            sizes = dict(zip("BFT", state.shape, strict=True))
+            metadata = _metadata(type(self))
+            tensors = [_for_network(name, self.__dict__[name], metadata[name], sizes, device) for name in names]
+            made = self.__dict__["_made"] = form, tensors  # the calls of a block are told the same
+        return made[1]
 
 
 NOTHING = Conditions()
@@ -180,9 +185,15 @@ def _for_network(name: str, value: Any, metadata: Any, sizes: dict[str, int], de
     return tensor
 
 
-def label_of(source: str) -> int:
-    """The label of a source by its name: that of noise, or of speech (of any talker)."""
-    return NOISE_LABEL if source == NOISE_SOURCE else SPEECH_LABEL
+_ON_CPU = {label: Conditions(label=torch.tensor([label])) for label in (SPEECH_LABEL, NOISE_LABEL)}
+
+
+def labelled(source: str, state: Tensor) -> Conditions:
+    """The label of a source by its name, that of noise or of speech (of any talker), for the states (B, ...)."""
+    label = NOISE_LABEL if source == NOISE_SOURCE else SPEECH_LABEL
+    if state.device.type == "cpu":
+        return _ON_CPU[label]
+    return Conditions(label=torch.full((len(state),), label, device=state.device))  # a kernel, which a graph can hold
 
 
 def example_condition(name: str, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:

@@ -74,6 +74,8 @@ def _resume(
 
 def answer(requests: Sequence[Request | WholePass]) -> list[Any]:
     """An answer to every request, or a `Failed`. Requests with one `batch_key` are answered in a single call."""
+    if len(requests) == 1:
+        return list(_answered(requests))
     groups: dict[Any, list[int]] = {}
     for number, request in enumerate(requests):
         key = request.batch_key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -31,8 +30,7 @@ class Calls:
         self.made = self.answered = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One network call that a reverse pass waits for; `sampling.passes` has it answered."""
 
     prior: Prior
@@ -53,9 +51,7 @@ class Request:
     def batch_key(self) -> Hashable:
         """Equal for those that can be answered by one call of the network; None for one that is answered alone."""
         key = None if self.wants_vjp else self.prior.batch_key(self.source)
-        if key is None:
-            return None
-        return key, self.wants_posterior_variance, self.state.shape[1:], self.conditions.form
+        return None if key is None else (key, self.wants_posterior_variance, self.state.shape[1:], self.conditions.form)
 
 
 class Answer(NamedTuple):

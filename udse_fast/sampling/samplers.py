@@ -38,8 +38,6 @@ class Sampler:
     likelihood: type[Likelihood]
     noise: str | None
     """Where the noise comes from: "nmf", "score" (a noise prior) or None."""
-    paper: str
-    """Where it was published, for `udse-fast info`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -63,15 +61,15 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "udiffse": Sampler(UDiffSE, "nmf", "Nortier, Sadeghi, Serizel, ICASSP 2024"),
-    "udiffse_plus": Sampler(UDiffSEPlus, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, ICASSP 2025"),
-    "depse_il": Sampler(DEPSEIL, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "depse_tl": Sampler(DEPSETL, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "diffuseen": Sampler(DiffUSEEN, "nmf", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "paradiffuse_in": Sampler(ParaDiffUSEIN, "score", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "paradiffuse_en": Sampler(ParaDiffUSEEN, "score", "Ayilo, Sadeghi, Serizel, Alameda-Pineda, 2025"),
-    "ddrm": Sampler(DDRM, "nmf", "Kawar, Elad, Ermon, Song, NeurIPS 2022, with NMF-IS"),
-    "prior": Sampler(Unconditional, None, "Song et al., ICLR 2021"),
+    "udiffse": Sampler(UDiffSE, "nmf"),
+    "udiffse_plus": Sampler(UDiffSEPlus, "nmf"),
+    "depse_il": Sampler(DEPSEIL, "nmf"),
+    "depse_tl": Sampler(DEPSETL, "nmf"),
+    "diffuseen": Sampler(DiffUSEEN, "nmf"),
+    "paradiffuse_in": Sampler(ParaDiffUSEIN, "score"),
+    "paradiffuse_en": Sampler(ParaDiffUSEEN, "score"),
+    "ddrm": Sampler(DDRM, "nmf"),
+    "prior": Sampler(Unconditional, None),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple, cast
 
 from torch import Tensor
 
@@ -20,8 +20,7 @@ from udse_fast.sampling.requests import Pass
 from udse_fast.sampling.sde import Time
 
 
-@dataclass(frozen=True)
-class Transition:
+class Transition(NamedTuple):
     """The prior's step of one source: N(s + gamma s dt + g^2 S_p dt, g^2 dt). The likelihood turns it into a state."""
 
     state: Tensor
@@ -37,7 +36,7 @@ class Transition:
     step: int
     round_: int
     """Of EM, from 0."""
-    index: int
+    draw_index: int
     """Of the draws of this step: steps are counted on over the rounds."""
     posterior_variance: Tensor | None = None
     """E|s_0 - s0_hat|^2 (B, F, T) real, for the samplers that ask for it."""
@@ -114,10 +113,9 @@ class SpeechLikelihood(Likelihood):
 
     def observed(self, transition: Transition) -> Step:
         """The prior's step and what is known of the mixture, for the updates."""
-        t = transition
-        step = Step(t.state, t.score, t.coefficients, t.noise, self.mixture, self.noise_model.variance)
-        not_always: dict[str, Any] = {"posterior_variance": t.posterior_variance, "following": t.following}
-        return step._replace(**not_always)
+        t, V = transition, self.noise_model.variance
+        C, following = cast(Tensor, t.posterior_variance), cast(Coefficients, t.following)  # read where they are there
+        return Step(t.state, t.score, t.coefficients, t.noise, self.problem.mixture, V, C, following)
 
     @abstractmethod
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:

@@ -46,8 +46,9 @@ class DDRM(SpeechLikelihood):
         return c.delta * (self.mixture + missing * noise)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        self.noise_model.fit(unexplained_power(self.observed(transition), noise_bias=self.noise_bias))
-        observed = self.observed(transition)  # with the variance that was fitted
+        observed = self.observed(transition)
+        self.noise_model.fit(unexplained_power(observed, noise_bias=self.noise_bias))
+        observed = observed._replace(variance=self.noise_model.variance)
         if not transition.last:
             return ddrm_step(observed, eta=self.eta)
         uncertain = self.variance_scale * observed.posterior_variance

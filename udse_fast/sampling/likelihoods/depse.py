@@ -52,6 +52,6 @@ class DEPSETL(SpeechLikelihood):
             self.noise_model.fit(self._power)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        observed = self.observed(transition)._replace(other_noise=draw("forward_mixture", transition.index))
+        observed = self.observed(transition)._replace(other_noise=draw("forward_mixture", transition.draw_index))
         state, self._power = product_of_gaussians(observed, divide_tweedie=self.divide_tweedie)
         return state

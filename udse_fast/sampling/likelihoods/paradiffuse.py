@@ -37,7 +37,7 @@ class ParaDiffUSEIN(Likelihood):
 
     def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
         step = transitions["speech"]
-        perturbation = draw("forward_mixture", step.index) if self.perturb_residual else None
+        perturbation = draw("forward_mixture", step.draw_index) if self.perturb_residual else None
         state, residual = predictor_residual(
             Step(step.state, step.score, step.coefficients, step.noise, self.mixture, other_noise=perturbation)
         )
