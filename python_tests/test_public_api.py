@@ -24,7 +24,7 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
     (
         udse_fast.Enhancer,
         {"checkpoint": None, "sampler": None, "steps": None, "samples": None, "device": "auto", "precision": "auto",
-         "seed": 0},
+         "seed": 0, "max_attenuation_db": None},
     ),
     (udse_fast.Enhancer.enhance, {"audio": ..., "sample_rate": ..., "causal": False}),
     (udse_fast.Enhancer.separate, {"audio": ..., "sample_rate": ..., "causal": False}),

@@ -32,7 +32,7 @@ class Identity(OverlapBlockEnhancer):
     """The plumbing alone: every block is taken for speech."""
 
     def analyse(self, block: Any) -> Enhanced[Any]:
-        return Enhanced(block.signal.clone(), block.memory)
+        return Enhanced(torch.stack([block.signal, torch.ones_like(block.signal)]), block.memory)
 
     def open_stream(self, sample_rate: int = 16000, channels: int = 1) -> Stream:
         return Stream(self, sample_rate, channels)
@@ -320,21 +320,22 @@ def test_complaints(identity: Identity, tiny: Enhancer) -> None:
 def test_blocks_join_to_the_signal(length: int, cuts: list[int], together: int) -> None:
     """Whatever is pushed comes back, once; what is due does not depend on being asked."""
     blocks, x = OverlapBlocks(block=200, overlap=60, guard=10, hop=20, together=together), torch.randn(length)
-    out = [torch.zeros(0)]
+    out = [torch.zeros(2, 0)]
 
     def advance() -> None:
         while due := blocks.due():
             assert [b.first_frame for b in blocks.due()] == [b.first_frame for b in due]
             for block in due:
                 assert torch.equal(block.signal, x[20 * block.first_frame :][: len(block.signal)])
-                out.append(blocks.accept(block, Enhanced(block.signal.clone(), None)))
+                out.append(blocks.accept(block, Enhanced(torch.stack([block.signal, -block.signal]), None)))
 
     for a, b in itertools.pairwise([0, *sorted(min(c, length) for c in cuts), length]):
         blocks.push(x[a:b])
         advance()
     blocks.end()
     advance()
-    torch.testing.assert_close(torch.cat([*out, blocks.rest()]), x, atol=1e-6, rtol=0)
+    both = torch.cat([*out, blocks.rest()], dim=1)
+    torch.testing.assert_close(both, torch.stack([x, -x]), atol=1e-6, rtol=0)
 
 
 # -- blocks that fail ------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
+from udse_fast.audio.hum import steady_part
 from udse_fast.model import Model
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF, start_nmf
 from udse_fast.sampling.passes import gather, run
@@ -31,6 +32,9 @@ LEAST_LEVEL = 1e-6
 
 FALL_BACK_GAIN = 0.1
 """Of the mixture in a block in which the sampler diverged: 20 dB down, as noise would be."""
+
+HIGHEST_BANDS = (5000, 7500)
+"""Hz: where the speech is compared with the mixture, for the gain of what lies above the network's band."""
 
 MakeNoiseModel = Callable[[Tensor, Tensor, Block[Any]], NoiseModel]
 """(mixture x (F, T), compressed and normalised; the level it was divided by; the block) -> its noise model."""
@@ -79,8 +83,8 @@ class BlockEnhancer(ABC, Generic[Memory]):
         """The spectrogram of a block, and a noise model for it; of a silent block, its end."""
 
     @abstractmethod
-    def synthesise(self, speech: Tensor, length: int) -> Tensor:
-        """(F, T) complex, the spectrogram of the speech -> its samples (length,)."""
+    def synthesise(self, speech: Tensor, gain: Tensor, length: int) -> Tensor:
+        """Spectrogram of the speech (F, T) complex, and a gain per frame (T,) -> (2, length), samples of both."""
 
     @cached_property
     def sampler_settings(self) -> SamplerSettings:
@@ -111,25 +115,34 @@ class BlockEnhancer(ABC, Generic[Memory]):
             replayed=self.model.passes if analysed.prior is self.model.prior else None,  # a causal prior has a memory
         )
 
-    def finish(self, analysed: Analysed[Memory], posterior: Posterior) -> Enhanced[Memory]:
-        """Read the samples out.
+    def finish(self, channels: Sequence[Analysed[Memory]], posteriors: Sequence[Posterior]) -> list[Enhanced[Memory]]:
+        """Read the samples out, of one block of all channels of a signal that are not silent.
 
         Raises:
             UdseError: the sampler diverged, and nothing takes its place.
         """
-        calls = posterior.score_evaluations
-        if not posterior.diverged:
-            speech = analysed.read_out(posterior, analysed.mixture, analysed.level)
-            samples = self._samples(speech, analysed.block)
-            if samples.isfinite().all():  # the inverse compression squares
-                return Enhanced(samples, analysed.memory(), network_calls=calls)
-        if not self.falls_back:
-            raise divergence(self.sampler_settings)
-        speech = FALL_BACK_GAIN * self.model.spectral.decompress(analysed.mixture * analysed.level)
-        return Enhanced(self._samples(speech, analysed.block), analysed.unspoiled, diverged=True, network_calls=calls)
-
-    def _samples(self, speech: Tensor, block: Block[Memory]) -> Tensor:
-        return self.synthesise(speech, len(block.signal)).to(block.signal)
+        speech, mixtures, results = [], [], []
+        for analysed, posterior in zip(channels, posteriors, strict=True):
+            estimate = None if posterior.diverged else analysed.read_out(posterior, analysed.mixture, analysed.level)
+            failed = estimate is None or not torch.view_as_real(estimate).isfinite().all()  # decompression squares
+            if failed and not self.falls_back:
+                raise divergence(self.sampler_settings)
+            mixture = self.model.spectral.decompress(analysed.mixture * analysed.level)
+            mixtures.append(mixture)
+            speech.append(FALL_BACK_GAIN * mixture if failed or estimate is None else estimate)
+            memory = analysed.unspoiled if failed else analysed.memory()
+            results.append(partial(Enhanced, memory=memory, diverged=failed, network_calls=posterior.score_evaluations))
+        if self.settings.stereo == "common" and len(channels) > 1:
+            gain = _gain(torch.stack(speech), torch.stack(mixtures), dim=0)
+            speech = [gain * mixture for mixture in mixtures]
+        spectral = self.model.spectral
+        top = slice(*(round(hertz * spectral.n_fft / spectral.sample_rate) for hertz in HIGHEST_BANDS))
+        enhanced = []
+        for analysed, estimate, mixture, result in zip(channels, speech, mixtures, results, strict=True):
+            signal = analysed.block.signal
+            above = _gain(estimate[top], mixture[top], dim=0)
+            enhanced.append(result(self.synthesise(estimate, above, len(signal)).to(signal)))
+        return enhanced
 
     def read_out(self, forgetting: float = 0.0) -> ReadOut:
         """From samples to one estimate; `forgetting` from block to block."""
@@ -168,9 +181,12 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         return OverlapBlocks.of(self.settings, self.model.spectral)
 
     def analyse(self, block: Block[Tensor | None]) -> Analysed[Tensor | None] | Enhanced[Tensor | None]:
-        mixture, level = self.model.spectral.analyse(block.signal.to(self.model.device))
+        signal = block.signal
+        if self.settings.hum == "remove":
+            signal = signal - steady_part(signal, self.model.spectral.sample_rate)
+        mixture, level = self.model.spectral.analyse(signal.to(self.model.device))
         if not level > 0:
-            return Enhanced(torch.zeros_like(block.signal), block.memory)
+            return Enhanced(block.signal.new_zeros(2, len(block.signal)), block.memory)
         make = self.make_noise_model or self._start_nmf
         noise_model = make(mixture, level, block)
 
@@ -189,8 +205,11 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
             W, H = basis, H * ((W @ H).mean() / (basis @ H).mean())
         return NMF(W, H, iterations=settings.nmf_iterations)
 
-    def synthesise(self, speech: Tensor, length: int) -> Tensor:
-        return self.model.spectral.istft(speech, length)
+    def synthesise(self, speech: Tensor, gain: Tensor, length: int) -> Tensor:
+        spectral = self.model.spectral
+        inner = slice(spectral.n_fft // 2, spectral.n_fft // 2 + length)  # frames are centred
+        weight = spectral.squared_windows(len(gain))[inner].to(gain)
+        return torch.stack([spectral.istft(speech, length), spectral.weighted_gain(gain)[inner] / weight])
 
 
 @dataclass(frozen=True)
@@ -212,16 +231,18 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
             settings.forgetting_spread,
         )
         level = Level.over(settings.level_seconds, block_seconds)
-        memory = CausalMemory(CausalPrior(model.network), noise_model, self.read_out(forgetting), level)
+        prior, nothing = CausalPrior(model.network), torch.zeros(0)
+        memory = CausalMemory(prior, noise_model, self.read_out(forgetting), level, nothing)
         return CausalBlocks(model.spectral, frames, memory)
 
     def analyse(self, block: Block[CausalMemory]) -> Analysed[CausalMemory] | Enhanced[CausalMemory]:
         spectral = self.model.spectral
-        compressed = spectral.compress(spectral.stft(block.signal.to(self.model.device), center=False))
+        signal, heard = self._without_hum(block)
+        compressed = spectral.compress(spectral.stft(signal.to(self.model.device), center=False))
         level = block.memory.level.after(compressed)
-        unspoiled = replace(block.memory, level=level)
+        unspoiled = replace(block.memory, level=level, heard=heard)
         if not level.now > LEAST_LEVEL:
-            return Enhanced(torch.zeros_like(block.signal), unspoiled)
+            return Enhanced(block.signal.new_zeros(2, len(block.signal)), unspoiled)
         memory, now = unspoiled.copy(), level.now.to(self.model.device)
         mixture = compressed / now
         memory.noise_model.next_block(mixture)
@@ -229,19 +250,43 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
             block, mixture, now, memory.prior, memory.noise_model, memory.read_out, lambda: memory, unspoiled
         )
 
-    def synthesise(self, speech: Tensor, length: int) -> Tensor:
-        return self.model.spectral.overlap_add(speech)
+    def _without_hum(self, block: Block[CausalMemory]) -> tuple[Tensor, Tensor]:
+        """The signal of the block, and what has been heard at its end."""
+        if self.settings.hum == "keep":
+            return block.signal, block.memory.heard
+        spectral = self.model.spectral
+        before = spectral.n_fft - spectral.hop_length  # samples of the last block
+        known = len(block.memory.heard) > 0
+        context = torch.cat([block.memory.heard, block.signal[before:]]) if known else block.signal
+        hum = steady_part(context, spectral.sample_rate)[-len(block.signal) :]
+        return block.signal - hum, context[-spectral.sample_rate :].clone()
+
+    def synthesise(self, speech: Tensor, gain: Tensor, length: int) -> Tensor:
+        return torch.stack([self.model.spectral.overlap_add(speech), self.model.spectral.weighted_gain(gain)])
 
 
-def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Block[Any]]]) -> list[Enhanced[Any]]:
-    """Enhance blocks of any number of signals; their network calls are made as one batch."""
+def _gain(speech: Tensor, mixture: Tensor, dim: int) -> Tensor:
+    """Real gain up to 1 from the mixture to the speech, by their powers summed over a dimension."""
+    power, of_mixture = (part.abs().square().sum(dim) for part in (speech, mixture))
+    return (power / of_mixture.clamp_min(torch.finfo(power.dtype).tiny)).sqrt().clamp_max(1)
+
+
+def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Sequence[Block[Any]]]]) -> list[list[Enhanced[Any]]]:
+    """Enhance blocks of any number of signals; their network calls are made as one batch.
+
+    Args:
+        jobs: how, and a block of each channel of a signal, all of the same place.
+
+    Returns:
+        What became of every block.
+    """
     with torch.no_grad():
-        analysed = [enhancer.analyse(block) for enhancer, block in jobs]
-        heard = [
-            (enhancer, one) for (enhancer, _), one in zip(jobs, analysed, strict=True) if isinstance(one, Analysed)
-        ]
-        posteriors = iter(run(gather([enhancer.sample(one) for enhancer, one in heard])))
-        return [
-            enhancer.finish(one, next(posteriors)) if isinstance(one, Analysed) else one
-            for (enhancer, _), one in zip(jobs, analysed, strict=True)
-        ]
+        analysed = [[enhancer.analyse(block) for block in blocks] for enhancer, blocks in jobs]
+        heard = [[one for one in channels if isinstance(one, Analysed)] for channels in analysed]
+        passes = [e.sample(one) for (e, _), channels in zip(jobs, heard, strict=True) for one in channels]
+        posteriors = iter(run(gather(passes)))
+        results = []
+        for (enhancer, _), channels, loud in zip(jobs, analysed, heard, strict=True):
+            finished = iter(enhancer.finish(loud, [next(posteriors) for _ in loud]))
+            results.append([next(finished) if isinstance(one, Analysed) else one for one in channels])
+        return results

@@ -128,7 +128,8 @@ class Enhancer:
         Args:
             audio: (L,) or (channels, L), numpy or torch, float32, float64 (full scale 1) or int16. Channels are
                 enhanced one by one.
-            sample_rate: in Hz, 8000 to 1000000; what lies above the prior's band (8 kHz) is not in the result.
+            sample_rate: in Hz, 8000 to 1000000; what lies above the prior's band (8 kHz) follows the highest part of
+                it (`high_band`).
             causal: the result of a causal stream, which looks ahead by its latency only (see `open_stream`).
 
         Returns:

@@ -12,6 +12,13 @@ from udse_fast.sampling.read_out import READOUTS
 from udse_fast.sampling.samplers import CORRECTOR_SNR
 from udse_fast.sampling.sde import Time, time_grid
 
+CHOICES: Final = {
+    "readout": READOUTS,
+    "hum": ("remove", "keep"),
+    "stereo": ("separate", "common"),
+    "high_band": ("follow", "keep", "cut"),
+}
+"""Of the settings that are words."""
 Check = Callable[[str, Any], Any]
 """(name, value) -> the value as Python's number, or an error."""
 
@@ -76,11 +83,21 @@ class ReadOutSettings(Checked):
     blend_ratio: float = _real(1.0, Range(0, 1e6, excluded=True))
     """Of the read-out "blend": speech-to-noise ratio of a band (compressed domain) where filter and samples weigh
     the same."""
+    hum: str = "remove"
+    """DC and mains hum: "remove" takes them out before the prior sees the signal, and they are no part of the speech;
+    "keep" leaves them to the sampler."""
+    stereo: str = "separate"
+    """Channels of one signal: "separate" enhances each on its own; "common" gives all of them one real gain per bin, so
+    that the image stays: what cancels between channels still does."""
+    high_band: str = "follow"
+    """What becomes of the input above the network's band (8 kHz): "follow": it gets the gain that the highest part of
+    the band gets, 5 to 7.5 kHz; "keep": it stays as it is; "cut": it is left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.readout not in READOUTS:
-            raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {self.readout!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UdseError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

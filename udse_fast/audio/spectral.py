@@ -77,6 +77,12 @@ class Spectral:
         window = _window(self.window, self.n_fft, torch.device("cpu"), torch.float32)
         return self._added(window.square().expand(frames, self.n_fft))
 
+    def weighted_gain(self, gain: Tensor) -> Tensor:
+        """(T,) one number per frame -> ((T - 1) hop + n_fft,) float, `overlap_add` of frames that are that number times
+        the window: divided by `squared_windows`, it goes smoothly from frame to frame."""
+        window = _window(self.window, self.n_fft, gain.device, gain.dtype)
+        return self._added(gain[:, None] * window.square())
+
     def _added(self, frames: Tensor) -> Tensor:
         out = frames.new_zeros((len(frames) - 1) * self.hop_length + self.n_fft)
         for number, frame in enumerate(frames):

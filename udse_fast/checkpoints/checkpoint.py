@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with the configuration as JSON in its header; and the others read.
+"""Checkpoints: one safetensors file with the configuration as JSON in its header. Other kinds can be read.
 
 The header's metadata has one key, "udse_fast", whose value is the JSON text of the configuration::
 
@@ -57,7 +57,7 @@ def load_network(
     device: str | torch.device = "cpu",
     precision: str | None = None,
 ) -> ScoreNetwork:
-    """Load a score network; the kind of file is found out by its content.
+    """Load a score network. The content of the file tells its kind.
 
     Pickled code never runs. A TorchScript file is itself a program, for PyTorch's own interpreter.
 
@@ -124,7 +124,7 @@ def save_checkpoint(
 
 
 def fingerprint(network: ScoreNetwork) -> str:
-    """Short hash of what the scores of a network depend on: configuration and weights."""
+    """Return a short hash of configuration and weights: what the scores of a network depend on."""
     digest = hashlib.sha256(json.dumps(network.config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(network.graph.state_dict().items()):
         digest.update(name.encode())
@@ -133,13 +133,13 @@ def fingerprint(network: ScoreNetwork) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """The numbers of a tensor as they are in memory, of any dtype and device."""
+    """Return the numbers of a tensor, of any dtype and device, as they are in memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""  # an empty one may have any stride
 
 
 def complete_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the published settings where it has none, checked.
+    """Complete a configuration with the published settings where it has none, and check it.
 
     Raises:
         UdseError: a section is missing or malformed.
@@ -195,7 +195,7 @@ def _sde_defaults(name: Any) -> dict[str, Any]:
 
 
 def _is_like(value: Any, default: str | int | float) -> bool:
-    """A string, a positive whole number or a positive number, as the default is."""
+    """Check that a value is a string, a positive whole number or a positive number, as the default is."""
     if isinstance(default, str) or isinstance(value, (str, bool)):
         return isinstance(default, str) and isinstance(value, str)
     kinds = (int,) if isinstance(default, int) else (int, float)
@@ -264,10 +264,10 @@ def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
 
 
 def _planned(config: dict[str, Any]) -> Network:
-    """The network of a configuration without memory, of which a foreign file may ask for any; it takes the STFT's bins.
+    """Build the network of a configuration on the meta device: a foreign file may ask for any amount of memory.
 
     Raises:
-        UdseError: it does not.
+        UdseError: the network does not take the bins of the STFT.
     """
     bins = config["stft"]["n_fft"] // 2 + 1
     with torch.device("meta"):

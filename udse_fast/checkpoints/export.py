@@ -1,4 +1,4 @@
-"""Writes a score network for other programs: safetensors, TorchScript, torch.export (.pt2) and ONNX.
+"""Write a score network for other programs: safetensors, TorchScript, torch.export (.pt2) and ONNX.
 
 The exported graph maps the real state (B, 2, F, T), the time (B,) and, for joint networks, the label (B,) to
 the score (B, 2, F, T), all float32 (label int64). TorchScript has the other methods of `ScoreGraph` as well: one time
@@ -31,7 +31,7 @@ KINDS = {".safetensors": "safetensors", ".pt": "torchscript", ".pt2": "torch.exp
 """Kinds of export, and the file name extension that each goes with."""
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest difference allowed, relative to the largest score: other kernels add in another order."""
+"""Largest difference allowed, relative to the largest score. Other kernels add in another order."""
 
 _FRAMES = 64
 """Frames of the examples that are traced and compared: a multiple of every network's `frame_multiple`."""
@@ -166,7 +166,7 @@ def _write_onnx(network: ScoreNetwork, path: Path, frames: int | None, precision
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn of their own deprecations, of absent packages, of every comparison of shapes."""
+    """Silence the exporters, which warn of their own deprecations, absent packages and every comparison of shapes."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -220,7 +220,7 @@ def _methods(network: ScoreNetwork, batch: int, frames: int) -> dict[str, tuple[
 
 
 def _largest_difference(network: ScoreNetwork, run: Run, shapes: list[tuple[int, int]]) -> float:
-    """Relative to the largest number of each output, over inputs of the shapes (batch, frames)."""
+    """Return the largest difference relative to the largest number of each output, over inputs of several shapes."""
     differences, ours = [], _methods_of(network)
     for batch, frames in shapes:
         calls = _methods(network, batch, frames)

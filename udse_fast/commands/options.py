@@ -44,6 +44,10 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "mean", "mean_compressed", "wiener", "blend"],
         help="from samples to one estimate",
     )
+    add("--high-band", choices=["follow", "keep", "cut"],
+        help="what lies above 8 kHz: gets the gain of 5 to 7.5 kHz (default), is kept, or left out")  # fmt: skip
+    add("--stereo", choices=["separate", "common"],
+        help="each channel on its own (default), or one gain for all, which keeps the image")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="another setting, e.g. rank=8, guidance=2, block_seconds=4; may be repeated")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
@@ -71,8 +75,9 @@ def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "precision",
     )
     settings = {name: getattr(arguments, name) for name in names}
-    if arguments.readout is not None:
-        settings["readout"] = arguments.readout
+    for name in ("readout", "high_band", "stereo"):
+        if getattr(arguments, name) is not None:
+            settings[name] = getattr(arguments, name)
     for text in arguments.set:
         name, value = _setting(text)
         if name in settings:

@@ -27,12 +27,12 @@ class Block(Generic[Memory]):
 class Enhanced(Generic[Memory]):
     """What became of a block."""
 
-    speech: Tensor
-    """(L,) float32 at the network's rate, on the CPU."""
+    signals: Tensor
+    """(2, L) float32 at the network's rate, on the CPU: speech, and the gain for what lies above the network's band."""
     memory: Memory
     """What the next block starts from."""
     diverged: bool = False
-    """The sampler diverged, and `speech` is the mixture, attenuated."""
+    """The sampler diverged, and the mixture took the place of the speech, attenuated."""
     network_calls: int = 0
     """Per posterior sample."""
 
@@ -70,10 +70,10 @@ class Blocks(Protocol):
         """The blocks that can be enhanced now, side by side; nothing changes."""
 
     def accept(self, block: Block[Any], enhanced: Enhanced[Any]) -> Tensor:
-        """Go on to the next block; returns (m,) samples of speech that are final."""
+        """Go on to the next block; returns (2, m), the samples of both signals that are final."""
 
     def rest(self) -> Tensor:
-        """(m,) samples of speech that are left when nothing is due after the `end`."""
+        """(2, m), the samples that are left when nothing is due after the `end`."""
 
     def state(self) -> dict[str, Any]:
         """Everything that the samples to come depend on: tensors, numbers, dicts and lists of them."""

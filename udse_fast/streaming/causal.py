@@ -25,7 +25,7 @@ class CausalState:
     input: Tensor
     """From the first sample of the next block on."""
     sum: Tensor
-    """(n_fft - hop,) of the windowed frames so far."""
+    """(2, n_fft - hop) of the windowed frames of both signals so far."""
     weight: Tensor
     """(n_fft - hop,) of their squared windows."""
     frame: int
@@ -52,7 +52,8 @@ class CausalBlocks:
         self._reach = n_fft // 2  # frames are centred: the first reaches so far before the signal
         self._weight = spectral.squared_windows(block_frames)
         nothing = torch.zeros(n_fft - hop)
-        self._state = CausalState(torch.zeros(self._reach), nothing, nothing, frame=0, skip=self._reach)
+        both = nothing.expand(2, -1).clone()
+        self._state = CausalState(torch.zeros(self._reach), both, nothing, frame=0, skip=self._reach)
 
     @property
     def latency(self) -> int:
@@ -89,27 +90,27 @@ class CausalBlocks:
 
     def accept(self, block: Block[CausalMemory], enhanced: Enhanced[CausalMemory]) -> Tensor:
         """Add the frames up; gives out K hops, of which no later frame is a part."""
-        state, hops, shared = self._state, self._hops, len(self._state.sum)
-        total = torch.cat([enhanced.speech[:shared] + state.sum, enhanced.speech[shared:]])
+        state, hops, shared = self._state, self._hops, len(self._state.weight)
+        total = torch.cat([enhanced.signals[:, :shared] + state.sum, enhanced.signals[:, shared:]], dim=1)
         weight = torch.cat([self._weight[:shared] + state.weight, self._weight[shared:]])
-        out = (total[:hops] / weight[:hops].clamp_min(1e-3))[state.skip :]
+        out = (total[:, :hops] / weight[:hops].clamp_min(1e-3))[:, state.skip :]
         if self._ended:
-            out = out[: state.received - state.returned]
+            out = out[:, : state.received - state.returned]
         self._state = CausalState(
             input=state.input[hops:],
-            sum=total[hops:].clone(),
+            sum=total[:, hops:].clone(),
             weight=weight[hops:].clone(),
             frame=state.frame + self.block_frames,
             skip=max(0, state.skip - hops),
             received=state.received,
-            returned=state.returned + len(out),
+            returned=state.returned + out.shape[1],
         )
         self.memory = enhanced.memory
         return out
 
     def rest(self) -> Tensor:
         """Nothing: the silence after the end has brought everything out."""
-        return torch.zeros(0)
+        return torch.zeros(2, 0)
 
     def state(self) -> dict[str, Any]:
         return {**vars(self._state), "memory": self.memory.state()}

@@ -52,11 +52,18 @@ class CausalMemory:
     noise_model: OnlineNMF
     read_out: ReadOut
     level: Level
+    heard: Tensor
+    """(n,) at most a second before the end of the last block, in which hum is looked for; empty where it is not."""
 
     def copy(self) -> CausalMemory:
         """A memory that a block may change. The noise model and the read-out replace their tensors, so these are
         shared."""
-        return CausalMemory(self.prior.next_block(), copy.copy(self.noise_model), copy.copy(self.read_out), self.level)
+        return replace(
+            self,
+            prior=self.prior.next_block(),
+            noise_model=copy.copy(self.noise_model),
+            read_out=copy.copy(self.read_out),
+        )
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers, dicts and lists of them."""
@@ -65,11 +72,12 @@ class CausalMemory:
             "noise_model": self.noise_model.state(),
             "read_out": self.read_out.state(),
             "level": {"loudest": self.level.loudest, "now": self.level.now},
+            "heard": self.heard,
         }
 
     def restored(self, state: dict[str, Any]) -> CausalMemory:
         """The memory of the same kind that `state` was taken of."""
-        memory = replace(self.copy(), level=replace(self.level, **state["level"]))
+        memory = replace(self.copy(), level=replace(self.level, **state["level"]), heard=state["heard"])
         memory.prior.restore(state["prior"])
         memory.noise_model.restore(state["noise_model"])
         memory.read_out.restore(state["read_out"])

@@ -25,8 +25,8 @@ class OverlapState:
     input: Tensor = field(default_factory=lambda: torch.zeros(0))
     start: int = 0
     """Absolute number of the first sample in `input`."""
-    tail: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """What the last block says about the samples from `ready` on."""
+    tail: Tensor = field(default_factory=lambda: torch.zeros(2, 0))
+    """(2, m), what the last block says about the samples from `ready` on."""
     ready: int = 0
     """Samples given out so far."""
     basis: Tensor | None = None
@@ -89,7 +89,7 @@ class OverlapBlocks:
         if complete >= self.together or (self._ended and complete):
             starts = [self._state.ready + number * step for number in range(min(complete, self.together))]
             return [self._cut(start, start + self.block) for start in starts]
-        if self._ended and left > len(self._state.tail):  # else the last block ended where the signal does
+        if self._ended and left > self._state.tail.shape[1]:  # else the last block ended where the signal does
             return [self._cut(max(0, self._end - self.block) // self.hop * self.hop, self._end)]
         return []
 
@@ -101,18 +101,18 @@ class OverlapBlocks:
         """Fade the block in over the tail of the one before; holds back its overlap with the next."""
         state, start = self._state, block.first_frame * self.hop
         end = start + len(block.signal)
-        new = enhanced.speech[state.ready - start :]
-        shared = len(state.tail)
+        new = enhanced.signals[:, state.ready - start :]
+        shared = state.tail.shape[1]
         if shared:
             ramp = torch.zeros(shared)
             inner = min(self.overlap, shared) - 2 * self.guard
             first = shared - self.guard - inner
             ramp[first : first + inner] = (torch.arange(inner) + 0.5) / inner
             ramp[first + inner :] = 1
-            new = torch.cat([state.tail * (1 - ramp) + new[:shared] * ramp, new[shared:]])
-        kept = len(new) - (0 if self._ended and end == self._end else self.overlap)
-        out, state.tail = new[:kept], new[kept:].clone()  # not a view: it would keep all of it
-        state.ready += len(out)
+            new = torch.cat([state.tail * (1 - ramp) + new[:, :shared] * ramp, new[:, shared:]], dim=1)
+        kept = new.shape[1] - (0 if self._ended and end == self._end else self.overlap)
+        out, state.tail = new[:, :kept], new[:, kept:].clone()  # not a view: it would keep all of it
+        state.ready += kept
         state.basis = enhanced.memory
         # the last block may reach back by a whole block
         oldest = max(0, end - self.block - self.hop)
@@ -122,7 +122,7 @@ class OverlapBlocks:
         return out
 
     def rest(self) -> Tensor:
-        out, self._state.tail = self._state.tail, self._state.tail[:0]
+        out, self._state.tail = self._state.tail, self._state.tail[:, :0]
         return out
 
     def state(self) -> dict[str, Any]:

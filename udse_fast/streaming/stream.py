@@ -21,6 +21,7 @@ from udse_fast.block_enhancer import BlockEnhancer, enhance_blocks
 from udse_fast.checks import Range, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.settings import InferenceSettings
+from udse_fast.streaming.blocks import Block, Enhanced
 from udse_fast.streaming.channel import Channel, Samples
 from udse_fast.streaming.stored_state import STATE_VERSION, checked_content, stored
 
@@ -84,7 +85,8 @@ class Stream:
         network_rate = self.enhancer.model.spectral.sample_rate
         leave = 0.0 if self.max_attenuation_db is None else 10 ** (-self.max_attenuation_db / 20)
         return [
-            Channel(self.enhancer.new_blocks(), self.sample_rate, network_rate, leave) for _ in range(self.channels)
+            Channel(self.enhancer.new_blocks(), self.sample_rate, network_rate, leave, self.settings.high_band)
+            for _ in range(self.channels)
         ]
 
     @property
@@ -95,7 +97,7 @@ class Stream:
         common = math.gcd(self.sample_rate, network_rate)
         rate, network_rate = self.sample_rate // common, network_rate // common
         # in units of 1 / network_rate of our samples
-        held = (blocks.latency + channel.after.delay) * rate
+        held = (blocks.latency + channel.delay) * rate
         # blocks end at samples first - 1, first - 1 + advance, ... of the network's rate, which are not all of ours:
         # the whole sample that is missing where none of them falls late enough between two
         end = (blocks.first - 1) * rate % math.gcd(blocks.advance, network_rate)
@@ -173,6 +175,18 @@ class Stream:
         for channel, row in zip(self._channels, samples, strict=True):
             channel.push(row)
 
+    def _due(self) -> list[tuple[Block[Any], ...]]:
+        """The blocks that can be enhanced now, of all channels, which are always at the same place."""
+        return list(zip(*(channel.blocks.due() for channel in self._channels), strict=True))
+
+    def _accept(self, blocks: Sequence[Block[Any]], results: Sequence[Enhanced[Any]]) -> None:
+        for channel, block, enhanced in zip(self._channels, blocks, results, strict=True):
+            if enhanced.diverged and not self.fallbacks:
+                warnings.warn(_FALL_BACK.format(self.enhancer.model.sampler), RuntimeWarning, stacklevel=5)
+            channel.accept(block, enhanced)
+            self._counts.fallbacks += enhanced.diverged
+            self._counts.network_calls += enhanced.network_calls
+
     def _taken(self) -> tuple[Any, Any]:
         """What is ready, in the form in which it came."""
         speech, noise = (np.stack(rows) for rows in zip(*(channel.take() for channel in self._channels), strict=True))
@@ -228,19 +242,10 @@ def advance(streams: Sequence[Stream]) -> None:
     """
     started = time.perf_counter()
     try:
-        while due := [
-            (stream, channel, block)
-            for stream in streams
-            for channel in stream._channels
-            for block in channel.blocks.due()
-        ]:
-            results = enhance_blocks([(stream.enhancer, block) for stream, _, block in due])
-            for (stream, channel, block), enhanced in zip(due, results, strict=True):
-                if enhanced.diverged and not stream.fallbacks:
-                    warnings.warn(_FALL_BACK.format(stream.enhancer.model.sampler), RuntimeWarning, stacklevel=4)
-                channel.accept(block, enhanced)
-                stream._counts.fallbacks += enhanced.diverged
-                stream._counts.network_calls += enhanced.network_calls
+        while due := [(stream, blocks) for stream in streams for blocks in stream._due()]:
+            results = enhance_blocks([(stream.enhancer, blocks) for stream, blocks in due])
+            for (stream, blocks), enhanced in zip(due, results, strict=True):
+                stream._accept(blocks, enhanced)
     finally:
         for stream in streams:
             stream._counts.last_seconds = time.perf_counter() - started

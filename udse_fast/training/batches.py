@@ -28,17 +28,17 @@ class Batch:
     conditions: Conditions = NOTHING
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """With change(tensor) in the place of every tensor."""
+        """Return a batch with change(tensor) in the place of every tensor."""
         return Batch(change(self.spectrograms), self.conditions.mapped(change))
 
     def to(self, device: torch.device) -> Batch:
-        """On a device; from pinned memory without waiting."""
+        """Move the batch to a device; out of pinned memory this does not wait."""
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Recordings as other voices and other microphones would have made them."""
+    """Changes that make recordings sound like other voices through other microphones."""
 
     speed_range: float = 0.0
     """Crops are played up to this share faster or slower."""
@@ -46,7 +46,7 @@ class Augmentation:
     """Standard deviation, over the bins, of a smooth random frequency response."""
 
     def response(self, rng: np.random.Generator, count: int, bins: int) -> NDArray[np.float32]:
-        """Amplitude responses (count, F): cosines of 1/2 to 2 periods over the band, in dB."""
+        """Draw amplitude responses (count, F): in dB they are cosines of 1/2 to 2 periods over the band."""
         phase = np.pi * np.arange(bins) / bins
         weights = rng.normal(0, self.equalisation_db * math.sqrt(2 / 4), (count, 4))
         decibels = weights @ np.cos(np.outer(np.arange(1, 5), phase))
@@ -54,7 +54,7 @@ class Augmentation:
 
 
 def normalised(crops: Crops, gain: Tensor, spectral: Spectral, response: Tensor | None = None) -> Tensor:
-    """Compressed spectrograms whose whole recording would have `gain` (N,) as its largest modulus, (N, F, T).
+    """Return compressed spectrograms (N, F, T) at a level where the whole recording would peak at `gain` (N,).
 
     The recording's largest modulus is taken from the crop's and the ratio of their peaks, so that a quiet crop of a
     loud recording stays quiet. `response` (N, F) multiplies the amplitudes.
@@ -69,7 +69,7 @@ def normalised(crops: Crops, gain: Tensor, spectral: Spectral, response: Tensor 
 
 
 class Batches:
-    """Batch number n of a run, for training (random levels) and validation (fixed crops)."""
+    """The batches of a run by number, for training (random levels) and validation (fixed crops)."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Batches:
 
     @property
     def seconds(self) -> float:
-        """Audio in one batch."""
+        """Seconds of audio in one batch."""
         return self.size * self.frames * self.spectral.hop_length / self.spectral.sample_rate
 
     def __getitem__(self, number: int) -> Batch:

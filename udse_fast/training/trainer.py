@@ -34,10 +34,10 @@ from udse_fast.training.parallel import ALONE, Processes
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
 VARIANCE_WEIGHT = 0.05
-"""Of the posterior variance's likelihood beside the denoising loss, which stays what the network is for."""
+"""Weight of the posterior variance's likelihood beside the denoising loss, which stays the purpose of the network."""
 
 GPU_READ_STEPS = 50
-"""Steps after which the losses on a GPU are read and checked, which waits for it. On CPUs that is every step."""
+"""On a GPU the losses are read and checked after so many steps, because reading waits for it; on a CPU after each."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,18 @@ class Settings:
     seed: int = 0
 
     def learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, constant, linear decay to zero."""
+        """Return the factor of the learning rate: linear warm-up, constant, linear decay to zero."""
         left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
 
 
 def torch_has_muon() -> bool:
-    """Whether this torch is 2.9 or newer, with which Muon came."""
+    """Say whether this torch has Muon: it came with 2.9."""
     return "Muon" in torch.optim.__all__
 
 
 class Optimizers:
-    """Muon for the matrices (kernels as matrices, one row per output channel), AdamW for everything else.
+    """Optimise matrices (kernels too: one row per output channel) with Muon, and everything else with AdamW.
 
     Muon (Jordan et al. 2024): lower error than AdamW in fewer steps here; it came with torch 2.9, older fall back.
     A network that names no matrices is trained with Adam as published.
@@ -98,7 +98,7 @@ class Optimizers:
 
     @staticmethod
     def _as_matrix(kernel: Tensor) -> Tensor:
-        """A view (C', everything else) of a channels_last kernel or of a matrix."""
+        """Return a channels_last kernel or a matrix as a view (C', everything else)."""
         matrix = kernel.permute(0, 2, 3, 1).view(kernel.shape[0], -1) if kernel.ndim == 4 else kernel
         assert matrix.data_ptr() == kernel.data_ptr()
         return matrix
@@ -122,7 +122,7 @@ class Optimizers:
 
 
 def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Per item, the training loss and the relative denoising error `||s0_hat - s0||^2 / ||s0||^2`; both (N,).
+    """Return training loss and relative denoising error `||s0_hat - s0||^2 / ||s0||^2` of each item, both (N,).
 
     The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is has
     the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
@@ -188,7 +188,7 @@ class Trainer:
         return self.out.with_name(self.out.name + ".state")
 
     def start_from(self, weights: dict[str, Tensor], causal_from_centred: bool = False) -> None:
-        """Fresh run from given weights; what they lack (the label of a joint network) keeps its initial value."""
+        """Start anew from given weights. What they lack (the label of a joint network) keeps its initial value."""
         if causal_from_centred:
             weights = self.module.made_causal(weights)
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
@@ -201,9 +201,9 @@ class Trainer:
     # -- one step ------------------------------------------------------------------------------------------------
 
     def _noise(self, shape: torch.Size, number: int, seed: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
-        """t (N,), stratified over [0.03, 1], and z (N, F, T): functions of (seed, step), by the kind of device.
+        """Draw t (N,), stratified over [0.03, 1], and z (N, F, T); they depend on seed, step and kind of device.
 
-        `processes`: which share a batch; the rows of this one, out of the noise of all.
+        Where `processes` share a batch, these are the rows of this one, out of the noise of all.
         """
         shape = torch.Size((shape[0] * processes.count, *shape[1:]))
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
@@ -215,12 +215,12 @@ class Trainer:
         return processes.rows(t).to(self.device), processes.rows(z).to(self.device)
 
     def _batch(self, number: int) -> Batch:
-        """A training batch, where a GPU can fetch it by itself."""
+        """Return a training batch; for a GPU it lies in pinned memory, which the GPU reads without waiting."""
         batch = self.training[number]
         return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
     def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step and EMA update; returns the loss, (), on the device: reading it waits for the step."""
+        """Make one optimizer step and EMA update. The loss, (), stays on the device: reading it waits for the step."""
         if self.processes.count > 1:
             batch = batch.mapped(self.processes.rows)
         batch = batch.to(self.device)
@@ -245,7 +245,7 @@ class Trainer:
         return self.processes.average(loss.detach())
 
     def _read(self, losses: list[Tensor]) -> list[float]:
-        """The losses of the last steps, as numbers."""
+        """Return the losses of the last steps as numbers; refuse those that are not finite."""
         values: list[float] = torch.stack(losses).tolist() if losses else []
         for number, value in enumerate(values, self.step - len(values)):
             if not math.isfinite(value):
@@ -254,7 +254,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: int = 2) -> dict[str, float]:
-        """Relative denoising error of the EMA weights at fixed times, on fixed crops of held-out speakers."""
+        """Return the relative denoising error of the EMA weights by time, on fixed crops of held-out speakers."""
         if self.module.causal_block:
             self.module.set_causal_block(self.settings.architecture["causal_block"])
         current = {name: w.clone() for name, w in self.weights.items()}
@@ -279,7 +279,7 @@ class Trainer:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """Configuration of the checkpoint, with the facts of its training."""
+        """Return the configuration of the checkpoint, with the facts of its training."""
         spectral = self.settings.spectral.config
         latest: dict[str, float] = self.history[-1]["validation"] if self.history else {}
         return {
@@ -362,7 +362,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self, *, save_minutes: float, validate_minutes: float, progress: bool = True) -> bool:
-        """Train to `settings.steps`; True if it got there, False if a signal ended it (with everything saved)."""
+        """Train to `settings.steps`. Return True there, or False if a signal ended it before, with everything saved."""
         settings, shown = self.settings, progress and self.processes.is_first
         started = last_save = last_validation = time.monotonic()
         before = self.train_seconds
@@ -415,7 +415,7 @@ class Trainer:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM put their number into the list instead of ending the process."""
+    """Collect SIGINT and SIGTERM in a list, so that they do not end the process."""
     received: list[int] = []
     previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -426,7 +426,7 @@ def _stop_on_signal() -> Iterator[list[int]]:
 
 
 def measure_sigma_data(batches: Batches, count: int = 8) -> float | list[float]:
-    """Root mean square of the training spectrograms, `sigma_data` of the preconditioning; by label if two."""
+    """Measure `sigma_data`, the root mean square of the training spectrograms, for each label."""
     drawn = [batches[2**30 + number] for number in range(count)]  # no training batch has such a number
     power = torch.cat([batch.spectrograms.abs().square().mean((1, 2)) for batch in drawn])
     labels = [batch.conditions.label for batch in drawn if batch.conditions.label is not None]
