@@ -20,6 +20,7 @@ from udse_fast.networks.score_network import PRECISIONS
 from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.curves import draw_curves
+from udse_fast.training.parallel import Processes, processes_of_torchrun
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -149,12 +150,25 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError("--ema and --decay-share: expected numbers in [0, 1)")
 
 
+def _nothing(text: str) -> None:
+    """What the processes after the first say."""
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on training. Return 0 when the run is complete, or was stopped with everything saved."""
     _check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = usable_device(arguments.device)
+    with processes_of_torchrun(usable_device(arguments.device)) as (processes, device):
+        return _train(arguments, processes, device)
+
+
+def _train(arguments: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """What one of the processes does; the first of them speaks."""
+    if arguments.batch_size % processes.count:
+        raise UdseError(f"--batch-size: expected a multiple of the {processes.count} processes of torchrun, got "
+            f"{arguments.batch_size}")  # fmt: skip
+    say = print if processes.is_first else _nothing
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
     architecture["joint"] = joint
@@ -220,19 +234,22 @@ def run(arguments: argparse.Namespace) -> int:
         facts=facts,
         licence=arguments.licence,
         workers=1 if device.type == "cpu" else 12,
+        processes=processes,
     )
     if trainer.state_file.exists():
         trainer.resume()
-        print(f"resuming {arguments.out} at step {trainer.step}")
+        say(f"resuming {arguments.out} at step {trainer.step}")
     elif initial is not None:
         centred = not initial.config["architecture"].get("causal_block", 0)
         trainer.start_from(initial.graph.module.state_dict(), bool(architecture.get("causal_block")) and centred)
     parameters = sum(p.numel() for p in build_network(architecture).parameters())
-    print(
+    say(
         f"{arguments.network}: {parameters / 1e6:.2f} M parameters, {trainer.precision}, {device}; "
         f"{facts['speech_hours']} h of speech, {facts['noise_hours']} h of noise"
     )
     complete = trainer.run(save_minutes=arguments.save_minutes, validate_minutes=arguments.validate_minutes)
+    if not processes.is_first:
+        return 0
     curves = draw_curves(trainer.history, arguments.out.with_suffix(".png"))
     print(f"{'done' if complete else 'stopped'} at step {trainer.step}: {arguments.out}, {curves}")
     return 0
