@@ -148,13 +148,13 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
 
 
 class Trainer:
-    """Trains one network and keeps `out` (EMA weights, the checkpoint) and `out`.state (to resume from) up to date."""
+    """Trains a prior and keeps `out` (EMA weights, the checkpoint) and `out`.state (to resume from) up to date."""
 
     def __init__(
         self,
         settings: Settings,
-        training: Batches,
-        validation: Batches,
+        training: Any,
+        validation: Any,
         out: Path,
         *,
         device: torch.device,
@@ -214,23 +214,27 @@ class Trainer:
         z = torch.randn(shape, dtype=torch.complex64, generator=generator, device=device)
         return processes.rows(t).to(self.device), processes.rows(z).to(self.device)
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int) -> Any:
         """Return a training batch; for a GPU it lies in pinned memory, which the GPU reads without waiting."""
         batch = self.training[number]
         return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
+        """Return what is minimised of a batch on the device, ()."""
+        t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed, self.processes)
+        return score_matching_loss(self.graph, batch, t, z)[0].mean()
+
+    def train_step(self, batch: Any) -> Tensor:
         """Make one optimizer step and EMA update. The loss, (), stays on the device: reading it waits for the step."""
         if self.processes.count > 1:
             batch = batch.mapped(self.processes.rows)
         batch = batch.to(self.device)
-        t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed, self.processes)
         if self.module.causal_block:
             lengths = self.module.causal_blocks
             self.module.set_causal_block(lengths[self.step % len(lengths)])
         autocast = not self.module.casts_itself and self.precision != torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=autocast):
-            loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
+            loss = self._loss(batch)
         self.module.zero_grad(set_to_none=True)
         loss.backward()
         self.processes.average_gradients(self.module.parameters())
@@ -259,21 +263,24 @@ class Trainer:
             self.module.set_causal_block(self.settings.architecture["causal_block"])
         current = {name: w.clone() for name, w in self.weights.items()}
         self.module.load_state_dict(self.ema)
-        errors: dict[str, float] = {}
         try:
-            for t in VALIDATION_TIMES:
-                power = error = 0.0
-                for number in range(batches):
-                    batch = self.validation[number].to(self.device)
-                    _, z = self._noise(batch.spectrograms.shape, number, seed=1)
-                    times = torch.full(batch.spectrograms.shape[:1], t, device=self.device)
-                    _, relative = score_matching_loss(self.graph, batch, times, z)
-                    weight = batch.spectrograms.abs().square().mean((1, 2))
-                    power += float(weight.sum())
-                    error += float((weight * relative).sum())
-                errors[f"{t:g}"] = error / power
+            return self._validation_errors(batches)
         finally:
             self.module.load_state_dict(current)
+
+    def _validation_errors(self, batches: int) -> dict[str, float]:
+        errors: dict[str, float] = {}
+        for t in VALIDATION_TIMES:
+            power = error = 0.0
+            for number in range(batches):
+                batch = self.validation[number].to(self.device)
+                _, z = self._noise(batch.spectrograms.shape, number, seed=1)
+                times = torch.full(batch.spectrograms.shape[:1], t, device=self.device)
+                _, relative = score_matching_loss(self.graph, batch, times, z)
+                weight = batch.spectrograms.abs().square().mean((1, 2))
+                power += float(weight.sum())
+                error += float((weight * relative).sum())
+            errors[f"{t:g}"] = error / power
         return errors
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -374,7 +381,7 @@ class Trainer:
             tqdm(total=settings.steps, initial=self.step, unit="step", disable=not shown) as bar,
         ):
             first_step = self.step
-            ahead: dict[int, Future[Batch]] = {}
+            ahead: dict[int, Future[Any]] = {}
             stopped = False
             while self.step < settings.steps and not stopped:
                 for number in range(self.step, min(self.step + 1 + self.workers, settings.steps)):
@@ -402,7 +409,7 @@ class Trainer:
                         {"step": self.step, "seconds": self.train_seconds, "loss": loss, "validation": errors}
                     )
                     by_time = " ".join(f"{t}:{error:.3f}" for t, error in errors.items())
-                    bar.write(f"step {self.step}: loss {loss:.4f}, relative error at t {by_time}")
+                    bar.write(f"step {self.step}: loss {loss:.4f}, relative error {by_time}")
                     last_validation = time.monotonic()
                 if save_now:
                     self.save()
