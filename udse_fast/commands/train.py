@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
 from udse_fast.devices import fast_bfloat16, usable_device
@@ -244,6 +245,8 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
     joint = arguments.speech is not None and arguments.noise is not None
     kind = network_class(architecture["name"])
     posterior, spectral = kind.tells_noise_variance, kind.spectral
+    if posterior and processes.count > 1:
+        raise UdseError(f"--network {arguments.network}: expected one process, got {processes.count} of torchrun")
     if not posterior:
         architecture["joint"] = joint
     rate = spectral.sample_rate
