@@ -14,7 +14,7 @@ from torch import Tensor
 
 from udse_fast.audio.hum import steady_part
 from udse_fast.model import Model
-from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF, start_nmf
+from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
 from udse_fast.sampling.posterior import Posterior, SamplerSettings, divergence, posterior_pass
 from udse_fast.sampling.read_out import ReadOut
@@ -198,10 +198,11 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         )
 
     def _start_nmf(self, mixture: Tensor, level: Tensor, block: Block[Tensor | None]) -> NMF:
-        """NMF that starts with the basis of the block before, at the power that it would have without."""
+        """NMF; most samplers start with the basis of the block before, at the power that it would have without."""
         settings, basis = self.settings, block.memory
-        W, H = start_nmf(mixture, settings.rank, self.seed, settings.start_share)
-        if basis is not None:
+        likelihood = find_sampler(self.model.sampler).likelihood
+        W, H = likelihood.start_noise(mixture, settings.rank, self.seed, settings.start_share)
+        if basis is not None and likelihood.carries_noise:
             W, H = basis, H * ((W @ H).mean() / (basis @ H).mean())
         return NMF(W, H, iterations=settings.nmf_iterations)
 
@@ -231,7 +232,7 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
             settings.forgetting_spread,
         )
         level = Level.over(settings.level_seconds, block_seconds)
-        prior, nothing = CausalPrior(model.network), torch.zeros(0)
+        prior, nothing = CausalPrior(model.network), torch.zeros(0, dtype=torch.float32)
         memory = CausalMemory(prior, noise_model, self.read_out(forgetting), level, nothing)
         return CausalBlocks(model.spectral, frames, memory)
 

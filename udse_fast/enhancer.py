@@ -16,12 +16,19 @@ from udse_fast.audio.spectral import Spectral
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoiseModel, OverlapBlockEnhancer
 from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
-from udse_fast.model import BUILT_IN, BUILT_IN_CAUSAL, BUILT_IN_JOINT, Model, load_model
+from udse_fast.model import (
+    BUILT_IN,
+    BUILT_IN_CAUSAL,
+    BUILT_IN_JOINT,
+    BUILT_IN_POSTERIOR,
+    Model,
+    load_model,
+)
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.samplers import SEEDS, find_sampler
 from udse_fast.settings import STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
 from udse_fast.streaming.channel import Samples
-from udse_fast.streaming.native import NativeStream, runs_natively
+from udse_fast.streaming.native import make_stream
 from udse_fast.streaming.stream import CHANNELS, Audio, Stream, flush_together, process_together, separate_together
 
 
@@ -66,12 +73,14 @@ class Enhancer:
             name: value for name, value in (("steps", steps), ("samples", samples)) if value is not None
         }
         is_built_in = checkpoint in (None, BUILT_IN)
-        needs_noise = sampler is not None and find_sampler(sampler).noise == "score"
-        if is_built_in:
-            checkpoint = BUILT_IN_JOINT if needs_noise and noise_checkpoint is None else None
+        row = None if sampler is None else find_sampler(sampler)
+        if is_built_in and row is not None:
+            needs_noise = row.noise == "score" and noise_checkpoint is None
+            checkpoint = BUILT_IN_POSTERIOR if row.posterior_network else BUILT_IN_JOINT if needs_noise else None
         self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
-        self._has_causal_form = is_built_in and find_sampler(self.sampler).noise == "nmf"
+        chosen = find_sampler(self.sampler)
+        self._has_causal_form = is_built_in and chosen.noise == "nmf" and not chosen.posterior_network
         self._asked = sampler, device, precision
         self._stream: Stream | None = None
 
@@ -190,7 +199,7 @@ class Enhancer:
         """Speech and noise of (audio, sample rate, name in errors): streams that everything comes into at once."""
         checked = [_checked(*recording) for recording in recordings]
         streams = [
-            Stream(enhancer, int(rate), len(samples), self.max_attenuation_db)
+            make_stream(enhancer, int(rate), len(samples), self.max_attenuation_db)
             for (_, samples), (_, rate, _) in zip(checked, recordings, strict=True)
         ]
         ready = separate_together(streams, [samples for _, samples in checked])
@@ -241,8 +250,7 @@ class Enhancer:
             settings = {**STREAM_BLOCKS, **own, **settings}
         enhancer = self._block_enhancer(causal, **settings)
         rate, channels = check_sample_rate(sample_rate), whole_number("channels", channels, CHANNELS)
-        kind = NativeStream if runs_natively(enhancer, channels) else Stream
-        return kind(enhancer, rate, channels, self.max_attenuation_db)
+        return make_stream(enhancer, rate, channels, self.max_attenuation_db)
 
     def _block_enhancer(self, causal: bool, falls_back: bool = True, **settings: Any) -> BlockEnhancer[Any]:
         model = self._causal() if flag("causal", causal) else self.model

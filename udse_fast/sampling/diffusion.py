@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import corrector
 from udse_fast.kernels.predictor_corrector.reference import tweedie_mean
 from udse_fast.kernels.step import Step
 from udse_fast.sampling.likelihoods.base import Likelihood, States, Transition
-from udse_fast.sampling.randomness import Draw
+from udse_fast.sampling.randomness import Draw, drawn
 from udse_fast.sampling.requests import Pass
 from udse_fast.sampling.sde import SDE, Time
 
@@ -75,14 +72,14 @@ def reverse_diffusion(
     for round_ in range(likelihood.rounds):
         states = {}
         for source in likelihood.sources:
-            noise = _as_draw(draw(f"init_{source}", round_), shape, problem.mixture)
+            noise = drawn(draw(f"init_{source}", round_), shape, problem.mixture)
             states[source] = likelihood.start(source, noise, coefficients[0])
         for step, (t, c) in enumerate(zip(times, coefficients, strict=True)):
             index, last = round_ * len(times) + step, step == len(times) - 1
             likelihood.before_step(states, step == 0)
 
             # corrector: s <- s + eps S(s, t) + sqrt(2 eps) z, eps = (r sigma)^2
-            if corrector_snr > 0:
+            if corrector_snr > 0 and not likelihood.needs_estimate:
                 asked = likelihood.conditions
                 answers = yield [problem.request(s, t, source, c, asked(source)) for source, s in states.items()]
                 for source, answer in zip(likelihood.sources, answers, strict=True):
@@ -92,7 +89,15 @@ def reverse_diffusion(
 
             # predictor: N(s + gamma s dt + g^2 S(s, t) dt, g^2 dt)
             answers = yield [
-                problem.request(s, t, source, c, likelihood.conditions(source), posterior_variance=wants_variance)
+                problem.request(
+                    s,
+                    t,
+                    source,
+                    c,
+                    likelihood.conditions(source),
+                    posterior_variance=wants_variance,
+                    estimate=likelihood.needs_estimate,
+                )
                 for source, s in states.items()
             ]
             following = None if last else coefficients[step + 1]
@@ -100,7 +105,7 @@ def reverse_diffusion(
             for (source, s), answer in zip(states.items(), answers, strict=True):
                 z = None if last else draw(f"predictor_{source}", index)
                 transitions[source] = Transition(
-                    s, answer.score, t, c, following, z, step, round_, index, answer.posterior_variance
+                    s, answer.score, t, c, following, z, step, round_, index, answer.posterior_variance, answer.estimate
                 )
             if callback is not None:
                 callback(StepInfo(step, len(times), round_, transitions))
@@ -108,9 +113,3 @@ def reverse_diffusion(
             # likelihood: from that Gaussian to the next state
             states = yield from likelihood.advance(transitions, draw)
     return states
-
-
-def _as_draw(value: Tensor | NoiseKey, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-    if isinstance(value, NoiseKey):
-        return complex_normal(value, shape, dtype=like.dtype, device=like.device)
-    return value.to(like)

@@ -14,7 +14,7 @@ from udse_fast.checks import Range, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import Conditions
 from udse_fast.sampling.diffusion import Callback, reverse_diffusion
-from udse_fast.sampling.noise_models import NMF, NoiseModel, start_nmf
+from udse_fast.sampling.noise_models import NMF, NoiseModel
 from udse_fast.sampling.passes import run
 from udse_fast.sampling.problem import (
     Problem,
@@ -25,7 +25,7 @@ from udse_fast.sampling.problem import (
     times_for,
 )
 from udse_fast.sampling.randomness import Draw, counter_based
-from udse_fast.sampling.requests import Pass, Prior, Score, as_prior
+from udse_fast.sampling.requests import EStep, Pass, Prior, Score, as_prior
 from udse_fast.sampling.samplers import CORRECTOR_SNR, SEEDS, find_sampler
 from udse_fast.sampling.sde import OUVE, SDE, Time, time_grid
 
@@ -147,7 +147,7 @@ class Posterior:
 
 def posterior_sample(
     mixture: Tensor,
-    score: Score | Prior,
+    score: Score | EStep | Prior,
     sampler: str = "diffuseen",
     *,
     steps: int = 30,
@@ -173,6 +173,7 @@ def posterior_sample(
         mixture: x (F, T) complex64 or complex128, compressed and divided by its largest modulus.
         score: score(state (B, F, T), time, source) -> (B, F, T), or a `Prior`; time is a float or (T,); source the
             name of one, "speech" or "noise".
+            For "amortised": e_step(mixture, noise variance) -> `udse_fast.networks.estimate.Estimate`, see `EStep`.
         sampler: a name of `sampler_names()`.
         steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, options: see `SamplerSettings`.
         randomness: draw(name, index) -> complex normal (B, F, T); default: counter-based, from `seed`.
@@ -252,7 +253,7 @@ class Outcome(NamedTuple):
 
 def posterior_pass(
     mixture: Tensor,
-    score: Score | Prior,
+    score: Score | EStep | Prior,
     settings: SamplerSettings,
     *,
     randomness: Draw | None = None,
@@ -277,7 +278,7 @@ def posterior_pass(
     row = find_sampler(settings.sampler)
     if row.noise == "nmf" and noise_model is None:
         if initial_nmf is None:
-            noise_model = NMF(*start_nmf(mixture, settings.rank, settings.seed))
+            noise_model = NMF(*row.likelihood.start_noise(mixture, settings.rank, settings.seed, 1.0))
         else:
             noise_model = NMF(*checked_factors(initial_nmf, mixture))
     if noise_model is not None and not isinstance(noise_model, NoiseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from udse_fast import _core
 from udse_fast.backends.dispatch import wanted
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer
 from udse_fast.networks.compact import Compact
+from udse_fast.sampling.posterior import divergence
 from udse_fast.settings import CHOICES
 from udse_fast.streaming.channel import Samples
 from udse_fast.streaming.stream import Stream
@@ -25,7 +26,7 @@ _MOST: Final = {"steps": 64, "samples": 64, "rank": 32}
 _MOST_CHANNELS: Final = 64
 
 
-def runs_natively(enhancer: BlockEnhancer[Any], channels: int) -> TypeGuard[CausalBlockEnhancer]:
+def runs_natively(enhancer: BlockEnhancer[Any], channels: int) -> bool:
     """Whether the core has all of it: a causal network on the CPU in float32, and DDRM without a corrector."""
     model, settings = enhancer.model, enhancer.settings
     return (
@@ -44,7 +45,7 @@ class NativeStream(Stream):
 
     def __init__(
         self,
-        enhancer: CausalBlockEnhancer,
+        enhancer: BlockEnhancer[Any],
         sample_rate: int,
         channels: int,
         max_attenuation_db: float | None = None,
@@ -80,6 +81,8 @@ class NativeStream(Stream):
             self._ready.append(self._core.process(np.ascontiguousarray(self._waiting.pop(0).T)))
         self._counts.network_calls = self._core.network_calls
         if self._core.recovered_blocks > self.fallbacks:
+            if not self.enhancer.falls_back:
+                raise divergence(self.enhancer.sampler_settings)
             self._note_fallbacks(self._core.recovered_blocks)
         if self._ended:
             self._ready.append(self._core.flush())
@@ -104,12 +107,20 @@ class NativeStream(Stream):
         self._between_calls()
 
 
+def make_stream(
+    enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None
+) -> Stream:
+    """A stream of the kind that runs these blocks fastest."""
+    kind = NativeStream if runs_natively(enhancer, channels) else Stream
+    return kind(enhancer, sample_rate, channels, max_attenuation_db)
+
+
 def _block_frames(enhancer: BlockEnhancer[Any]) -> int:
     return enhancer.settings.block_frames or enhancer.model.network.causal_block
 
 
 def _core_stream(
-    enhancer: CausalBlockEnhancer, sample_rate: int, channels: int, max_attenuation_db: float | None
+    enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None
 ) -> _core.NativeStream:
     model, settings = enhancer.model, enhancer.settings
     config = model.network.config
