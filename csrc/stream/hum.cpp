@@ -73,7 +73,7 @@ Hum::Lines Hum::find(const float* signal, int64_t n, double mains, double least)
   }
   const int lines = static_cast<int>(highest / mains) + 1;
   const double power = std::max(mean_power(signal, n), least_energy);
-  const double piece_seconds = static_cast<double>(count * factor_) / static_cast<double>(rate_);
+  const double piece_seconds = static_cast<double>(n) / static_cast<double>(rate_) / pieces;
   double share[most_lines], off[most_lines], total = 0, weight = 0, weighted = 0;
   bool steady[most_lines];
   Lines found;
