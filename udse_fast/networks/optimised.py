@@ -166,7 +166,7 @@ class FusedAttention(nn.Module):
 
 
 def _product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
-    """The 1x1 convolution of a channels_last map, (B, C, F, T) and (C', C) -> (B, C', F, T); with `onto` added into it."""
+    """The 1x1 convolution of a channels_last map, (B, C, F, T) and (C', C) -> (B, C', F, T); added into `onto`."""
     rows = x.movedim(1, -1)
     flat = rows.reshape(-1, rows.shape[-1])
     sums = None if onto is None else onto.movedim(1, -1).reshape(-1, len(weight))
