@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,17 +39,20 @@ from udse_fast import Enhancer, __version__
 from udse_fast.backends.dispatch import backends
 from udse_fast.checkpoints.checkpoint import load_network, save_checkpoint
 from udse_fast.commands.info import processor
+from udse_fast.errors import first_line
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
-from udse_fast.kernels.fused_layers import measured_sum, norm_film_silu, resample, residual_sum, tile_statistics
+from udse_fast.kernels.fused_layers import Norm, measured_sum, norm_film_silu, resample, residual_sum, tile_statistics
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.kernels.posterior_step import noise_posterior_guidance
+from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, NCSNpp
 from udse_fast.networks.optimised import optimised_or_plain
-from udse_fast.networks.score_network import ScoreNetwork, first_line
-from udse_fast.sampling.diffusion import ScoreAnswer, ScoreRequest
-from udse_fast.sampling.samplers import SAMPLERS, posterior_sample, sampler_names
+from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.sampling.posterior import posterior_sample
+from udse_fast.sampling.requests import Answer, Prior, Request
+from udse_fast.sampling.samplers import SAMPLERS, sampler_names
 from udse_fast.sampling.sde import OUVE
 
 TINY = {"nf": 8, "ch_mult": (1, 1, 1, 1)}
@@ -242,21 +245,20 @@ def sampler_row(
     )
 
 
-class CountedPrior:
+class CountedPrior(Prior):
     """In the place of a network for both sources: how many samples each of its calls has."""
-
-    batch_key = 0
 
     def __init__(self) -> None:
         self.calls = Counter[int]()
 
-    def __call__(self, state: torch.Tensor, time: object, source: str) -> torch.Tensor:
-        self.calls[len(state)] += 1
-        return -state
+    def batch_key(self, source: str) -> int:
+        """One network for all sources."""
+        return 0
 
-    def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Of a standard normal distribution at every time."""
         self.calls[sum(len(request.state) for request in requests)] += 1
-        return [(-request.state, None) for request in requests]
+        return [Answer(-request.state) for request in requests]
 
 
 def network_calls(name: str, arguments: argparse.Namespace) -> Counter[int]:
@@ -306,7 +308,7 @@ def kernels(
     return {
         # reads s, S and x, writes s and P
         "diffuseen update": (
-            lambda: noise_posterior_guidance(state, score, mixture, (W, H), c, key, out=state),
+            lambda: noise_posterior_guidance(Step(state, score, c, key, mixture, (W, H))),
             plane * (samples * 3 * 8 + 8 + 4),
         ),
         # reads P twice
@@ -325,9 +327,9 @@ def layers(
     known = tile_statistics(x), None
     return {
         # statistics and result read x once each
-        "norm and SiLU": (lambda: norm_film_silu(x, weight, bias, 24), 3 * size),
+        "norm and SiLU": (lambda: norm_film_silu(Norm(x, weight, bias, 24)), 3 * size),
         "norm and SiLU, statistics known": (
-            lambda: norm_film_silu(x, weight, bias, 24, statistics=known),
+            lambda: norm_film_silu(Norm(x, weight, bias, 24, statistics=known)),
             2 * size,
         ),
         "residual sum": (lambda: residual_sum(x, x, bias, 0.7), 3 * size),

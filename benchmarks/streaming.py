@@ -40,7 +40,7 @@ def measured(enhancer: udse_fast.Enhancer, audio: np.ndarray, **settings: int) -
     block = 1000 * max(ready) / RATE
     median, slow, slowest = np.quantile(times, [0.5, 0.95, 0.999])
     frames = settings.get("block_frames", round(block * RATE / 1000 / 255))
-    chosen = stream._make_blocks.keywords["settings"]  # type: ignore[attr-defined]
+    chosen = stream.settings
     values = [
         frames, chosen.steps, chosen.samples, f"{1000 * stream.latency_seconds:.1f}", f"{len(audio) / RATE:.0f}",
         f"{stream.real_time_factor:.2f}", f"{block:.1f}", f"{median:.1f}", f"{slow:.1f}", f"{slowest:.1f}",

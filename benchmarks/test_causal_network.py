@@ -17,8 +17,9 @@ from torch import Tensor
 import udse_fast
 from udse_fast import _core
 from udse_fast.errors import UdseError
-from udse_fast.networks.causal_core import CausalCore, Memory
-from udse_fast.networks.compact import CAUSAL_BLOCKS, Compact, Past
+from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact import Compact
+from udse_fast.networks.past import CorePast, LayerPast
 
 LEVEL = torch.tensor([0.3])
 
@@ -32,7 +33,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=CAUSAL_BLOCKS)
+@pytest.fixture(params=Compact.causal_blocks)
 def block(request: pytest.FixtureRequest, benchmark: Any) -> Tensor:
     """u (1, F, K) complex64."""
     benchmark.group = f"causal network, {request.param} frames"
@@ -51,7 +52,7 @@ def real_pair(u: Tensor) -> Tensor:
 
 def expected(network: Compact, u: Tensor) -> Tensor:
     network.set_causal_block(u.shape[-1])
-    clean = network.posterior(real_pair(u), LEVEL, None, Past())[0]
+    clean = network.posterior(real_pair(u), LEVEL, None, LayerPast())[0]
     return torch.complex(clean[:, 0], clean[:, 1])
 
 
@@ -68,16 +69,16 @@ def test_core(benchmark: Any, network: Compact, block: Tensor, isa: str) -> None
         _core.set_isa(isa)
     except UdseError as error:
         pytest.skip(str(error))
-    core, memory = CausalCore(network), Memory()
+    core, memory = CausalCore(network), CorePast()
     torch.testing.assert_close(
-        core.posterior(block, LEVEL, None, Memory())[0], expected(network, block), rtol=0, atol=1e-5
+        core.posterior(block, LEVEL, None, CorePast())[0], expected(network, block), rtol=0, atol=1e-5
     )
     measure(benchmark, lambda: core.posterior(block, LEVEL, None, memory))
     _core.set_isa(before)
 
 
 def test_torch(benchmark: Any, network: Compact, block: Tensor) -> None:
-    past = Past()
+    past = LayerPast()
     network.set_causal_block(block.shape[-1])
     u = real_pair(block)
     measure(benchmark, lambda: network.posterior(u, LEVEL, None, past.rewind()))

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from udse_fast.kernels import complex_normal, compression, network_input
+from udse_fast.kernels import complex_normal, compression
 from udse_fast.kernels import nmf_is as nmf
 from udse_fast.kernels import posterior_step as lg
 from udse_fast.kernels import predictor_corrector as pc
 from udse_fast.kernels.coefficients import Coefficients
+from udse_fast.kernels.step import Step
 
 B, F, T, R = 4, 256, 256, 4
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
@@ -64,31 +65,27 @@ def with_torch_noise(step: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: step(torch.randn(B, F, T, dtype=torch.complex64))
 
 
-def diffuseen(module: Any, noise: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    state, power, _ = module.noise_posterior_guidance(S, SCORE, X, (W, H), C, noise)
-    return state, power
-
-
-def joint(module: Any, noise: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    result: tuple[torch.Tensor, torch.Tensor] = module.joint_guidance(
-        S, SCORE, N, N_SCORE, X, C, noise, None, 5.75 * C.sigma
-    )
-    return result
+def step_of(noise: Any) -> Step:
+    return Step(S, SCORE, C, noise, X, (W, H), other_state=N, other_score=N_SCORE)
 
 
 STEP_BYTES, OBSERVED_BYTES = 3 * S.nbytes, X.nbytes + POWER.nbytes
 STEPS: dict[str, tuple[Any, Callable[[Any, Any], Any], int]] = {
-    "corrector": (pc, lambda m, z: m.corrector(S, SCORE, C, z), STEP_BYTES),
-    "predictor": (pc, lambda m, z: m.predictor(S, SCORE, C, z), STEP_BYTES),
-    "udiffse_plus": (lg, lambda m, z: m.marginal_guidance(S, SCORE, X, (W, H), C, z), STEP_BYTES + OBSERVED_BYTES),
-    "depse_il": (lg, lambda m, z: m.product_of_gaussians(S, SCORE, X, (W, H), C, z), STEP_BYTES + OBSERVED_BYTES),
-    "diffuseen": (lg, diffuseen, STEP_BYTES + OBSERVED_BYTES),
+    "corrector": (pc, lambda m, z: m.corrector(step_of(z)), STEP_BYTES),
+    "predictor": (pc, lambda m, z: m.predictor(step_of(z)), STEP_BYTES),
+    "udiffse_plus": (lg, lambda m, z: m.marginal_guidance(step_of(z)), STEP_BYTES + OBSERVED_BYTES),
+    "depse_il": (lg, lambda m, z: m.product_of_gaussians(step_of(z)), STEP_BYTES + OBSERVED_BYTES),
+    "diffuseen": (lg, lambda m, z: m.noise_posterior_guidance(step_of(z))[:2], STEP_BYTES + OBSERVED_BYTES),
     "paradiffuse_in, predictor and residual": (
         lg,
-        lambda m, z: m.predictor_residual(S, SCORE, X, C, z),
+        lambda m, z: m.predictor_residual(step_of(z)),
         STEP_BYTES + S.nbytes + X.nbytes,
     ),
-    "paradiffuse_en": (lg, joint, 2 * STEP_BYTES + X.nbytes),
+    "paradiffuse_en": (
+        lg,
+        lambda m, z: m.joint_guidance(step_of(z), guidance=5.75 * C.sigma),
+        2 * STEP_BYTES + X.nbytes,
+    ),
 }
 
 
@@ -172,7 +169,8 @@ def test_online_nmf(benchmark: Any, copy_rate: float, frames: int, rank: int, va
     """A block of a stream: one H update, then W from its statistics. P is read twice."""
     benchmark.group = f"online NMF-IS block, F={F} T={frames} R={rank}"
     factors = torch.rand(3, F, rank, generator=torch.Generator().manual_seed(1)) + 0.1
-    arguments = POWER[:, :frames].contiguous(), *factors.unbind(), 0.9
+    start = torch.ones(rank, frames)
+    arguments = POWER[:, :frames].contiguous(), factors[0], start, factors[1], factors[2], 0.9
     result = benchmark((nmf if variant == "cpp" else nmf.reference).online_nmf_update, *arguments)
     for one, other in zip(result, nmf.reference.online_nmf_update(*arguments), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
@@ -186,13 +184,3 @@ def test_compression(benchmark: Any, copy_rate: float, name: str, variant: str) 
     result = benchmark(getattr(compression if variant == "cpp" else compression.reference, name), X)
     torch.testing.assert_close(result, getattr(compression.reference, name)(X), rtol=1e-5, atol=1e-6)
     record(benchmark, 2 * X.nbytes, copy_rate)
-
-
-@pytest.mark.parametrize("variant", ["cpp", "reference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_network_input(benchmark: Any, copy_rate: float, dtype: torch.dtype, variant: str) -> None:
-    benchmark.group = f"network input {dtype}, B={B} F={F} T={T}"
-    module = network_input if variant == "cpp" else network_input.reference
-    result = benchmark(module.network_input, S, 0.7, dtype)
-    assert torch.equal(result, network_input.reference.network_input(S, 0.7, dtype))
-    record(benchmark, S.nbytes + result.nbytes, copy_rate)

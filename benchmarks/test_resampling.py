@@ -15,8 +15,8 @@ def test_chunks_of_10_ms(benchmark, source: int, target: int) -> None:
 
     def run() -> np.ndarray:
         resampler = Resampler(source, target)
-        chunks = [resampler.push(x[at : at + source // 100]) for at in range(0, source, source // 100)]
-        return np.concatenate([*chunks, resampler.finish()])
+        chunks = [resampler.process(x[at : at + source // 100]) for at in range(0, source, source // 100)]
+        return np.concatenate([*chunks, resampler.flush()])
 
     out = benchmark(run)
     assert len(out) == target

@@ -17,8 +17,7 @@ if(CMAKE_CUDA_COMPILER AND NOT UDSE_CUDA STREQUAL "OFF")
   enable_language(CUDA)
   # All kernels in one unit: the CUDA headers are read once per architecture
   set(sources "")
-  foreach(operation complex_normal predictor_corrector posterior_step nmf_is compression network_input
-                    fused_layers)
+  foreach(operation complex_normal predictor_corrector posterior_step nmf_is compression fused_layers)
     string(APPEND sources "#include \"${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${operation}.cu\"\n")
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS kernels/${operation}/${operation}.cu)
   endforeach()

@@ -1,51 +1,11 @@
-// Python binding of the causal network; arrays as in bind_core.cpp.
-#include <pybind11/complex.h>
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// Python binding of the causal network; arrays as in bind_arrays.hpp.
 #include <map>
-#include <optional>
-#include <string>
-#include <utility>
-#include <vector>
+#include <memory>
 
+#include "bind_arrays.hpp"
 #include "causal_network.hpp"
 
-namespace py = pybind11;
-using namespace py::literals;
-using std::int64_t;
-
-namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-using Floats = Array<float>;
-using Complexes = Array<udse::cfloat>;
-using Sizes = std::vector<int64_t>;
-
-Sizes sizes(const py::array& a) { return Sizes(a.shape(), a.shape() + a.ndim()); }
-
-std::string text(const Sizes& sizes) {
-  std::string out = "(";
-  for (std::size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
-  return out + (sizes.size() == 1 ? ",)" : ")");
-}
-
-template <class T>
-const T* in(const Array<T>& a, const char* name, const Sizes& expected) {
-  if (sizes(a) != expected)
-    throw udse::Error(std::string(name) + " must have shape " + text(expected) + "; got " + text(sizes(a)));
-  return a.data();
-}
-
-template <class T>
-T* out(Array<T>& a, const char* name, const Sizes& expected) {
-  if (!a.writeable()) throw udse::Error(std::string(name) + " is read-only; give a writeable array");
-  return const_cast<T*>(in(a, name, expected));
-}
-
-}  // namespace
+using namespace udse::bindings;
 
 void register_causal_network(py::module_& m) {
   const py::metaclass plain(reinterpret_cast<PyObject*>(&PyType_Type));  // pybind11's own has no name a stub could give

@@ -257,18 +257,31 @@ struct CausalNetwork::Network {
   struct Item {
     int64_t frames = 0;
     Spectrum u;
-    Map features, x, first, second, numbers;  // x, first, second: of the stack over time
+    Map features, numbers;
     struct Maps {
       Map x, first, second;  // what a residual block adds to, and the inputs of its convolutions
     };
     std::vector<Maps> levels;
     Floats sums, products, scratch;  // sums and products: of bands, of `points` kinds
     // of the call
+    const NetworkBlock* block = nullptr;
+    int64_t sample = 0;
     float* memory = nullptr;
     float noise_level = 0, data_scale = 0;
-    std::shared_ptr<const Floats> film;
+    std::shared_ptr<const Floats> film;  // of the noise level
   };
-  using Items = std::vector<std::unique_ptr<Item>>;
+  // Items that work together, and what they share in the stack over time.
+  struct Team {
+    std::vector<Item> items;
+    Floats bands, x, first, second;
+  };
+  // The items of a call.
+  struct Items {
+    Item* first;
+    int64_t count;
+    Item* begin() const { return first; }
+    Item* end() const { return first + count; }
+  };
 
   int64_t bins = 0, stem = 0, embedding = 0, frame_channels = 0, film_size = 0, memory_size = 0, longest_reach = 0;
   bool joint = false;
@@ -279,7 +292,7 @@ struct CausalNetwork::Network {
 
   std::mutex mutex;  // of what follows
   std::map<std::pair<float, int64_t>, std::shared_ptr<const Floats>> films;
-  Items idle;
+  std::vector<Team> idle;
 
   Network(const Weights& weights, const std::vector<int64_t>& dilations) {
     const Checkpoint checkpoint(weights);
@@ -405,27 +418,38 @@ struct CausalNetwork::Network {
     return films[key] = numbers;
   }
 
-  std::unique_ptr<Item> take(int64_t frames) {
-    std::unique_ptr<Item> item;
+  // A team of an earlier call, or a new one.
+  Team take(int64_t count, int64_t frames) {
+    Team team;
     {
       const std::lock_guard<std::mutex> lock(mutex);
       if (!idle.empty()) {
-        item = std::move(idle.back());
+        team = std::move(idle.back());
         idle.pop_back();
       }
     }
-    if (!item) item = std::make_unique<Item>();
-    if (item->frames < frames) hold(*item, frames);
-    return item;
+    hold(team, count, frames);
+    return team;
+  }
+
+  void hold(Team& team, int64_t count, int64_t frames) const {
+    const auto have = static_cast<int64_t>(team.items.size());
+    if (have >= count && (count == 0 || team.items[0].frames >= frames)) return;
+    frames = std::max(frames, have ? team.items[0].frames : 0);
+    team.items.resize(std::max(count, have));
+    for (Item& item : team.items)
+      if (item.frames < frames) hold(item, frames);
+    const int64_t rows = frames * static_cast<int64_t>(team.items.size()), C = padded(frame_channels);
+    const Level& last = levels.back();
+    team.bands = Floats(rows * last.bands * padded(last.channels));
+    team.x = team.second = Floats(rows * C);
+    team.first = Floats(rows * C + longest_reach * static_cast<int64_t>(team.items.size()) * C);
   }
 
   void hold(Item& item, int64_t frames) const {
     item.frames = frames;
     item.u.hold(bins, frames);
     item.features = Map(bins, 3, stem / 2, 1);
-    item.x = Map(1, padded(frame_channels), 0);
-    item.first = Map(1, padded(frame_channels), 0, longest_reach);
-    item.second = Map(1, padded(frame_channels), 0);
     item.numbers = Map(levels[0].bands, padded(outputs * stem), 0);
     item.scratch = Floats(24 * padded(bins));
     int64_t sums = 0, products = levels[0].bands * padded(outputs * stem);
@@ -437,27 +461,31 @@ struct CausalNetwork::Network {
     }
     item.sums = Floats((frames + 1) * points * sums / tile_bands);
     item.products = Floats(frames * points * std::max(sums, products) / tile_bands);
-    for (Map* map : {&item.features, &item.x, &item.first, &item.second, &item.numbers}) map->hold(frames);
+    for (Map* map : {&item.features, &item.numbers}) map->hold(frames);
     for (auto& maps : item.levels)
       for (Map* map : {&maps.x, &maps.first, &maps.second}) map->hold(frames);
   }
 
-  // Puts the frames before the block into `map` and keeps its last ones.
-  static void remember(Item& item, Map& map, int64_t before, int64_t frames) {
-    const auto bytes = static_cast<std::size_t>(map.size()) * sizeof(float);
-    for (int64_t t = 0; t < before; ++t) std::memcpy(map.frame(t - before), item.memory + t * map.size(), bytes);
-    for (int64_t t = 0; t < before; ++t)
-      std::memcpy(item.memory + t * map.size(), map.frame(frames - before + t), bytes);
-    item.memory += before * map.size();
+  // Puts the frames before the block, of `size` numbers, in front of it and keeps its last ones.
+  template <class Frame>
+  static void remember(Item& item, Frame frame, int64_t size, int64_t before, int64_t frames) {
+    const auto bytes = static_cast<std::size_t>(size) * sizeof(float);
+    for (int64_t t = 0; t < before; ++t) std::memcpy(frame(t - before), item.memory + t * size, bytes);
+    for (int64_t t = 0; t < before; ++t) std::memcpy(item.memory + t * size, frame(frames - before + t), bytes);
+    item.memory += before * size;
   }
 
-  void prepare(const NetworkBlock& block, int64_t b, Item& item) {
-    const int64_t K = block.frames;
+  static void remember(Item& item, Map& map, int64_t before, int64_t frames) {
+    remember(item, [&](int64_t t) { return map.frame(t); }, map.size(), before, frames);
+  }
+
+  void prepare(Item& item) const {
+    const NetworkBlock& block = *item.block;
+    const int64_t K = block.frames, b = item.sample;
     const int64_t of_label = joint && block.label ? block.label[b] : 1;
     item.memory = block.memory + b * memory_size;
     item.noise_level = block.noise_level[b];
     item.data_scale = data_scale[of_label];
-    item.film = film(item.noise_level, of_label);
     const float total = item.noise_level * item.noise_level + item.data_scale * item.data_scale;
     const float scale = 1 / std::sqrt(total);
     const float* const u = reinterpret_cast<const float*>(block.noisy + b * bins * K);
@@ -499,21 +527,21 @@ struct CausalNetwork::Network {
     run.from_products(item.products.data(), layer.bias.data(), frames, tiles, columns, rows, finish);
   }
 
-  void residuals(const NetworkKernels& run, const std::vector<Residual>& blocks, Items& items, int64_t frames,
+  void residuals(const NetworkKernels& run, const std::vector<Residual>& blocks, const Items& items, int64_t frames,
                  int64_t level) const {
     const int64_t bands = levels[level].bands;
     for (const Residual& block : blocks) {
       const int64_t C = padded(block.channels);
-      for (auto& item : items) {
-        auto& maps = item->levels[level];
-        norm(run, block, *item, maps.x, maps.first, frames, bands);
-        remember(*item, maps.first, 1, frames);
-        convolve(run, block.conv1, *item, maps.first, C, frames, bands, maps.second, Finish::silu);
+      for (Item& item : items) {
+        auto& maps = item.levels[level];
+        norm(run, block, item, maps.x, maps.first, frames, bands);
+        remember(item, maps.first, 1, frames);
+        convolve(run, block.conv1, item, maps.first, C, frames, bands, maps.second, Finish::silu);
       }
-      for (auto& item : items) {
-        auto& maps = item->levels[level];
-        remember(*item, maps.second, 1, frames);
-        convolve(run, block.conv2, *item, maps.second, C, frames, bands, maps.x, Finish::add);
+      for (Item& item : items) {
+        auto& maps = item.levels[level];
+        remember(item, maps.second, 1, frames);
+        convolve(run, block.conv2, item, maps.second, C, frames, bands, maps.x, Finish::add);
       }
     }
   }
@@ -532,28 +560,37 @@ struct CausalNetwork::Network {
     run.convolve(layer.convolution(), {in, 0, stride, tap}, 1, frames, false, {out, 0, out_stride}, finish);
   }
 
-  void stack_over_time(const NetworkKernels& run, Items& items, int64_t frames) const {
-    const int64_t C = padded(frame_channels);
-    for (auto& item : items) {
-      Map& h = item->levels.back().x;
-      over_frames(run, to_frames, h.frame(0), h.stride(), 0, frames, item->x.frame(0), C, Finish::store);
-    }
-    for (const Residual& block : over_time)
-      for (auto& item : items) {
-        norm(run, block, *item, item->x, item->first, frames, 1);
-        remember(*item, item->first, block.reach, frames);
-        over_frames(run, block.conv1, item->first.frame(-block.reach), C, block.reach / 4 * C, frames,
-                    item->second.frame(0), C, Finish::silu);
-        over_frames(run, block.conv2, item->second.frame(0), C, 0, frames, item->x.frame(0), C, Finish::add);
+  // The items side by side in every frame: their rows share the weights that are read, which are most of the network.
+  void stack_over_time(const NetworkKernels& run, Team& team, const Items& items, int64_t frames) const {
+    const int64_t C = padded(frame_channels), wide = levels.back().bands * padded(levels.back().channels);
+    const int64_t rows = frames * items.count, next = items.count * C;  // from frame to frame
+    const auto each_frame = [&](auto body) {
+      for (int64_t t = 0; t < frames; ++t)
+        for (int64_t i = 0; i < items.count; ++i)
+          body(items.first[i].levels.back().x.frame(t), team.bands.data() + (t * items.count + i) * wide);
+    };
+    float *const x = team.x.data(), *const first = team.first.data() + longest_reach * next;
+    each_frame([&](const float* h, float* to) { std::memcpy(to, h, static_cast<std::size_t>(wide) * sizeof(float)); });
+    over_frames(run, to_frames, team.bands.data(), wide, 0, rows, x, C, Finish::store);
+    for (const Residual& block : over_time) {
+      for (int64_t i = 0; i < items.count; ++i) {
+        Item& item = items.first[i];
+        const float* const gain = item.film->data() + block.film_at;
+        run.norm_film_silu({frames, 1, block.channels, C, x + i * C, next, first + i * C, next, gain, gain + C});
+        remember(item, [&](int64_t t) { return first + t * next + i * C; }, C, block.reach, frames);
       }
-    for (auto& item : items) {
-      Map& h = item->levels.back().x;
-      over_frames(run, from_frames, item->x.frame(0), C, 0, frames, h.frame(0), h.stride(), Finish::add);
+      over_frames(run, block.conv1, first - block.reach * next, C, block.reach / 4 * next, rows, team.second.data(), C,
+                  Finish::silu);
+      over_frames(run, block.conv2, team.second.data(), C, 0, rows, x, C, Finish::add);
     }
+    over_frames(run, from_frames, x, C, 0, rows, team.bands.data(), wide, Finish::add);
+    each_frame(
+        [&](float* h, const float* from) { std::memcpy(h, from, static_cast<std::size_t>(wide) * sizeof(float)); });
   }
 
-  void answer(const NetworkKernels& run, const NetworkBlock& block, int64_t b, Item& item) const {
-    const int64_t K = block.frames;
+  void answer(const NetworkKernels& run, Item& item) const {
+    const NetworkBlock& block = *item.block;
+    const int64_t K = block.frames, b = item.sample;
     const float a2 = item.noise_level * item.noise_level, data2 = item.data_scale * item.data_scale;
     const float skip = std::min(std::max(data2 / (a2 + data2), 1e-6f), 1 - 1e-6f);
     for (int64_t t = 0; t < K; ++t)
@@ -562,55 +599,74 @@ struct CausalNetwork::Network {
                   block.clean + b * bins * K + t, block.variance + b * bins * K + t, K, item.scratch.data()});
   }
 
-  void step(const NetworkBlock& block, int64_t begin, int64_t end) {
+  // The first `count` items of a team, which know their block, their sample of it, and the film.
+  void step(Team& team, int64_t count) const {
     const NetworkKernels& run = kernels();
-    const int64_t K = block.frames;
-    Items items;
-    for (int64_t b = begin; b < end; ++b) {
-      items.push_back(take(K));
-      prepare(block, b, *items.back());
-    }
-    for (auto& item : items) {
-      Map& h = item->levels[0].x;
+    const Items items{team.items.data(), count};
+    const int64_t K = items.first->block->frames;
+    for (Item& item : items) prepare(item);
+    for (Item& item : items) {
+      Map& h = item.levels[0].x;
       for (int64_t t = 0; t < K; ++t) std::memcpy(h.frame(t), band.data(), band.size() * sizeof(float));
-      Map& features = item->features;
+      Map& features = item.features;
       run.convolve(input.convolution(), {features.with_border(-1), features.stride(), 3 * stem, features.stride()}, K,
                    levels[0].bands, true, {h.frame(0), h.stride(), padded(levels[0].channels)}, Finish::add);
     }
     const int64_t last = static_cast<int64_t>(levels.size()) - 1;
     for (int64_t i = 0; i <= last; ++i) {
       residuals(run, levels[i].before, items, K, i);
-      for (auto& item : items) {
+      for (Item& item : items) {
         if (i == last) break;
-        Map &h = item->levels[i].x, &next = item->levels[i + 1].x;
+        Map &h = item.levels[i].x, &next = item.levels[i + 1].x;
         run.convolve(levels[i].down.convolution(), {h.with_border(0), h.stride(), 2 * padded(levels[i].channels), 0}, K,
                      levels[i + 1].bands, false, {next.frame(0), next.stride(), padded(levels[i + 1].channels)},
                      Finish::store);
       }
     }
-    stack_over_time(run, items, K);
+    stack_over_time(run, team, items, K);
     for (int64_t i = last; i >= 0; --i) {
-      for (auto& item : items) {
+      for (Item& item : items) {
         if (i == last) break;
-        Map &h = item->levels[i].x, &from = item->levels[i + 1].x;
+        Map &h = item.levels[i].x, &from = item.levels[i + 1].x;
         const int64_t C = padded(levels[i + 1].channels);
         run.convolve(levels[i].up.convolution(), {from.frame(0), from.stride(), C, 0}, K, levels[i + 1].bands, false,
                      {h.frame(0), h.stride(), 2 * padded(levels[i].channels)}, Finish::add);
       }
       residuals(run, levels[i].after, items, K, i);
     }
-    for (auto& item : items) {
-      auto& maps = item->levels[0];
+    for (Item& item : items) {
+      auto& maps = item.levels[0];
       for (int64_t t = 0; t < K; ++t) run.silu(maps.x.frame(t), maps.x.size(), maps.first.frame(t));
-      remember(*item, maps.first, 1, K);
-      convolve(run, output, *item, maps.first, padded(levels[0].channels), K, levels[0].bands, item->numbers,
+      remember(item, maps.first, 1, K);
+      convolve(run, output, item, maps.first, padded(levels[0].channels), K, levels[0].bands, item.numbers,
                Finish::store);
     }
-    for (int64_t b = begin; b < end; ++b) answer(run, block, b, *items[b - begin]);
+    for (Item& item : items) answer(run, item);
+  }
+
+  void step(const NetworkBlock& block, int64_t begin, int64_t end) {
+    Team team = take(end - begin, block.frames);
+    for (int64_t b = begin; b < end; ++b) {
+      Item& item = team.items[b - begin];
+      item.film = film(block.noise_level[b], joint && block.label ? block.label[b] : 1);
+      item.block = &block;
+      item.sample = b;
+    }
+    step(team, end - begin);
     const std::lock_guard<std::mutex> lock(mutex);
-    for (auto& item : items) idle.push_back(std::move(item));
+    idle.push_back(std::move(team));
   }
 };
+
+struct CausalNetwork::Workspace::Parts {
+  Network::Team team;
+  std::vector<std::pair<float, std::shared_ptr<const Floats>>> films;  // by noise level
+};
+
+CausalNetwork::Workspace::Workspace(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+CausalNetwork::Workspace::Workspace(Workspace&&) noexcept = default;
+CausalNetwork::Workspace& CausalNetwork::Workspace::operator=(Workspace&&) noexcept = default;
+CausalNetwork::Workspace::~Workspace() = default;
 
 CausalNetwork::CausalNetwork(const Weights& weights, const std::vector<int64_t>& dilations)
     : network_(std::make_unique<Network>(weights, dilations)) {}
@@ -619,6 +675,28 @@ CausalNetwork::~CausalNetwork() = default;
 
 int64_t CausalNetwork::bins() const { return network_->bins; }
 int64_t CausalNetwork::memory_size() const { return network_->memory_size; }
+
+CausalNetwork::Workspace CausalNetwork::workspace(int64_t samples, int64_t frames,
+                                                  const std::vector<float>& noise_levels) const {
+  auto parts = std::make_unique<Workspace::Parts>();
+  network_->hold(parts->team, samples, frames);
+  for (const float level : noise_levels) parts->films.emplace_back(level, network_->film(level, 1));
+  return Workspace(std::move(parts));
+}
+
+void CausalNetwork::step(const NetworkBlock* blocks, std::size_t count, Workspace& workspace) const {
+  Workspace::Parts& parts = *workspace.parts_;
+  int64_t samples = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    for (int64_t b = 0; b < blocks[i].samples; ++b) {
+      Network::Item& item = parts.team.items[samples++];
+      for (const auto& [level, film] : parts.films)
+        if (level == blocks[i].noise_level[b]) item.film = film;
+      item.block = blocks + i;
+      item.sample = b;
+    }
+  network_->step(parts.team, samples);
+}
 
 void CausalNetwork::step(const NetworkBlock& block, int threads) const {
   require(block.samples >= 0 && block.frames >= 1, "expected B >= 0 samples of K >= 1 frames; got " +

@@ -37,11 +37,31 @@ class CausalNetwork {
   CausalNetwork(const Weights& weights, const std::vector<std::int64_t>& dilations);
   ~CausalNetwork();
 
+  // What a caller works in: with it, `step` allocates nothing and takes no lock.
+  class Workspace {
+   public:
+    Workspace(Workspace&&) noexcept;
+    Workspace& operator=(Workspace&&) noexcept;
+    ~Workspace();
+
+   private:
+    friend class CausalNetwork;
+    struct Parts;
+    explicit Workspace(std::unique_ptr<Parts> parts);
+    std::unique_ptr<Parts> parts_;
+  };
+
+  // For calls with up to this many samples and frames, at these noise levels.
+  Workspace workspace(std::int64_t samples, std::int64_t frames, const std::vector<float>& noise_levels) const;
+
   std::int64_t bins() const;         // F
   std::int64_t memory_size() const;  // numbers of the memory of one signal at one noise level
 
   // Thread safe with different memories. Samples are shared among the threads; each gets the same bits in any company.
   void step(const NetworkBlock& block, int threads = 1) const;
+  // The same for several blocks at once, of speech, of equally many frames, in the caller's thread. They are what the
+  // workspace was made for: nothing is checked.
+  void step(const NetworkBlock* blocks, std::size_t count, Workspace& workspace) const;
 
  private:
   struct Network;

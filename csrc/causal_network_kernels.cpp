@@ -1,4 +1,4 @@
-// Compiled once per instruction set into the namespace UDSE_ISA; as in kernels.cpp, only code of the anonymous
+// Compiled once per instruction set into the namespace UDSE_ISA; as in kernel_rows.hpp, only code of the anonymous
 // namespace is called.
 #include "causal_network_kernels.hpp"
 
@@ -136,7 +136,11 @@ void convolve_panels(int panels, const Convolution& c, int64_t first_panel, cons
 
 void convolve(const Convolution& c, const Windows& windows, int64_t frames, int64_t rows, bool next_ends,
               const Rows& out, Finish finish) {
-  const int64_t groups = (c.panels + most_panels - 1) / most_panels;
+  // few rows: all of them in one tile, so that each weight is read once
+  int64_t together = most_panels;
+  while (together > 1 && rows > most_rows[together]) --together;
+  if (rows > most_rows[together]) together = most_panels;
+  const int64_t groups = (c.panels + together - 1) / together;
   for (int64_t i = 0; i < groups; ++i) {
     const int64_t first = c.panels * i / groups, end = c.panels * (i + 1) / groups;
     convolve_panels(static_cast<int>(end - first), c, first, windows, frames, rows, next_ends, out, finish);

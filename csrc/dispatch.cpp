@@ -19,14 +19,24 @@ void require(bool condition, const std::string& message) {
   if (!condition) throw Error(message);
 }
 
-// The table of `name`, or nullptr where this build or processor does not have it.
-const Kernels* find(const std::string& name) {
-  if (name == "scalar") return &scalar::kernels;
+#define UDSE_KERNELS(isa)                                                                              \
+  const Kernels isa##_kernels{#isa, isa::noise_kernels, isa::update_kernels, isa::compression_kernels, \
+                              isa::nmf_kernels};
+
+UDSE_KERNELS(scalar)
 #ifdef UDSE_X86
-  if (name == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::kernels;
+UDSE_KERNELS(avx2)
+UDSE_KERNELS(avx512)
+#endif
+
+// Those of `name`, or nullptr where this build or processor does not have them.
+const Kernels* find(const std::string& name) {
+  if (name == "scalar") return &scalar_kernels;
+#ifdef UDSE_X86
+  if (name == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2_kernels;
   if (name == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return &avx512::kernels;
+    return &avx512_kernels;
 #endif
   return nullptr;
 }
@@ -44,16 +54,20 @@ const Kernels& choose() {
     return named(forced, "UDSE_FORCE_ISA");
   for (const char* name : {"avx512", "avx2"})
     if (const Kernels* const kernels = find(name)) return *kernels;
-  return scalar::kernels;
+  return scalar_kernels;
 }
 
 std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
 
 const Kernels& kernels() {
   const Kernels* table = chosen.load(std::memory_order_acquire);
   if (!table) chosen.store(table = &choose(), std::memory_order_release);
   return *table;
 }
+
+namespace {
 
 // kernel(arguments..., range) over `items`, each of `numbers` numbers
 template <class Kernel, class... Arguments>
@@ -77,24 +91,35 @@ void check_rank(std::int64_t rank) {
   require(1 <= rank && rank <= 32, "rank must be in 1..32; got " + std::to_string(rank));
 }
 
-enum Needs { mixture = 1, variance = 2, power = 4, noise_next = 8, noise_source = 16, posterior_variance = 32, no_next = 64 };
+using UpdateKernel = void (*UpdateKernels::*)(const Step&, Range);
+enum Needs {
+  next = 1,
+  power = 2,
+  other_next = 4,
+  mixture = 8,
+  variance = 16,
+  posterior_variance = 32,
+  other_source = 64
+};
 
-void run(void (*Kernels::*kernel)(const Step&, Range), const Step& step, int needs, int threads) {
+void run(UpdateKernel kernel, const Step& step, int needs, int threads) {
   check(step.shape);
   if (step.shape.frames == 0) return;
-  require(step.speech.state && step.speech.score, "state and score must be given");
-  require(needs & no_next || step.speech.next, "next must be given");
-  require(step.speech.draw.kind != Noise::given || step.speech.draw.values, "the given noise is null");
-  require(!(needs & mixture) || step.mixture, "the mixture must be given");
-  require(!(needs & variance) || step.variance.values || (step.variance.W && step.variance.H),
-          "the noise variance must be given, as V or as W and H");
+  const auto given = [&](int need, bool there, const char* what) {
+    require(!(needs & need) || there, std::string(what) + " must be given");
+  };
+  require(step.state && step.score, "state and score must be given");
+  require(step.noise.kind != Noise::given || step.noise.values, "the given noise is null");
+  given(next, step.next, "next");
+  given(power, step.power, "power");
+  given(other_next, step.other_next, "other_next");
+  given(mixture, step.mixture, "the mixture");
+  given(variance, step.variance.values || (step.variance.W && step.variance.H),
+        "the variance of the noise, V or W and H,");
+  given(posterior_variance, step.posterior_variance, "the posterior_variance");
+  given(other_source, step.other_state && step.other_score, "state and score of the other source");
   if (needs & variance && !step.variance.values) check_rank(step.variance.rank);
-  require(!(needs & power) || step.power, "power must be given");
-  require(!(needs & posterior_variance) || step.posterior_variance, "the posterior_variance must be given");
-  require(!(needs & noise_next) || step.noise.next, "noise.next must be given");
-  require(!(needs & noise_source) || (step.noise.state && step.noise.score),
-          "state and score of the noise must be given");
-  share(pairs(step.shape), 2 * step.shape.samples * step.shape.frames, threads, kernels().*kernel, step);
+  share(pairs(step.shape), 2 * step.shape.samples * step.shape.frames, threads, kernels().updates.*kernel, step);
 }
 
 void check(const NMF& nmf, int iterations) {
@@ -137,16 +162,16 @@ class Passes {
   }
 
   void update_w() {
-    kernels().nmf_scale_h(pass_, {0, nmf_.frames});
-    share(nmf_.bins, nmf_.frames, threads_, kernels().nmf_w, pass_);
+    kernels().nmf.scale_h(pass_, {0, nmf_.frames});
+    share(nmf_.bins, nmf_.frames, threads_, kernels().nmf.w, pass_);
   }
 
   void update_h() {
-    kernels().nmf_scale_w(pass_, {0, nmf_.bins});
-    share(items_, nmf_.bins * nmf_frames, threads_, kernels().nmf_h, pass_);
+    kernels().nmf.scale_w(pass_, {0, nmf_.bins});
+    share(items_, nmf_.bins * nmf_frames, threads_, kernels().nmf.h, pass_);
   }
 
-  void normalise() { kernels().nmf_normalise(pass_, {0, nmf_.bins}); }
+  void normalise() { kernels().nmf.normalise(pass_, {0, nmf_.bins}); }
 
   void write_h() const {
     for (std::int64_t k = 0; k < nmf_.rank; ++k)
@@ -167,66 +192,61 @@ class Passes {
 
 }  // namespace
 
-void corrector(const Step& step, int threads) { run(&Kernels::corrector, step, 0, threads); }
-void predictor(const Step& step, int threads) { run(&Kernels::predictor, step, 0, threads); }
+void corrector(const Step& step, int threads) { run(&UpdateKernels::corrector, step, next, threads); }
+void predictor(const Step& step, int threads) { run(&UpdateKernels::predictor, step, next, threads); }
 void marginal_guidance(const Step& step, int threads) {
-  run(&Kernels::marginal_guidance, step, mixture | variance | power, threads);
+  run(&UpdateKernels::marginal_guidance, step, next | power | mixture | variance, threads);
 }
 void product_of_gaussians(const Step& step, int threads) {
-  run(&Kernels::product_of_gaussians, step, mixture | variance | power, threads);
+  run(&UpdateKernels::product_of_gaussians, step, next | power | mixture | variance, threads);
 }
 void noise_posterior_guidance(const Step& step, int threads) {
-  run(&Kernels::noise_posterior_guidance, step, mixture | variance | power, threads);
+  run(&UpdateKernels::noise_posterior_guidance, step, next | power | mixture | variance, threads);
 }
 void predictor_residual(const Step& step, int threads) {
-  run(&Kernels::predictor_residual, step, mixture | noise_next, threads);
+  run(&UpdateKernels::predictor_residual, step, next | other_next | mixture, threads);
 }
-void score_noise_guidance(const Step& step, int threads) { run(&Kernels::score_noise_guidance, step, 0, threads); }
+void score_noise_guidance(const Step& step, int threads) {
+  run(&UpdateKernels::score_noise_guidance, step, next, threads);
+}
 void joint_guidance(const Step& step, int threads) {
-  run(&Kernels::joint_guidance, step, mixture | noise_next | noise_source, threads);
+  run(&UpdateKernels::joint_guidance, step, next | other_next | mixture | other_source, threads);
 }
 void unexplained_power(const Step& step, int threads) {
-  run(&Kernels::unexplained_power, step, mixture | variance | power | posterior_variance | no_next, threads);
+  run(&UpdateKernels::unexplained_power, step, power | mixture | variance | posterior_variance, threads);
 }
 void ddrm_step(const Step& step, int threads) {
   require(step.eta >= 0 && step.eta <= 1, "eta must be in [0, 1]; got " + std::to_string(step.eta));
-  run(&Kernels::ddrm_step, step, mixture | variance, threads);
+  run(&UpdateKernels::ddrm_step, step, next | mixture | variance, threads);
+}
+void posterior_mean(const Step& step, int threads) {
+  run(&UpdateKernels::posterior_mean, step, next | mixture | variance | posterior_variance, threads);
 }
 
 void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, int threads) {
   check(shape);
-  share(pairs(shape), 2 * shape.samples * shape.frames, threads, kernels().complex_normal, key, shape, out);
+  share(pairs(shape), 2 * shape.samples * shape.frames, threads, kernels().noise.complex_normal, key, shape, out);
 }
 
 void compress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out, int threads) {
   require(exponent > 0 && exponent <= 1, "exponent must be in (0, 1]; got " + std::to_string(exponent));
   require(factor > 0, "factor must be positive; got " + std::to_string(factor));
-  share(n, 1, threads, kernels().compress, z, exponent, factor, out);
+  share(n, 1, threads, kernels().compression.compress, z, exponent, factor, out);
 }
 
 void decompress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out, int threads) {
   require(exponent > 0 && exponent <= 1, "exponent must be in (0, 1]; got " + std::to_string(exponent));
   require(factor > 0, "factor must be positive; got " + std::to_string(factor));
-  share(n, 1, threads, kernels().decompress, z, exponent, factor, out);
+  share(n, 1, threads, kernels().compression.decompress, z, exponent, factor, out);
 }
 
-void network_input(const cfloat* state, const Shape& shape, const PerFrame& scale, float* out, int threads) {
-  check(shape);
-  share(shape.samples * shape.bins, shape.frames, threads, kernels().network_input, state, shape, scale, out);
-}
-
-void network_input(const cfloat* state, const Shape& shape, const PerFrame& scale, std::uint16_t* out, int threads) {
-  check(shape);
-  share(shape.samples * shape.bins, shape.frames, threads, kernels().network_input_bfloat16, state, shape, scale, out);
-}
-
-void nmf_update(const NMF& nmf, int iterations, bool fixed_w, int threads) {
+void nmf_update(const NMF& nmf, int iterations, int threads) {
   check(nmf, iterations);
   Passes passes(nmf, threads);
   for (int iteration = 0; iteration < iterations; ++iteration) {
-    if (!fixed_w) passes.update_w();
+    passes.update_w();
     passes.update_h();
-    if (!fixed_w) passes.normalise();
+    passes.normalise();
   }
   passes.write_h();
 }

@@ -1,4 +1,4 @@
-// The table of kernels that each instruction set fills from the one source kernels.cpp.
+// The tables of kernels that each instruction set fills from the sources kernels_*.cpp.
 #pragma once
 
 #include "udse_core.hpp"
@@ -30,9 +30,12 @@ struct NMFPass {
   float forgetting;
 };
 
-struct Kernels {
-  const char* name;
-  // over pairs of bins
+struct NoiseKernels {
+  void (*complex_normal)(const NoiseKey&, const Shape&, cfloat*, Range);  // over pairs of bins
+};
+
+// over pairs of bins
+struct UpdateKernels {
   void (*corrector)(const Step&, Range);
   void (*predictor)(const Step&, Range);
   void (*marginal_guidance)(const Step&, Range);
@@ -43,31 +46,47 @@ struct Kernels {
   void (*joint_guidance)(const Step&, Range);
   void (*unexplained_power)(const Step&, Range);
   void (*ddrm_step)(const Step&, Range);
-  void (*complex_normal)(const NoiseKey&, const Shape&, cfloat*, Range);
-  // over numbers
-  void (*compress)(const cfloat*, float exponent, float factor, cfloat*, Range);
-  void (*decompress)(const cfloat*, float exponent, float factor, cfloat*, Range);
-  // over rows (sample, bin)
-  void (*network_input)(const cfloat*, const Shape&, const PerFrame&, float*, Range);
-  void (*network_input_bfloat16)(const cfloat*, const Shape&, const PerFrame&, std::uint16_t*, Range);
-  // over frames, over bins, over bins, over items of nmf_frames frames, all bins at once
-  void (*nmf_scale_h)(const NMFPass&, Range);
-  void (*nmf_scale_w)(const NMFPass&, Range);
-  void (*nmf_w)(const NMFPass&, Range);
-  void (*nmf_h)(const NMFPass&, Range);
-  void (*nmf_normalise)(const NMFPass&, Range);
+  void (*posterior_mean)(const Step&, Range);
 };
 
-namespace scalar {
-extern const Kernels kernels;
-}
+// over numbers
+struct CompressionKernels {
+  void (*compress)(const cfloat*, float exponent, float factor, cfloat*, Range);
+  void (*decompress)(const cfloat*, float exponent, float factor, cfloat*, Range);
+};
+
+struct NMFKernels {
+  void (*scale_h)(const NMFPass&, Range);    // over frames
+  void (*scale_w)(const NMFPass&, Range);    // over bins
+  void (*w)(const NMFPass&, Range);          // over bins
+  void (*h)(const NMFPass&, Range);          // over items of nmf_frames frames
+  void (*normalise)(const NMFPass&, Range);  // all bins at once
+};
+
+// What was compiled for one instruction set.
+struct Kernels {
+  const char* name;
+  const NoiseKernels& noise;
+  const UpdateKernels& updates;
+  const CompressionKernels& compression;
+  const NMFKernels& nmf;
+};
+
+// Those in use. They check nothing, and run in the caller's thread.
+const Kernels& kernels();
+
+#define UDSE_DECLARE_KERNELS(isa)                      \
+  namespace isa {                                      \
+  extern const NoiseKernels noise_kernels;             \
+  extern const UpdateKernels update_kernels;           \
+  extern const CompressionKernels compression_kernels; \
+  extern const NMFKernels nmf_kernels;                 \
+  }
+
+UDSE_DECLARE_KERNELS(scalar)
 #ifdef UDSE_X86
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
+UDSE_DECLARE_KERNELS(avx2)
+UDSE_DECLARE_KERNELS(avx512)
 #endif
 
 }  // namespace udse

@@ -20,9 +20,9 @@ namespace {
 
 using Body = std::function<void(std::int64_t, std::int64_t)>;
 
-// How long a thread looks for what it waits for before it sleeps: waking it takes as long, and the next pass over a
-// small problem comes sooner.
-constexpr std::chrono::microseconds patience{50};
+// How long a thread looks for what it waits for before it sleeps: a few wakings are saved, and a busy neighbour on the
+// core is not kept waiting.
+constexpr std::chrono::microseconds patience{5};
 
 template <class Condition>
 void look_for(const Condition& condition) {

@@ -31,7 +31,7 @@ struct PerFrame {
 
 // The SDE at one step; corrector_snr is r.
 struct Coefficients {
-  PerFrame gamma, delta, sigma, g, dt, corrector_snr = 0.5f;
+  PerFrame gamma, delta = 1.0f, sigma, g, dt, corrector_snr = 0.5f;
 };
 
 // Fixed identity of each use of noise.
@@ -71,53 +71,57 @@ struct NoiseVariance {
   std::int64_t rank = 0;
 };
 
-// A chain of states: speech, or noise.
-struct Source {
-  const cfloat* state = nullptr;  // (B, F, T)
-  const cfloat* score = nullptr;  // (B, F, T), the network's at `state`
-  Noise draw;                     // z of the update
-  cfloat* next = nullptr;         // (B, F, T), may be `state`
-};
-
-// The arguments of one fused update. Each function says which fields it reads beyond shape, coefficients and speech.
+// The arguments of one fused update: kernels/step/__init__.py has the same names. Each function says which fields it
+// reads beyond shape, coefficients, state and score, and which of next, other_next and power it writes.
 struct Step {
   Shape shape{};
+  const cfloat* state = nullptr;  // s, (B, F, T)
+  const cfloat* score = nullptr;  // S, (B, F, T), the network's at `state`
   Coefficients coefficients;
-  Source speech, noise;
-  const cfloat* mixture = nullptr;         // x, (F, T)
-  NoiseVariance variance;                  // V
-  PerFrame guidance = 1.0f;                // lambda
-  float* power = nullptr;                  // P of the M-step, (F, T), out
-  const float* posterior_variance = nullptr;        // C, (B, F, T)
-  PerFrame next_delta = 1.0f, next_sigma;  // delta' and sigma' of the next step
-  float observation_variance = 0;          // w
-  float noise_bias = 0, eta = 0;          // kappa, eta
+  Noise noise;                                // z of the update
+  const cfloat* mixture = nullptr;            // x, (F, T)
+  NoiseVariance variance;                     // V
+  const float* posterior_variance = nullptr;  // C, (B, F, T)
+  Coefficients following;                     // of the next step
+  const cfloat* other_state = nullptr;        // of a second source, (B, F, T)
+  const cfloat* other_score = nullptr;        // (B, F, T)
+  Noise other_noise;                          // of a second source, or a second draw of this one
+  PerFrame guidance = 1.0f;                   // lambda
+  float observation_variance = 0;             // w
+  float noise_bias = 1, eta = 0;              // kappa, eta
   bool apply = true, power_of_state = false, divide_tweedie = false, paper_posterior = false;
+  cfloat* next = nullptr;        // (B, F, T), out, may be `state`
+  cfloat* other_next = nullptr;  // (B, F, T), out, may be `other_state`
+  float* power = nullptr;        // P of the M-step, (F, T), out
 };
 
-// s + eps S + sqrt(2 eps) z, eps = (r sigma)^2
+// s + eps S + sqrt(2 eps) z, eps = (r sigma)^2. Reads noise; writes next.
 void corrector(const Step& step, int threads = 1);
-// s + gamma s dt + g^2 S dt + g sqrt(dt) z
+// s + gamma s dt + g^2 S dt + g sqrt(dt) z. Reads noise; writes next.
 void predictor(const Step& step, int threads = 1);
-// UDiffSE, UDiffSE+. Reads mixture, variance, guidance, power, apply, power_of_state, divide_tweedie.
+// UDiffSE, UDiffSE+. Reads noise, mixture, variance, guidance, apply, power_of_state, divide_tweedie; writes next,
+// power.
 void marginal_guidance(const Step& step, int threads = 1);
-// DEPSE. Reads mixture, variance, power, divide_tweedie; noise.draw is z_f of the TL form, none selects the IL form.
+// DEPSE. Reads noise, mixture, variance, divide_tweedie; other_noise is z_f of the TL form, none selects the IL form;
+// writes next, power.
 void product_of_gaussians(const Step& step, int threads = 1);
-// DiffUSEEN. Reads mixture, variance, guidance, power, observation_variance, paper_posterior; noise.next, if any, takes
-// mu.
+// DiffUSEEN. Reads noise, mixture, variance, guidance, observation_variance, paper_posterior; writes next, power, and
+// mu to other_next, if any.
 void noise_posterior_guidance(const Step& step, int threads = 1);
-// ParaDiffUSE-IN, first half. Reads mixture; noise.draw is z of the paper's form; noise.next takes x - (s - sigma
-// z)/delta.
+// ParaDiffUSE-IN, first half. Reads noise, mixture; other_noise is z of the paper's form; writes next, and
+// x - (s - sigma z)/delta to other_next.
 void predictor_residual(const Step& step, int threads = 1);
-// ParaDiffUSE-IN, second half. Reads guidance; speech.score is the noise network's score at the residual.
+// ParaDiffUSE-IN, second half. Reads guidance; score is the noise network's at the residual; writes next.
 void score_noise_guidance(const Step& step, int threads = 1);
-// ParaDiffUSE-EN. Reads noise, mixture, guidance, observation_variance, apply.
+// ParaDiffUSE-EN. Reads noise, mixture, the three of the other source, guidance, observation_variance, apply; writes
+// next, other_next.
 void joint_guidance(const Step& step, int threads = 1);
-// DDRM, for the M-step: writes no next state. Reads mixture, variance, posterior_variance, noise_bias, power.
+// DDRM, for the M-step. Reads mixture, variance, posterior_variance, noise_bias; writes power.
 void unexplained_power(const Step& step, int threads = 1);
-// DDRM. Reads mixture, variance, next_delta, next_sigma, eta, and where there is one, which makes it the last step,
-// posterior_variance alone of these three.
+// DDRM, every step but the last. Reads noise, mixture, variance, following, eta; writes next.
 void ddrm_step(const Step& step, int threads = 1);
+// DDRM, the last step. Reads mixture, variance, posterior_variance; writes next.
+void posterior_mean(const Step& step, int threads = 1);
 
 // z of `key`, (B, F, T)
 void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, int threads = 1);
@@ -126,10 +130,6 @@ void complex_normal(const NoiseKey& key, const Shape& shape, cfloat* out, int th
 void compress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out, int threads = 1);
 void decompress(const cfloat* z, std::int64_t n, float exponent, float factor, cfloat* out, int threads = 1);
 
-// (B, F, T) complex to (B, 2, F, T) real times `scale`, as float32 or bfloat16 (round to nearest even)
-void network_input(const cfloat* state, const Shape& shape, const PerFrame& scale, float* out, int threads = 1);
-void network_input(const cfloat* state, const Shape& shape, const PerFrame& scale, std::uint16_t* out, int threads = 1);
-
 // NMF-IS of power (F, T): W (F, R) and H (R, T) are updated in place; R in 1..32
 struct NMF {
   std::int64_t bins, frames, rank;
@@ -137,7 +137,7 @@ struct NMF {
   float *W, *H;
   float floor = 1e-10f;
 };
-void nmf_update(const NMF& nmf, int iterations, bool fixed_w = false, int threads = 1);
+void nmf_update(const NMF& nmf, int iterations, int threads = 1);
 // H of a block of frames, then W from the statistics A, B (F, R), which are updated in place
 void online_nmf_update(const NMF& nmf, float* A, float* B, float forgetting, int iterations, int threads = 1);
 

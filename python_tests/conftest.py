@@ -40,10 +40,11 @@ def _installed(package: str) -> bool:
 NEEDS: dict[str, Callable[[], object]] = {
     "avx2": partial(_runs, "avx2"),
     "avx512": partial(_runs, "avx512"),
-    "compiler": lambda: shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
+    "compiler": lambda: shutil.which(os.environ.get("CXX", "c++")),
     "cuda": torch.cuda.is_available,
+    "fork": lambda: hasattr(os, "fork"),
     "gstreamer": lambda: shutil.which("gst-launch-1.0"),
-    "nvcc": lambda: shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").is_file(),
+    "nvcc": lambda: shutil.which("nvcc"),
     "ordinary user": lambda: os.geteuid() != 0,
     **{name: partial(_installed, name) for name in ("onnxruntime", "onnxscript", "triton", "websockets")},
 }
@@ -65,13 +66,24 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"UDSE_FAIL_WITHOUT: expected all or some of {', '.join(NEEDS)}; got {unknown}")
 
 
+def _require(name: str) -> None:
+    """Skip, or fail, the test that runs now if it needs what is not here."""
+    if not NEEDS[name]():
+        give_up = pytest.fail if name in _must_be_here() else pytest.skip
+        give_up(f"needs {name}")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip, or fail, a test that needs what is not here."""
+    """Heed `@pytest.mark.needs(...)`."""
     for mark in item.iter_markers("needs"):
         for name in mark.args:
-            if not NEEDS[name]():
-                give_up = pytest.fail if name in _must_be_here() else pytest.skip
-                give_up(f"needs {name}")
+            _require(name)
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], None]:
+    """What `@pytest.mark.needs` is for tests, as a function for fixtures."""
+    return _require
 
 
 @pytest.fixture(params=["scalar", *(pytest.param(name, marks=pytest.mark.needs(name)) for name in ("avx2", "avx512"))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from udse_fast import _core
+from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.errors import UdseError
-from udse_fast.networks.causal_core import CausalCore, Memory
-from udse_fast.networks.compact import Compact, Past
+from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact import Compact
+from udse_fast.networks.conditions import Conditions
+from udse_fast.networks.past import CorePast, LayerPast
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "whole panels": {
@@ -52,9 +56,9 @@ def blocks(module: Compact, batch: int, lengths: list[int], seed: int = 0) -> li
     return [0.3 * torch.randn(batch, bins, K, generator=generator, dtype=torch.complex64) for K in lengths]
 
 
-def in_torch(module: Compact, u: Tensor, level: Tensor, label: Tensor | None, past: Past) -> tuple[Tensor, Tensor]:
+def in_torch(module: Compact, u: Tensor, level: Tensor, label: Tensor | None, past: LayerPast) -> tuple[Tensor, Tensor]:
     """As `CausalCore.posterior`, which takes complex numbers."""
-    clean, variance = module.posterior(torch.view_as_real(u).movedim(-1, 1), level, label, past)
+    clean, variance = module.posterior(torch.view_as_real(u).movedim(-1, 1), level, Conditions(label=label), past)
     return torch.view_as_complex(clean.movedim(1, -1).contiguous()), variance
 
 
@@ -67,9 +71,9 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def test_equals_the_network_in_torch(isa: str, name: str) -> None:
     """Blocks of all lengths one after the other, each item at its own noise level."""
     module = network(name)
-    core, past, memory = CausalCore(module), Past(), Memory()
+    core, past, memory = CausalCore(module), LayerPast(), CorePast()
     noise_level = torch.tensor([0.02, 0.3, 4.0])
-    label = torch.tensor([1, 0, 1]) if module.joint else None
+    label = torch.tensor([1, 0, 1]) if module.conditions else None
     for u in blocks(module, 3, [1, 2, 3, 4, 5, 6, 7, 8, 1, 8, 3, 13]):
         module.set_causal_block(u.shape[-1])
         expected = in_torch(module, u, noise_level, label, past.rewind())
@@ -82,7 +86,7 @@ def test_equals_the_built_in_network(isa: str) -> None:
 
     module = udse_fast.load_network("causal").module
     module.set_causal_block(4)
-    core, past, memory = CausalCore(module), Past(), Memory()
+    core, past, memory = CausalCore(module), LayerPast(), CorePast()
     for u in blocks(module, 1, [4, 4, 4]):
         expected = in_torch(module, u, torch.tensor([0.3]), None, past.rewind())
         for ours, theirs in zip(core.posterior(u, 0.3, None, memory), expected, strict=True):
@@ -92,9 +96,9 @@ def test_equals_the_built_in_network(isa: str) -> None:
 def test_without_a_label_it_is_speech(isa: str) -> None:
     core = CausalCore(network("joint"))
     u, level = blocks(network("joint"), 1, [4])[0], torch.tensor([0.2])
-    unlabelled = core.posterior(u, level, None, Memory())[0]
-    torch.testing.assert_close(unlabelled, core.posterior(u, level, torch.tensor([1]), Memory())[0], rtol=0, atol=0)
-    assert not torch.equal(unlabelled, core.posterior(u, level, torch.tensor([0]), Memory())[0])
+    unlabelled = core.posterior(u, level, None, CorePast())[0]
+    torch.testing.assert_close(unlabelled, core.posterior(u, level, torch.tensor([1]), CorePast())[0], rtol=0, atol=0)
+    assert not torch.equal(unlabelled, core.posterior(u, level, torch.tensor([0]), CorePast())[0])
 
 
 def test_every_number_is_written(isa: str) -> None:
@@ -112,17 +116,17 @@ def test_not_a_number_stays_in_its_item(isa: str) -> None:
     module = network("whole panels")
     core = CausalCore(module)
     u = blocks(module, 3, [4])[0]
-    expected = core.posterior(u, torch.full((3,), 0.3), None, Memory())[0]
+    expected = core.posterior(u, torch.full((3,), 0.3), None, CorePast())[0]
     u[1, 5, 2] = torch.nan
-    actual = core.posterior(u, torch.full((3,), 0.3), None, Memory())[0]
+    actual = core.posterior(u, torch.full((3,), 0.3), None, CorePast())[0]
     torch.testing.assert_close(actual[::2], expected[::2], rtol=0, atol=0)
     assert actual[1].isnan().any()
-    again = core.posterior(u[::2].contiguous(), torch.full((2,), 0.3), None, Memory())[0]  # the same scratch
+    again = core.posterior(u[::2].contiguous(), torch.full((2,), 0.3), None, CorePast())[0]  # the same scratch
     torch.testing.assert_close(again, expected[::2], rtol=0, atol=0)
 
 
 def streamed(core: CausalCore, inputs: list[Tensor], level: float) -> Tensor:
-    memory = Memory()
+    memory = CorePast()
     levels = torch.full((inputs[0].shape[0],), level)
     return torch.cat([core.posterior(u, levels, None, memory)[0] for u in inputs], dim=-1)
 
@@ -145,9 +149,9 @@ def test_many_noise_levels() -> None:
     module = network("joint")
     u, core = blocks(module, 1, [2])[0], CausalCore(module)
     levels = torch.linspace(0.01, 3, 200).tolist()
-    first = [core.posterior(u, torch.tensor([a]), None, Memory())[0] for a in levels]
+    first = [core.posterior(u, torch.tensor([a]), None, CorePast())[0] for a in levels]
     for a, expected in zip(levels, first, strict=True):
-        torch.testing.assert_close(core.posterior(u, torch.tensor([a]), None, Memory())[0], expected, rtol=0, atol=0)
+        torch.testing.assert_close(core.posterior(u, torch.tensor([a]), None, CorePast())[0], expected, rtol=0, atol=0)
 
 
 def test_memories_join_and_part() -> None:
@@ -156,25 +160,25 @@ def test_memories_join_and_part() -> None:
     core = CausalCore(module)
     first, second = blocks(module, 2, [3, 3, 3]), blocks(module, 1, [3, 3], seed=1)
     expected = streamed(core, first, 0.3), streamed(core, second, 0.3)
-    memories, sizes = [Memory(), Memory()], [2, 1]
+    memories, sizes = [CorePast(), CorePast()], [2, 1]
     parts = [core.posterior(first[0], torch.full((2,), 0.3), None, memories[0])[0]], []
     for u, v in zip(first[1:], second, strict=True):
-        together = Memory.joined(memories, sizes)
+        together = CorePast.joined(memories, sizes)
         clean = core.posterior(torch.cat([u, v]), torch.full((3,), 0.3), None, together.rewind())[0]
         together.give_back(memories, sizes)
         for part, own in zip(parts, clean.split(sizes), strict=True):
             part.append(own)
     for part, whole in zip(parts, expected, strict=True):
         torch.testing.assert_close(torch.cat(part, dim=-1), whole, rtol=0, atol=0)
-    assert Memory.joined([Memory(), Memory()], sizes).kept == []
+    assert CorePast.joined([CorePast(), CorePast()], sizes).kept == []
 
 
 def test_goes_on_from_what_was_kept() -> None:
     module = network("odd sizes")
-    core, memory, level = CausalCore(module), Memory(), torch.tensor([0.3])
+    core, memory, level = CausalCore(module), CorePast(), torch.tensor([0.3])
     u, v = blocks(module, 1, [3, 3])
     core.posterior(u, level, None, memory)
-    restored = Memory(memory.kept)
+    restored = CorePast(memory.kept)
     expected = core.posterior(v, level, None, memory)[0]
     torch.testing.assert_close(core.posterior(v, level, None, restored)[0], expected, rtol=0, atol=0)
 
@@ -184,15 +188,15 @@ def test_errors() -> None:
     core = CausalCore(module)
     u, level = blocks(module, 2, [3])[0], torch.tensor([0.1, 0.2])
     with pytest.raises(UdseError, match=r"noisy must have shape \(2, 32, 3\); got \(2, 31, 3\)"):
-        core.posterior(u[:, 1:], level, None, Memory())
+        core.posterior(u[:, 1:], level, None, CorePast())
     with pytest.raises(UdseError, match=r"noise_level must have shape \(2,\); got \(2, 3\)"):
-        core.posterior(u, level[:, None].expand(2, 3), None, Memory())
+        core.posterior(u, level[:, None].expand(2, 3), None, CorePast())
     with pytest.raises(UdseError, match=r"noise_level must be positive and finite; got -0\.1"):
-        core.posterior(u, -level, None, Memory())
+        core.posterior(u, -level, None, CorePast())
     with pytest.raises(UdseError, match=r"label must be 0 \(noise\) or 1 \(speech\); got 2"):
-        core.posterior(u, level, torch.tensor([0, 2]), Memory())
+        core.posterior(u, level, torch.tensor([0, 2]), CorePast())
     with pytest.raises(UdseError, match=r"memory must have shape \(2, \d+\); got \(1, 3\)"):
-        core.posterior(u, level, None, Memory([torch.zeros(1, 3)]))
+        core.posterior(u, level, None, CorePast([torch.zeros(1, 3)]))
     with pytest.raises(UdseError, match="expected a causal network"):
         CausalCore(Compact(bins=32, channels=(4,), blocks=(1,), frame_channels=4, dilations=(1,)))
     weights = {name: tensor.numpy() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
@@ -205,3 +209,16 @@ def test_errors() -> None:
     del weights["to_frames.bias"]
     with pytest.raises(UdseError, match=r"the weights have no to_frames\.bias"):
         _core.CausalNetwork(weights, [1])
+
+
+@pytest.mark.parametrize(
+    ("backend", "memory"), [(None, CorePast), ("", CorePast), ("cpp", CorePast), ("reference", LayerPast)]
+)
+def test_an_empty_variable_leaves_streams_to_the_core(
+    backend: str | None, memory: type, tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UDSE_BACKEND= is not set: streams in torch would be slower, and nobody would be told."""
+    monkeypatch.delenv("UDSE_BACKEND", raising=False)
+    if backend is not None:
+        monkeypatch.setenv("UDSE_BACKEND", backend)
+    assert type(load_network(tiny_checkpoints["causal"]).new_past()) is memory

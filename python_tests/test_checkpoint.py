@@ -261,6 +261,20 @@ def test_settings_inside_a_foreign_dictionary_are_found(tmp_path: Path) -> None:
     assert load_network(path).config["sde"]["gamma"] == 3.0
 
 
+def test_a_checkpoint_of_the_exploding_variance_process(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """The same denoiser under s_t = s_0 + t z: its score is (D(s, t) - s) / t^2."""
+    ouve = load_network(tiny_checkpoints["speech"])
+    save_checkpoint(tmp_path / "ve.safetensors", ouve.module.state_dict(), {**ouve.config, "sde": {"name": "ve"}})
+    network = load_network(tmp_path / "ve.safetensors")
+    assert network.config["sde"] == {"name": "ve"}
+    state, time = torch.randn(1, 256, 4, dtype=torch.complex64), 2.5
+    planes = torch.view_as_real(state).movedim(-1, 1)
+    with torch.no_grad():
+        clean = network.module.denoise(planes, torch.tensor([time]))
+    expected = (torch.complex(clean[:, 0], clean[:, 1]) - state) / time**2
+    torch.testing.assert_close(network.score(state, time), expected)
+
+
 def test_plain_pickles_mean_the_same_as_to_the_standard_unpickler() -> None:
     value = {
         "numbers": [0, -1, 255, 65535, 2**31, -(2**40), 2**2000, 1.5, True, False, None],
@@ -428,6 +442,10 @@ def foreign_files(folder: Path) -> dict[str, tuple[Path, str]]:
         ),
         "bad setting": (safetensors("bad.safetensors", {**config, "sde": {"gamma": "fast"}}), "gamma"),
         "fractional setting": (safetensors("part.safetensors", {**config, "stft": {"n_fft": 5.5}}), "n_fft"),
+        "constants of another sde": (
+            safetensors("ve.safetensors", {**config, "sde": {"name": "ve", "gamma": 1.5}}),
+            "expected name in the section 'sde', got gamma too",
+        ),
         "other sde": (safetensors("sde.safetensors", {**config, "sde": {"name": "vp"}}), "ouve"),
         "one weight too many": (safetensors("many.safetensors", config, extra=torch.zeros(2)), "extra"),
         "wrong shape": (

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from udse_fast.networks import build_network
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.conditions import Conditions
 
 SMALL = {"channels": (8, 12), "blocks": (1, 1), "frame_channels": 16, "dilations": (1, 2, 4)}
 
@@ -105,7 +106,7 @@ def test_joint_network_tells_speech_from_noise() -> None:
     torch.nn.init.normal_(network.label.weight)  # type: ignore[union-attr]
     u, a = torch.randn(1, 2, 64, 9), torch.tensor([0.3])
     with torch.no_grad():
-        speech, noise = (network.denoise(u, a, torch.tensor([label])) for label in (1, 0))
+        speech, noise = (network.denoise(u, a, Conditions(label=torch.tensor([label]))) for label in (1, 0))
         assert not torch.allclose(speech, noise)
         torch.testing.assert_close(network.denoise(u, a), speech)
 

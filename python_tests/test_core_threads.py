@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from udse_fast.kernels import compression, network_input
+from udse_fast.kernels import compression
 from udse_fast.kernels import nmf_is as nmf
 from udse_fast.kernels import posterior_step as lg
 from udse_fast.kernels import predictor_corrector as pc
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
+from udse_fast.kernels.step import Step
 
 B, F, T, R = 2, 65, 150, 4  # large enough to be shared, no whole number of blocks
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
@@ -23,24 +24,23 @@ S, SCORE, N, N_SCORE = torch.randn(4, B, F, T, generator=GENERATOR, dtype=torch.
 X = torch.randn(F, T, generator=GENERATOR, dtype=torch.complex64)
 W, H = torch.rand(F, R, generator=GENERATOR) + 0.1, torch.rand(R, T, generator=GENERATOR) + 0.1
 POWER = X.abs().square() + 1e-3
+STEP = Step(S, SCORE, C, KEYS[0], X, (W, H), None, None, N, N_SCORE, KEYS[1])
 Result = torch.Tensor | tuple[torch.Tensor | None, ...]
 
 OPERATIONS: dict[str, Callable[[], Result]] = {
     "complex_normal": lambda: complex_normal(KEYS[0], (B, F, T)),
-    "corrector": lambda: pc.corrector(S, SCORE, C, KEYS[0]),
-    "predictor": lambda: pc.predictor(S, SCORE, C, KEYS[0]),
-    "marginal_guidance": lambda: lg.marginal_guidance(S, SCORE, X, (W, H), C, KEYS[0]),
-    "product_of_gaussians": lambda: lg.product_of_gaussians(S, SCORE, X, (W, H), C, KEYS[0], forward_noise=KEYS[1]),
-    "noise_posterior_guidance": lambda: lg.noise_posterior_guidance(S, SCORE, X, (W, H), C, KEYS[0], want_noise=True),
-    "predictor_residual": lambda: lg.predictor_residual(S, SCORE, X, C, *KEYS),
-    "score_noise_guidance": lambda: lg.score_noise_guidance(S, SCORE, C),
-    "joint_guidance": lambda: lg.joint_guidance(S, SCORE, N, N_SCORE, X, C, *KEYS, 1.0),
+    "corrector": lambda: pc.corrector(STEP),
+    "predictor": lambda: pc.predictor(STEP),
+    "marginal_guidance": lambda: lg.marginal_guidance(STEP),
+    "product_of_gaussians": lambda: lg.product_of_gaussians(STEP),
+    "noise_posterior_guidance": lambda: lg.noise_posterior_guidance(STEP, want_noise=True),
+    "predictor_residual": lambda: lg.predictor_residual(STEP),
+    "score_noise_guidance": lambda: lg.score_noise_guidance(STEP),
+    "joint_guidance": lambda: lg.joint_guidance(STEP),
     "nmf_update": lambda: nmf.nmf_update(POWER, W, H, 3),
-    "nmf_update, fixed W": lambda: nmf.nmf_update(POWER, W, H, 3, fixed_w=True),
-    "online_nmf_update": lambda: nmf.online_nmf_update(POWER, W, W, W, 0.9, 3),
+    "online_nmf_update": lambda: nmf.online_nmf_update(POWER, W, H, W, W, 0.9, 3),
     "compress": lambda: compression.compress(X),
     "decompress": lambda: compression.decompress(X),
-    "network_input": lambda: network_input.network_input(S, 0.7, torch.bfloat16),
 }
 
 

@@ -154,7 +154,7 @@ def test_a_pool_is_used_while_a_graph_of_it_lives(monkeypatch: pytest.MonkeyPatc
     assert fourth[1] == ()
 
 
-def test_passes_that_are_alike_run_in_step_as_one_recording() -> None:
+def test_passes_that_are_alike_run_as_one_recording() -> None:
     repeater = Repeater()
     replayed = Replayed(recorder=lambda device: repeater)
 
@@ -162,7 +162,7 @@ def test_passes_that_are_alike_run_in_step_as_one_recording() -> None:
         answer = yield x
         return answer + y, 3
 
-    def run_in_step(passes: list[Any]) -> list[Any]:
+    def run_together(passes: list[Any]) -> list[Any]:
         """Doubles what is asked for, all at once."""
         asked = torch.stack([next(p) for p in passes]) * 2
         results = []
@@ -176,7 +176,7 @@ def test_passes_that_are_alike_run_in_step_as_one_recording() -> None:
         numbers = [torch.tensor([float(call + i)]) for i in range(2)]
         passes = [WholePass(replayed, "settings", start, (x, torch.ones(1))) for x in numbers]
         assert passes[0].batch_key == passes[1].batch_key
-        answers = run_alike(passes, run_in_step)
+        answers = run_alike(passes, run_together)
         assert [(float(value), three) for value, three in answers] == [(2 * call + 1, 3), (2 * call + 3, 3)]
     assert repeater.recorded == 1
     longer = WholePass(replayed, "settings", start, (torch.ones(2), torch.ones(2)))

@@ -14,9 +14,13 @@ from torch import Tensor
 
 import udse_fast
 from udse_fast import Enhancer, UdseError, sampler_names
+from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checkpoints.export import export_network
-from udse_fast.sampling.diffusion import Pass
+from udse_fast.evaluation.oracles import TrueNoise
+from udse_fast.settings import OverlapSettings
+from udse_fast.streaming.blocks import Enhanced
+from udse_fast.streaming.overlap import OverlapBlocks
 
 FAST = {"steps": 2, "samples": 1, "precision": "float32"}
 FLOAT32_CHAIN = 1e-3  # rounding of the input, through a few network calls
@@ -120,13 +124,38 @@ def test_odd_signals(tiny: Enhancer, x: NDArray[Any]) -> None:
     assert np.isfinite(y).all()
 
 
-def test_strength_limits_the_attenuation(tiny_checkpoint: Path, tiny: Enhancer) -> None:
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_the_attenuation_is_limited(tiny_checkpoint: Path, tiny: Enhancer, rate: int) -> None:
     x = noise(6_000)
-    speech, rest = tiny.separate(x, 16000)
+    speech, rest = tiny.separate(x, rate)
     for decibels in (0.0, 6.0, 200.0):
-        limited = Enhancer(tiny_checkpoint, **FAST, strength=decibels).enhance(x, 16000)
+        enhancer = Enhancer(tiny_checkpoint, **FAST, max_attenuation_db=decibels)
+        limited, taken = enhancer.separate(x, rate)
         expected = speech + 10 ** (-decibels / 20) * rest
         np.testing.assert_allclose(limited, expected, atol=1e-6 * np.abs(speech).max())
+        np.testing.assert_allclose(limited + taken, x, atol=1e-6 * np.abs(speech).max())
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_attenuation_gives_the_input_back(tiny_checkpoints: dict[str, Path], rate: int, causal: bool) -> None:
+    """At every rate, what lies above the prior's band included, aligned; also as a stream."""
+    enhancer = Enhancer(tiny_checkpoints["causal" if causal else "speech"], **FAST, max_attenuation_db=0)
+    x = noise(2, rate // 2)
+    whole = enhancer.enhance(x, rate, causal=causal)
+    stream = enhancer.open_stream(rate, 2, causal=causal)
+    cut = np.concatenate([stream.process(x[:, :1_000]), stream.process(x[:, 1_000:]), stream.flush()], axis=1)
+    for y in (whole, cut):
+        np.testing.assert_allclose(y, x, atol=1e-5)
+
+
+def test_the_old_name_of_the_limit(tiny_checkpoint: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="max_attenuation_db"):
+        assert Enhancer(tiny_checkpoint, **FAST, strength=12).max_attenuation_db == 12.0
+    with pytest.raises(UdseError, match="got both"):
+        Enhancer(tiny_checkpoint, **FAST, strength=12, max_attenuation_db=12)
+    with pytest.raises(UdseError, match="unknown setting strength"):
+        Enhancer(tiny_checkpoint, **FAST).open_stream(strength=12)
 
 
 @pytest.mark.parametrize("name", [name for name in sampler_names() if name != "prior"])
@@ -146,15 +175,24 @@ def test_two_priors_for_paradiffuse(tiny_checkpoints: dict[str, Path]) -> None:
     assert np.isfinite(two.enhance(noise(4_000), 16000)).all()
 
 
-@pytest.mark.parametrize("oracle", ["oracle", "pure oracle"])
-def test_oracle_modes(tiny: Enhancer, oracle: str) -> None:
-    x = noise(2, 6_000)
-    speech, rest = tiny.separate(x, 16000, true_noise=0.5 * x, oracle=oracle)
+@pytest.mark.parametrize("mode", ["oracle", "pure oracle"])
+def test_oracle_modes(tiny: Enhancer, mode: str) -> None:
+    x = noise(6_000)
+    speech, rest = tiny.separate(x, 16000, make_noise_model=TrueNoise(tiny, 0.5 * x, mode))
     np.testing.assert_allclose(speech + rest, x, atol=1e-6 * np.abs(speech).max())
-    with pytest.raises(UdseError, match="true_noise: expected the shape"):
-        tiny.separate(x, 16000, true_noise=x[:, 1:], oracle=oracle)
-    with pytest.raises(UdseError, match="together with true_noise"):
-        tiny.separate(x, 16000, oracle=oracle)
+    assert np.abs(speech - tiny.enhance(x, 16000)).max() > 1e-3
+    with pytest.raises(UdseError, match="as much noise as recording"):
+        tiny.separate(x, 16000, make_noise_model=TrueNoise(tiny, x[1:], mode))
+    with pytest.raises(UdseError, match="expected one of oracle, pure oracle, got 'half'"):
+        TrueNoise(tiny, x, "half")
+    with pytest.raises(UdseError, match=r"one channel \(L,\), got the shape \(1, 6000\)"):
+        TrueNoise(tiny, x[None], mode)
+
+
+def test_a_noise_model_of_ones_own_is_for_whole_signals(tiny_checkpoints: dict[str, Path]) -> None:
+    enhancer, x = Enhancer(tiny_checkpoints["causal"], **FAST), noise(6_000)
+    with pytest.raises(UdseError, match="make_noise_model: expected causal=False"):
+        enhancer.separate(x, 16000, causal=True, make_noise_model=TrueNoise(enhancer, x, "oracle"))
 
 
 @pytest.mark.parametrize(
@@ -168,10 +206,8 @@ def test_oracle_modes(tiny: Enhancer, oracle: str) -> None:
         (np.zeros(()), 16000, "shape"),
         (np.zeros((2, 2, 100)), 16000, "shape"),
         (np.zeros((16000, 2)), 16000, "transpose"),
-        (np.zeros(10, np.int32), 16000, "int32; convert"),
-        (np.zeros(10, np.uint8), 16000, "uint8; convert"),
         (np.zeros(10, complex), 16000, "complex128; convert"),
-        (torch.zeros(10, dtype=torch.bfloat16), 16000, "bfloat16; convert"),
+        (torch.zeros(10, dtype=torch.int64), 16000, "int64; convert"),
         (np.array([0.0, np.nan]), 16000, "got nan at sample 1"),
         (np.array([np.inf, 0.0]), 16000, "got inf at sample 0"),
         (np.array([1e200, 0.0]), 16000, "got inf at sample 0"),
@@ -197,8 +233,8 @@ def test_complaints_about_audio(tiny: Enhancer, audio: Any, rate: Any, complaint
         ({"samples": True}, "samples: expected"),
         ({"seed": -1}, "seed: expected"),
         ({"seed": 0.5}, "seed: expected"),
-        ({"strength": -1.0}, "strength: expected"),
-        ({"strength": "loud"}, "strength: expected"),
+        ({"max_attenuation_db": -1.0}, "max_attenuation_db: expected"),
+        ({"max_attenuation_db": "loud"}, "max_attenuation_db: expected"),
         ({"device": "tpu"}, "expected a device of this machine"),
         ({"precision": "int8"}, "precision: expected"),
         ({"readout": "median"}, "readout: expected one of"),
@@ -213,10 +249,6 @@ def test_complaints_about_settings(tiny_checkpoint: Path, settings: dict[str, An
     assert "\n" not in str(error.value)
 
 
-PRIORS = Path(udse_fast.__file__).parent / "priors"
-
-
-@pytest.mark.skipif(not (PRIORS / "speech.safetensors").is_file(), reason="no built-in prior here")
 def test_the_built_in_prior_improves_the_example() -> None:
     folder = Path(udse_fast.__file__).parent / "examples"
     noisy, rate = soundfile.read(folder / "noisy.flac", dtype="float32")
@@ -230,22 +262,61 @@ def test_the_built_in_prior_improves_the_example() -> None:
     assert si_sdr(enhanced) > si_sdr(noisy) + 3
 
 
-def test_long_signals_are_cut_into_blocks_and_joined(tiny_checkpoint: Path) -> None:
-    class Identity(Enhancer):
-        lengths: list[int] = []  # noqa: RUF012
+@pytest.mark.parametrize("length", [1, 15_000, 16_065, 16_066, 50_000, 123_457])
+def test_long_signals_are_cut_into_blocks_and_joined(length: int) -> None:
+    spectral = Spectral(hop_length=255)
+    blocks = OverlapBlocks.of(OverlapSettings(block_seconds=1.0, overlap_seconds=0.2), spectral)
+    x, lengths, out = torch.from_numpy(noise(length)), [], []
+    blocks.push(x)
+    blocks.end()
+    while due := blocks.due():
+        for block in due:
+            lengths.append(len(block.signal))
+            out.append(blocks.accept(block, Enhanced(block.signal.expand(2, -1), None)))
+    torch.testing.assert_close(torch.cat([*out, blocks.rest()], dim=1)[0], x, atol=1e-7, rtol=0)
+    assert max(lengths) <= 16_065 + 255  # of the last block: it starts at a whole frame
+    assert len(lengths) == max(1, 1 + int(np.ceil((length - 16_065) / (16_065 - 3_315))))
 
-        def block_pass(self, signal: Tensor, *_: Any, **__: Any) -> Pass[tuple[Tensor, None]]:
-            self.lengths.append(len(signal))
-            yield from ()
-            return signal.clone(), None
 
-    enhancer = Identity(tiny_checkpoint, block_seconds=1.0, overlap_seconds=0.2)
-    for length in (15_000, 16_065, 16_066, 50_000, 123_457):
-        enhancer.lengths.clear()
-        x = noise(length)
-        np.testing.assert_allclose(enhancer.enhance(x, 16000), x, atol=1e-7)
-        assert max(enhancer.lengths) <= 16_065 + 255  # of the last block: it starts at a whole frame
-        assert len(enhancer.lengths) == max(1, 1 + int(np.ceil((length - 16_065) / (16_065 - 3_315))))
+def test_speech_is_the_name_of_the_built_in_prior() -> None:
+    """With all that it has: a causal form, and the joint prior for the samplers that need one."""
+    x, options = noise(4_000), {"steps": 2, "samples": 1}
+    named, default = Enhancer("speech", **options), Enhancer(**options)
+    np.testing.assert_array_equal(named.enhance(x, 16000), default.enhance(x, 16000))
+    assert named.latency_samples == default.latency_samples
+    np.testing.assert_array_equal(named.process(x), default.process(x))
+    assert Enhancer("speech", "paradiffuse_en", **options).network.joint
+
+
+def test_many_recordings_at_once(tiny: Enhancer) -> None:
+    """Each as alone; forms, rates and order stay."""
+    recordings: list[Any] = [
+        (noise(2, 9_000), 44100),
+        ((noise(5_000) * 32767).astype(np.int16), 16000),
+        (torch.from_numpy(noise(20_000)), 16000),
+        (noise(5_000)[::-1].astype(np.float64), 16000),
+    ]
+    results = tiny.enhance_many(recordings, together=3)
+    for (audio, rate), result in zip(recordings, results, strict=True):
+        expected = tiny.enhance(audio, rate)
+        assert (type(result), result.dtype, result.shape) == (type(expected), expected.dtype, expected.shape)
+        scale = float(np.abs(np.asarray(expected)).max())
+        np.testing.assert_allclose(np.asarray(result), np.asarray(expected), atol=1e-3 * scale)
+    assert tiny.enhance_many([]) == []
+    with pytest.raises(UdseError, match=r"recordings\[1\]: expected at least one sample"):
+        tiny.enhance_many([recordings[0], (np.zeros(0), 16000)])
+
+
+def test_recordings_share_network_calls(tiny: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, evaluate = [], type(tiny.network).evaluate
+
+    def counted(self: Any, state: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        sizes.append(len(state))
+        return evaluate(self, state, *arguments, **keywords)
+
+    monkeypatch.setattr(type(tiny.network), "evaluate", counted)
+    tiny.enhance_many([(noise(5_000), 16000)] * 3)
+    assert set(sizes) == {3}
 
 
 def test_a_stream_refuses_unknown_settings(tiny_checkpoint: Path) -> None:

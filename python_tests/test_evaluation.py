@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +65,7 @@ def enhancer(monkeypatch):
 
     class HalfTheNoise:
         calls = 0
+        spectral, settings, seed = None, SimpleNamespace(rank=4), 0
 
         def __init__(self, **arguments):
             assert {"checkpoint", "sampler", "steps", "seed", "device"} <= set(arguments)
@@ -72,14 +73,14 @@ def enhancer(monkeypatch):
         def enhance(self, audio, sample_rate):
             return self.separate(audio, sample_rate)[0]
 
-        def separate(self, audio, sample_rate, causal=False, true_noise=None, oracle=None):
+        def separate(self, audio, sample_rate, causal=False, make_noise_model=None):
             assert sample_rate == RATE
             HalfTheNoise.calls += 1
             noise = tone(3000, len(audio) / RATE)
             taken = 0.5 * noise * (audio @ noise) / (noise @ noise)
-            if oracle is not None:
-                assert oracle == "pure oracle"
-                taken = true_noise
+            if make_noise_model is not None:
+                assert make_noise_model.mode == "pure oracle"
+                taken = make_noise_model.noise.numpy()
             return audio - taken, taken
 
     module = ModuleType("udse_fast.enhancer")

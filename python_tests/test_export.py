@@ -14,6 +14,7 @@ from udse_fast.checkpoints.checkpoint import complete_config, load_network
 from udse_fast.checkpoints.export import export_network
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
+from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.score_network import ScoreNetwork
 
 COMPACT = {
@@ -75,6 +76,7 @@ def test_torchscript_is_loaded_back_as_the_same_network(name: str, tmp_path: Pat
         assert loaded.config[section] == network.config[section]
     for batch, frames in ((1, 64), (3, 101)):
         state, time, *label = inputs_of(network, batch, frames)
+        told = Conditions(*label)
         assert relative(loaded.score(state, time, *label), network.score(state, time, *label)) < ROUNDING
         per_frame = time[:, None] * torch.linspace(0.5, 1, frames)
         expected = network.score(state, per_frame, *label)
@@ -82,8 +84,8 @@ def test_torchscript_is_loaded_back_as_the_same_network(name: str, tmp_path: Pat
         assert loaded.has_posterior_variance == network.has_posterior_variance
         for times in (time, per_frame) if network.has_posterior_variance else ():
             answers = (
-                loaded.with_posterior_variance(state, times, *label),
-                network.with_posterior_variance(state, times, *label),
+                loaded.evaluate(state, times, told, posterior_variance=True),
+                network.evaluate(state, times, told, posterior_variance=True),
             )
             assert all(relative(a, b) < ROUNDING for a, b in zip(*answers, strict=True))
 

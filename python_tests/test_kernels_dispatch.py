@@ -6,28 +6,30 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from udse_fast import _core
-from udse_fast.backends.dispatch import _state, backends, isa
+from udse_fast.backends.dispatch import _state, backends, forced_backend, isa, wanted
 from udse_fast.errors import UdseError
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.kernels.predictor_corrector import predictor
+from udse_fast.kernels.step import Step
 
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
-NUMBERS = np.array([[1.5], [0.6], [0.25], [0.5], [1 / 30], [0.5]], np.float32)
+NUMBERS = (1.5, 0.6, 0.25, 0.5, 1 / 30, 0.5)
 
 
 def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.complex64)
 
 
-def call(state: np.ndarray, out: np.ndarray | None = None, numbers: np.ndarray = NUMBERS, noise: object = None) -> None:
-    _core.predictor(state, state, numbers, noise, zeros(*state.shape) if out is None else out, 1)  # type: ignore[arg-type]
+def call(state: np.ndarray, out: np.ndarray | None = None, numbers: Any = NUMBERS, noise: Any = None) -> None:
+    _core.update("predictor", state, state, numbers, noise, next=zeros(*state.shape) if out is None else out)
 
 
 def test_backends_say_what_they_are() -> None:
@@ -38,6 +40,14 @@ def test_backends_say_what_they_are() -> None:
     assert state["cpp"].available
     assert isa() in state["cpp"].detail
     assert all(backend.detail for backend in state.values())
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell leaves it: UDSE_BACKEND= udse-fast ..."""
+    for value, wanted_backends in (("", {"reference", "cpp", "triton", "cuda"}), ("cpp", {"cpp"})):
+        monkeypatch.setenv("UDSE_BACKEND", value)
+        assert forced_backend() == (value or None)
+        assert {backend.name for backend in backends() if wanted(backend.name)} == wanted_backends
 
 
 @pytest.mark.parametrize("name", ["fortran", "CPP"])
@@ -65,19 +75,19 @@ def test_a_backend_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_forced_core_refuses_what_it_would_have_to_convert(
     state: torch.Tensor, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert predictor(state, state, C, None).dtype == state.dtype  # by the reference
+    assert predictor(Step(state, state, C)).dtype == state.dtype  # by the reference
     monkeypatch.setenv("UDSE_BACKEND", "cpp")
     with pytest.raises(UdseError, match=message):
-        predictor(state, state, C, None)
+        predictor(Step(state, state, C))
 
 
 def test_gradients_and_lazy_conjugates_go_through_the_reference() -> None:
     state = torch.randn(1, 2, 3, dtype=torch.complex64)
     leaf = state.clone().requires_grad_()
-    predictor(leaf, state, C, None).abs().sum().backward()
+    predictor(Step(leaf, state, C)).abs().sum().backward()
     assert leaf.grad is not None
     torch.testing.assert_close(
-        predictor(state.conj(), state, C, None), predictor(state.conj().resolve_conj(), state, C, None)
+        predictor(Step(state.conj(), state, C)), predictor(Step(state.conj().resolve_conj(), state, C))
     )
 
 
@@ -94,7 +104,7 @@ def test_core_refuses_other_dtypes_and_layouts() -> None:
 def test_core_refuses_read_only_results() -> None:
     out = zeros(1, 2, 3)
     out.flags.writeable = False
-    with pytest.raises(UdseError, match="out is read-only; give a writeable array"):
+    with pytest.raises(UdseError, match="next is read-only; give a writeable array"):
         call(zeros(1, 2, 3), out)
 
 
@@ -107,12 +117,12 @@ def test_core_takes_read_only_inputs() -> None:
 def test_errors_say_the_values() -> None:
     with pytest.raises(UdseError, match=r"state must have shape \(B, F, T\); got \(2, 3\)"):
         call(zeros(2, 3))
-    with pytest.raises(UdseError, match=r"out must have shape \(1, 2, 3\); got \(1, 2, 4\)"):
+    with pytest.raises(UdseError, match=r"next must have shape \(1, 2, 3\); got \(1, 2, 4\)"):
         call(zeros(1, 2, 3), zeros(1, 2, 4))
-    with pytest.raises(UdseError, match=r"coefficients must have 1 or T = 3 columns; got shape \(6, 2\)"):
+    with pytest.raises(UdseError, match=r"coefficients must have shape \(6, 3\); got \(6, 2\)"):
         call(zeros(1, 2, 3), numbers=np.ones((6, 2), np.float32))
-    with pytest.raises(UdseError, match=r"coefficients must have 6 rows"):
-        call(zeros(1, 2, 3), numbers=np.ones((5, 1), np.float32))
+    with pytest.raises(UdseError, match=r'there is no update "predict"'):
+        _core.update("predict", zeros(1, 2, 3), zeros(1, 2, 3), NUMBERS)
     with pytest.raises(UdseError, match=r"noise must have shape \(1, 2, 3\); got \(2, 2, 3\)"):
         call(zeros(1, 2, 3), noise=zeros(2, 2, 3))
 
@@ -136,7 +146,7 @@ def test_parallel_callers_get_the_serial_results() -> None:
         assert np.array_equal(result, expected)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.needs("fork")
 def test_the_core_works_in_a_forked_child() -> None:
     """Data loaders fork: the threads of the pool are gone in the child, the work must go on."""
     code = (

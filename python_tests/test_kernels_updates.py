@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
 from dataclasses import fields, replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from udse_fast.backends import cuda_library
 from udse_fast.errors import UdseError
 from udse_fast.kernels import posterior_step as lg
 from udse_fast.kernels import predictor_corrector as pc
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
-from udse_fast.kernels.network_input import network_input
-from udse_fast.kernels.network_input import reference as network_input_reference
 from udse_fast.kernels.posterior_step import reference as lg_reference
 from udse_fast.kernels.predictor_corrector import reference as pc_reference
+from udse_fast.kernels.step import UPDATES as DECLARED
+from udse_fast.kernels.step import Step
 
 TOLERANCE = 3e-6  # of the largest value: float32 rounding of a dozen operations
 SHAPES = [
@@ -62,48 +63,46 @@ class Inputs:
         self.V = self.factors[0] @ self.factors[1]
         self.C = torch.rand(B, F, T, generator=generator).to(real)
 
-
-Update = Callable[[Any, Inputs, Coefficients, Any, Any], tuple[torch.Tensor | None, ...]]
-
-
-def single(name: str, *options: Any, **keywords: Any) -> Update:
-    """An update of the speech state alone, called with V as its factors."""
-
-    def update(module: Any, a: Inputs, c: Coefficients, z: Any, z2: Any) -> Any:
-        return getattr(module, name)(a.s, a.S, a.x, a.factors, c, z, *options, **keywords)
-
-    return update
+    def step(self, c: Coefficients, z: Any = None, z2: Any = None, variance: Any = None) -> Step:
+        """All that an update may read: the next step's level is 3 times this one's, below and above V by turns."""
+        following = replace(c, delta=0.7, sigma=3 * c.sigma)
+        V = self.factors if variance is None else variance
+        return Step(self.s, self.S, c, z, self.x, V, self.C, following, self.n, self.N, z2)
 
 
-def restored(m: Any, a: Inputs, c: Coefficients, z: Any, V: Any, eta: float = 0.85, out: Any = None) -> Any:
-    """The DDRM step to 3 times the level: V is below it in some bins and above it in others."""
-    return m.ddrm_step(a.s, a.S, a.C, a.x, V, c, replace(c, delta=0.7, sigma=3 * c.sigma), z, eta, out=out)
-
-
-UPDATES: dict[str, Update] = {
-    "corrector": lambda m, a, c, z, z2: (m.corrector(a.s, a.S, c, z),),
-    "predictor": lambda m, a, c, z, z2: (m.predictor(a.s, a.S, c, z),),
-    "udiffse": single("marginal_guidance", 1.5, power_of_state=True),
-    "udiffse_unguided": single("marginal_guidance", 1.5, apply=False, power_of_state=True),
-    "udiffse_plus": single("marginal_guidance", 1.5),
-    "udiffse_plus_paper": single("marginal_guidance", 1.5, divide_tweedie=True),
-    "given_variance": lambda m, a, c, z, z2: m.marginal_guidance(a.s, a.S, a.x, a.V, c, z),
-    "depse_il": single("product_of_gaussians"),
-    "depse_tl": lambda m, a, c, z, z2: m.product_of_gaussians(
-        a.s, a.S, a.x, a.factors, c, z, forward_noise=z2, divide_tweedie=True
-    ),
-    "diffuseen": single("noise_posterior_guidance", want_noise=True),
-    "diffuseen_paper": single("noise_posterior_guidance", 1.0, paper_posterior=True, want_noise=True),
-    "predictor_residual": lambda m, a, c, z, z2: m.predictor_residual(a.s, a.S, a.x, c, z, z2),
-    "score_noise_guidance": lambda m, a, c, z, z2: (m.score_noise_guidance(a.s, a.S, c, 0.7),),
-    "paradiffuse_en": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 5.75 * c.sigma),
-    "paradiffuse_en_last": lambda m, a, c, z, z2: m.joint_guidance(a.s, a.S, a.n, a.N, a.x, c, z, z2, 1.0, apply=False),
-    "unexplained_power": lambda m, a, c, z, z2: (m.unexplained_power(a.s, a.S, a.C, a.x, a.factors, c, 2.5),),
-    "unexplained_power_given_variance": lambda m, a, c, z, z2: (m.unexplained_power(a.s, a.S, a.C, a.x, a.V, c),),
-    "ddrm": lambda m, a, c, z, z2: (restored(m, a, c, z, a.factors),),
-    "ddrm_given_variance": lambda m, a, c, z, z2: (restored(m, a, c, z, a.V, 0.3),),
-    "ddrm_last": lambda m, a, c, z, z2: (m.ddrm_step(a.s, a.S, a.C, a.x, a.factors, c, None, z),),
+UPDATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "corrector": ("corrector", {}),
+    "predictor": ("predictor", {}),
+    "udiffse": ("marginal_guidance", {"guidance": 1.5, "power_of_state": True}),
+    "udiffse_unguided": ("marginal_guidance", {"apply": False, "power_of_state": True}),
+    "udiffse_plus": ("marginal_guidance", {"guidance": 1.5}),
+    "udiffse_plus_paper": ("marginal_guidance", {"guidance": 1.5, "divide_tweedie": True}),
+    "given_variance": ("marginal_guidance", {}),
+    "depse_il": ("product_of_gaussians", {}),
+    "depse_tl": ("product_of_gaussians", {"divide_tweedie": True}),
+    "diffuseen": ("noise_posterior_guidance", {"want_noise": True}),
+    "diffuseen_paper": ("noise_posterior_guidance", {"guidance": 1.0, "paper_posterior": True, "want_noise": True}),
+    "predictor_residual": ("predictor_residual", {}),
+    "score_noise_guidance": ("score_noise_guidance", {"guidance": 0.7}),
+    "paradiffuse_en": ("joint_guidance", {"guidance": "sigma"}),
+    "paradiffuse_en_last": ("joint_guidance", {"guidance": 1.0, "apply": False}),
+    "unexplained_power": ("unexplained_power", {"noise_bias": 2.5}),
+    "unexplained_power_given_variance": ("unexplained_power", {}),
+    "ddrm": ("ddrm_step", {}),
+    "ddrm_given_variance": ("ddrm_step", {"eta": 0.3}),
+    "posterior_mean": ("posterior_mean", {}),
 }
+"""Case -> update and its options."""
+
+
+def call(name: str, a: Inputs, c: Coefficients, z: Any, z2: Any, reference: bool = False) -> tuple[Any, ...]:
+    """A case in the C++ core or by the reference."""
+    update, options = UPDATES[name]
+    if options.get("guidance") == "sigma":
+        options = {**options, "guidance": 5.75 * c.sigma}
+    step = a.step(c, z, None if name == "depse_il" else z2, a.V if "given_variance" in name else None)
+    results = getattr(module(update, reference), update)(step, **options)
+    return (results,) if isinstance(results, torch.Tensor) else results
 
 
 def module(name: str, reference: bool) -> Any:
@@ -127,10 +126,10 @@ def test_core_is_the_float64_reference(isa: str, shape: tuple[int, int, int, int
     coefficients = ONE_TIME if times == "one_time" else per_frame(shape[2])
     single_precision, double = Inputs(shape, torch.complex64), Inputs(shape, torch.complex128)
     keys = NoiseKey(11, "predictor_speech", 3, 1000), NoiseKey(11, "predictor_noise", 3, 1000)
-    for name, update in UPDATES.items():
+    for name in UPDATES:
         draws = [{"given": (a.z, a.z2), "drawn": keys, "none": (None, None)}[noise] for a in (single_precision, double)]
-        results = update(module(name, False), single_precision, coefficients, *draws[0])
-        expected = update(module(name, True), double, coefficients, *draws[1])
+        results = call(name, single_precision, coefficients, *draws[0])
+        expected = call(name, double, coefficients, *draws[1], reference=True)
         assert len(results) == len(expected)
         for result, value in zip(results, expected, strict=True):
             assert_close(result, value)
@@ -140,14 +139,14 @@ def test_core_is_the_float64_reference(isa: str, shape: tuple[int, int, int, int
 def test_a_frame_does_not_depend_on_the_cut(isa: str, name: str) -> None:
     """What a stream computes in blocks is what the whole signal gives, bit for bit."""
     whole = Inputs((2, 5, 150, 3), torch.complex64)
-    expected = UPDATES[name](module(name, False), whole, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither"))
+    expected = call(name, whole, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither"))
     for first, last in ((0, 37), (37, 110), (110, 150)):
         part = Inputs((2, 5, 150, 3), torch.complex64)
         for field in ("s", "S", "n", "N", "z", "z2", "x", "V", "C"):
             setattr(part, field, getattr(part, field)[..., first:last].contiguous())
         part.factors = (part.factors[0], part.factors[1][:, first:last].contiguous())
         keys = (NoiseKey(seed, "dither", first_frame=first) for seed in (1, 2))
-        results = UPDATES[name](module(name, False), part, ONE_TIME, *keys)
+        results = call(name, part, ONE_TIME, *keys)
         for result, value in zip(results, expected, strict=True):
             assert result is not None
             assert value is not None
@@ -157,59 +156,41 @@ def test_a_frame_does_not_depend_on_the_cut(isa: str, name: str) -> None:
 @pytest.mark.parametrize("name", UPDATES)
 def test_thread_count_changes_nothing(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a = Inputs((2, 65, 70, 4), torch.complex64)
-    arguments = (module(name, False), a, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither"))
-    serial = UPDATES[name](*arguments)
+    arguments = (name, a, ONE_TIME, NoiseKey(1, "dither"), NoiseKey(2, "dither"))
+    serial = call(*arguments)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    for one, other in zip(serial, UPDATES[name](*arguments), strict=True):
+    for one, other in zip(serial, call(*arguments), strict=True):
         assert one is not None
         assert other is not None
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_the_result_goes_where_the_caller_says(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UDSE_BACKEND", backend)
-    a, key = Inputs((2, 5, 70, 3), torch.complex64), NoiseKey(1, "dither")
-    calls = [
-        partial(pc.corrector, a.s, a.S, ONE_TIME, key),
-        partial(pc.predictor, a.s, a.S, ONE_TIME, key),
-        partial(lg.marginal_guidance, a.s, a.S, a.x, a.factors, ONE_TIME, key),
-        partial(lg.product_of_gaussians, a.s, a.S, a.x, a.factors, ONE_TIME, key),
-        partial(lg.noise_posterior_guidance, a.s, a.S, a.x, a.factors, ONE_TIME, key),
-        partial(lg.predictor_residual, a.s, a.S, a.x, ONE_TIME, key),
-        partial(lg.score_noise_guidance, a.s, a.S, ONE_TIME),
-        partial(restored, lg, a, ONE_TIME, key, a.factors),
-        partial(lg.ddrm_step, a.s, a.S, a.C, a.x, a.factors, ONE_TIME, None, None),
-    ]
-    for call in calls:
-        start, expected = a.s.clone(), call()
-        results = call(out=a.s)
-        if isinstance(results, torch.Tensor):
-            results, expected = (results,), (expected,)
-        assert results[0] is a.s
-        for result, value in zip(results, expected, strict=True):
-            assert result is value or torch.equal(result, value)
-        a.s.copy_(start)
-    expected = lg.joint_guidance(a.s, a.S, a.n, a.N, a.x, ONE_TIME, key, None, 1.0)
-    speech, noise = lg.joint_guidance(a.s, a.S, a.n, a.N, a.x, ONE_TIME, key, None, 1.0, out=(a.s, a.n))
-    assert speech is a.s
-    assert noise is a.n
-    assert torch.equal(speech, expected[0])
-    assert torch.equal(noise, expected[1])
+def test_every_update_has_a_case() -> None:
+    assert {update for update, _ in UPDATES.values()} == set(DECLARED)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_field_that_is_not_given_is_named(isa: str, name: str) -> None:
+    """A kernel would read what is not there."""
+    step = Inputs((1, 2, 3, 1), torch.complex64).step(ONE_TIME)
+    for field in DECLARED[name].reads:
+        if not field.endswith("noise") and field not in ("state", "score", "coefficients"):
+            with pytest.raises(UdseError, match=f"{name} expected a step with {field}, got none"):
+                getattr(module(name, False), name)(step._replace(**{field: None}))
 
 
 def test_corrector_of_a_constant() -> None:
     """r sigma = 0.2, hence eps = 0.04: 1 + 0.04 * 2 + sqrt(0.08) j."""
     state = torch.ones(1, 1, 1, dtype=torch.complex128)
     c = replace(ONE_TIME, sigma=0.4)
-    assert complex(pc.corrector(state, 2 * state, c, 1j * state)) == pytest.approx(1.08 + math.sqrt(0.08) * 1j)
+    assert complex(pc.corrector(Step(state, 2 * state, c, 1j * state))) == pytest.approx(1.08 + math.sqrt(0.08) * 1j)
 
 
 def test_predictor_of_a_constant() -> None:
     """gamma dt = 0.15, g^2 dt = 0.4, g sqrt(dt) = 2 sqrt(0.1)."""
     state = torch.ones(1, 1, 1, dtype=torch.complex128)
     c = replace(ONE_TIME, g=2.0, dt=0.1)
-    assert complex(pc.predictor(state, 3 * state, c, 1j * state)) == pytest.approx(2.35 + 2 * math.sqrt(0.1) * 1j)
+    assert complex(pc.predictor(Step(state, 3 * state, c, 1j * state))) == pytest.approx(2.35 + 2 * math.sqrt(0.1) * 1j)
 
 
 def test_tweedie_mean_of_a_gaussian_prior_is_its_wiener_estimate() -> None:
@@ -229,20 +210,21 @@ def test_product_of_gaussians_is_their_posterior() -> None:
     R = 0.36 * ((0.25 / 0.6) ** 2 + 0.3)
     variance = 1 / (1 / q + 1 / R)
     expected = variance * (m / q + 0.6 * 4 / R)
-    state, _ = lg_reference.product_of_gaussians(one, 2 * one, 4 * one[0], V, c, None)
+    step = Step(one, 2 * one, c, None, 4 * one[0], V)
+    state, _ = lg_reference.product_of_gaussians(step)
     assert complex(state) == pytest.approx(expected)
-    state, _ = lg_reference.product_of_gaussians(one, 2 * one, 4 * one[0], V, c, one)
+    state, _ = lg_reference.product_of_gaussians(step._replace(noise=one))
     assert complex(state) == pytest.approx(expected + math.sqrt(variance))
 
 
 def test_marginal_guidance_is_the_gradient_of_the_log_likelihood() -> None:
     """The step is lambda g^2 dt times the gradient of log N(x; s/delta, a^2 + V), which autograd finds."""
     a, c = Inputs((1, 3, 4, 2), torch.complex128), ONE_TIME
-    after_predictor = pc_reference.predictor(a.s, a.S, c, None).requires_grad_()
+    after_predictor = pc_reference.predictor(Step(a.s, a.S, c)).requires_grad_()
     total = (c.sigma / c.delta) ** 2 + a.V
     log_likelihood = -((a.x - after_predictor / c.delta).abs().square() / total).sum()
     (gradient,) = torch.autograd.grad(log_likelihood, after_predictor)
-    state, power = lg_reference.marginal_guidance(a.s, a.S, a.x, a.V, c, None, 1.5, power_of_state=True)
+    state, power = lg_reference.marginal_guidance(Step(a.s, a.S, c, None, a.x, a.V), guidance=1.5, power_of_state=True)
     # torch's gradient of a real function is 2 d/d conj(s), the score of a complex Gaussian d/d conj(s)
     expected = after_predictor.detach() + 1.5 * c.g**2 * c.dt * gradient / 2
     torch.testing.assert_close(state, expected)
@@ -253,8 +235,8 @@ def test_noise_posterior_without_uncertainty_gives_the_residual() -> None:
     """V far above q: the noise is all that speech does not explain, mu = x - s0 and P = |mu|^2 + q."""
     a, c = Inputs((2, 3, 4, 1), torch.complex128), ONE_TIME
     V = torch.full((3, 4), 1e12, dtype=torch.float64)
-    _, power, mu = lg_reference.noise_posterior_guidance(a.s, a.S, a.x, V, c, None, want_noise=True)
-    s0 = pc_reference.tweedie_mean(pc_reference.predictor(a.s, a.S, c, None), a.S, c)
+    _, power, mu = lg_reference.noise_posterior_guidance(Step(a.s, a.S, c, None, a.x, V), want_noise=True)
+    s0 = pc_reference.tweedie_mean(pc_reference.predictor(Step(a.s, a.S, c)), a.S, c)
     assert mu is not None
     torch.testing.assert_close(mu, a.x - s0)
     q = (c.sigma / c.delta) ** 2 + 5e-4
@@ -266,7 +248,8 @@ def test_joint_guidance_rests_where_the_parts_sum_to_the_mixture() -> None:
     a, c = Inputs((1, 3, 4, 1), torch.complex128), replace(ONE_TIME, gamma=0.0)
     zero = torch.zeros_like(a.s)
     speech, noise = c.delta * a.x / 4, 3 * c.delta * a.x / 4
-    s, n = lg_reference.joint_guidance(speech[None], zero, noise[None], zero, a.x, c, None, None, 5.0)
+    step = Step(speech[None], zero, c, mixture=a.x, other_state=noise[None], other_score=zero)
+    s, n = lg_reference.joint_guidance(step, guidance=5.0)
     torch.testing.assert_close(s[0], speech)
     torch.testing.assert_close(n[0], noise)
 
@@ -299,7 +282,7 @@ def test_ddrm_step_is_the_papers_bin_by_bin(isa: str, eta: float, per_bin_times:
     def cplx(*sizes: int) -> NDArray[np.complex128]:
         return (rng.standard_normal(sizes) + 1j * rng.standard_normal(sizes)).astype(np.complex64).astype(complex)
 
-    s, S, z, x, C = cplx(B, F, T), cplx(B, F, T), cplx(B, F, T), cplx(F, T), np.ones((B, F, T), np.float32)
+    s, S, z, x = cplx(B, F, T), cplx(B, F, T), cplx(B, F, T), cplx(F, T)
     V = (4 * rng.random((F, T)) ** 4).astype(np.float32).astype(float)
     ramp = np.linspace(0.5, 1.5, T) if per_bin_times else np.ones(T)
     delta, sigma, next_delta, next_sigma = 0.6 * ramp, 0.9 * ramp[::-1], 0.8 * ramp, 0.6 * ramp[::-1]
@@ -316,15 +299,15 @@ def test_ddrm_step_is_the_papers_bin_by_bin(isa: str, eta: float, per_bin_times:
 
     c = replace(ONE_TIME, delta=number(delta), sigma=number(sigma))
     following = replace(ONE_TIME, delta=number(next_delta), sigma=number(next_sigma))
-    single = [torch.from_numpy(value).to(torch.complex64) for value in (s, S, x, z)]
-    variance = torch.from_numpy(V).float()
-    result = lg.ddrm_step(*single[:2], torch.from_numpy(C), single[2], variance, c, following, single[3], eta)
+    double = [torch.from_numpy(value) for value in (s, S, x, z, V)]
+
+    def step(values: list[torch.Tensor]) -> Step:
+        state, score, mixture, noise, variance = values
+        return Step(state, score, c, noise, mixture, variance, following=following)
+
+    result = lg.ddrm_step(step([*(value.to(torch.complex64) for value in double[:4]), double[4].float()]), eta=eta)
     assert_close(result, torch.from_numpy(expected))
-    double = [torch.from_numpy(value) for value in (s, S, x, z)]
-    wide = lg_reference.ddrm_step(
-        *double[:2], torch.from_numpy(C), double[2], torch.from_numpy(V), c, following, double[3], eta
-    )
-    torch.testing.assert_close(wide, torch.from_numpy(expected))
+    torch.testing.assert_close(lg_reference.ddrm_step(step(double), eta=eta), torch.from_numpy(expected))
 
 
 def test_the_last_ddrm_step_is_the_posterior_mean(isa: str) -> None:
@@ -333,7 +316,7 @@ def test_the_last_ddrm_step_is_the_posterior_mean(isa: str) -> None:
     estimate = (a.s.to(torch.complex128) + 0.0625 * a.S) / 0.6
     precision = 1 / a.C.double() + 1 / a.V.double()
     expected = (estimate / a.C.double() + a.x / a.V.double()) / precision
-    assert_close(lg.ddrm_step(a.s, a.S, a.C, a.x, a.V, c, None, None), expected)
+    assert_close(lg.posterior_mean(a.step(c, variance=a.V)), expected)
 
 
 def test_the_power_of_the_m_step_is_that_of_the_posterior(isa: str) -> None:
@@ -351,39 +334,41 @@ def test_the_power_of_the_m_step_is_that_of_the_posterior(isa: str) -> None:
             precision, weighted = precision + 1 / v - 1 / a2, weighted + x / v - u / a2
         expected[f, t] += kappa * (abs(x - weighted / precision) ** 2 + 1 / precision) / 2
     assert branches == {False, True}
-    assert_close(lg.unexplained_power(a.s, a.S, a.C, a.x, V, c, kappa), expected)
+    assert_close(lg.unexplained_power(a.step(c, variance=V), noise_bias=kappa), expected)
 
 
-def test_the_deviation_is_read_on_the_last_step_only(isa: str) -> None:
-    a = Inputs((2, 3, 70, 2), torch.complex64)
-    expected = restored(lg, a, ONE_TIME, a.z, a.factors)
-    a.C.fill_(torch.nan)
-    assert torch.equal(restored(lg, a, ONE_TIME, a.z, a.factors), expected)
+def test_nothing_is_read_but_what_is_declared(isa: str) -> None:
+    """The prior's posterior variance, for one, is there on every step and read on the last."""
+    for name, declared in DECLARED.items():
+        a = Inputs((2, 3, 70, 2), torch.complex64)
+        expected = getattr(module(name, False), name)(a.step(ONE_TIME, a.z, a.z2))
+        for field, tensor in {"mixture": a.x, "posterior_variance": a.C, "other_state": a.n, "noise": a.z}.items():
+            if field not in declared.reads:
+                tensor.fill_(torch.nan)
+        result = getattr(module(name, False), name)(a.step(ONE_TIME, a.z, a.z2))
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 def test_a_share_of_fresh_noise_above_all_is_refused(isa: str) -> None:
     a = Inputs((1, 3, 5, 1), torch.complex64)
     with pytest.raises(UdseError, match=r"eta must be in \[0, 1\]; got 1\.5"):
-        restored(lg, a, ONE_TIME, a.z, a.V, 1.5)
+        lg.ddrm_step(a.step(ONE_TIME, a.z), eta=1.5)
 
 
-@pytest.mark.usefixtures("nan_filled_memory")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (1, 5, 65), (3, 16, 128)])
-def test_network_input(isa: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    state = torch.randn(shape, dtype=torch.complex64)
-    for scale in (0.7, torch.linspace(0.5, 2, shape[2])):
-        result = network_input(state, scale, dtype)
-        assert torch.equal(result, network_input_reference.network_input(state, scale, dtype))
+def test_names_and_order_are_those_of_the_core() -> None:
+    """Coefficients go to the core as six numbers, fields and options by their names in its header."""
+    header = (Path(__file__).parent.parent / "csrc" / "udse_core.hpp").read_text()
 
+    def members(structure: str) -> list[str]:
+        found = re.search(rf"struct {structure} {{\n(.*?)\n}};", header, re.DOTALL)
+        assert found is not None
+        code = re.sub(r"//.*|= {.*?}|= [^,;]+|\*", "", found[1])
+        return [name for line in code.split(";") if line.split() for name in re.findall(r"(\w+)(?=\s*(?:,|$|{))", line)]
 
-def test_bfloat16_of_special_values(isa: str) -> None:
-    values = torch.tensor([float("inf"), float("-inf"), float("nan"), 3.4e38, 1e-45, 0.0, 1.00390625, 1.01171875])
-    state = torch.complex(values, -values).view(1, 1, -1)
-    result = network_input(state, 1.0, torch.bfloat16).float()
-    torch.testing.assert_close(result[0, 0, 0], values.bfloat16().float(), equal_nan=True, rtol=0, atol=0)
-
-
-def test_coefficients_are_in_the_order_of_the_core() -> None:
-    names = [field.name for field in fields(Coefficients)]
-    assert names == ["gamma", "delta", "sigma", "g", "dt", "corrector_snr"]
+    assert [field.name for field in fields(Coefficients)] == members("Coefficients")
+    of_step = members("Step")
+    assert of_step[0] == "shape"
+    assert set(Step._fields) <= set(of_step)
+    for declared in DECLARED.values():
+        assert {*declared.reads, *declared.gives, *declared.options} - {"want_noise"} <= set(of_step)
+    assert [name for name, *_ in cuda_library.Step._fields_] == of_step

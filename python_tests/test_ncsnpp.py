@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from udse_fast.errors import UdseError
+from udse_fast.networks.base import Network
+from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, Attention, Downsample, NCSNpp, upsample
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sampling.sde import OUVE
+from udse_fast.sampling.sde import OUVE, SDE, VE
 
 GOLDEN = Path(__file__).parent / "golden" / "networks"
 PUBLISHED_NAMES = {
@@ -149,24 +151,28 @@ def test_label_none_is_speech_and_labels_matter() -> None:
     assert relative(network.score(state, time, 0), speech) > 1e-3
 
 
-class WienerDenoiser(nn.Module):
+class WienerDenoiser(Network):
     """Posterior mean under s_0 ~ N(0, v): D(u, a) = v u / (v + a^2)."""
+
+    predicts = "clean"
 
     def __init__(self, variance: float) -> None:
         super().__init__()
         self.variance = variance
 
-    def denoise(self, noisy: torch.Tensor, noise_level: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+    def denoise(self, noisy: torch.Tensor, noise_level: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         level = noise_level[:, None, None, :] if noise_level.ndim == 2 else noise_level[:, None, None, None]
         return noisy * self.variance / (self.variance + level**2)
 
 
+@pytest.mark.parametrize("sde", [OUVE(), VE()])
 @pytest.mark.parametrize("per_frame", [False, True])
-def test_a_denoiser_gives_the_score_of_its_prior(per_frame: bool) -> None:
-    module, sde, state = WienerDenoiser(0.3), OUVE(), state_of(frames=40)
-    network = ScoreNetwork(module, config_of(module, bins=32))
+def test_a_denoiser_gives_the_score_of_its_prior(per_frame: bool, sde: SDE) -> None:
+    module, state = WienerDenoiser(0.3), state_of(frames=40)
+    network = ScoreNetwork(module, {**config_of(module, bins=32), "sde": sde.config})
     time = torch.rand(2, 40) * 0.9 + 0.05 if per_frame else torch.tensor([0.9, 0.05])
-    expected = -state / (sde.delta(time) ** 2 * 0.3 + sde.sigma(time) ** 2).reshape(2, 1, -1)
+    variance = torch.as_tensor(sde.delta(time) ** 2 * 0.3 + sde.sigma(time) ** 2)
+    expected = -state / variance.reshape(2, 1, -1)
     assert relative(network.score(state, time), expected) < 1e-4  # a difference of close numbers at small sigma
 
 

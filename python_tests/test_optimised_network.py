@@ -133,12 +133,12 @@ def test_what_does_not_work_here_falls_back_with_one_warning(
 def test_cuda_kernels_are_used_where_triton_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a warning, and by the updates of the samplers, too."""
     tried = list[str]()
-    monkeypatch.setattr(backends, "_given_up", {})
+    monkeypatch.setattr(backends, "_disabled", {})
     monkeypatch.delenv("UDSE_BACKEND", raising=False)
-    monkeypatch.setattr(optimised, "backend_of", lambda device: "cuda" if backends._given_up else "triton")
+    monkeypatch.setattr(optimised, "backend_of", lambda device: "cuda" if backends._disabled else "triton")
 
     def measured_sum(*arguments: Any) -> tuple[torch.Tensor, None]:
-        tried.append("cuda" if backends._given_up else "triton")
+        tried.append("cuda" if backends._disabled else "triton")
         return (_no_compiler() if tried[-1] == "triton" else reference.residual_sum(*arguments)), None
 
     monkeypatch.setattr(optimised, "measured_sum", measured_sum)
@@ -170,6 +170,8 @@ def test_compact_networks_tell_the_same(tiny_checkpoints: dict[str, Path], name:
         for time in (torch.tensor([0.4, 0.7]), per_frame):
             assert relative(fast.score(state, time), plain.score(state, time)) < TOLERANCE
             for value, expected in zip(
-                fast.with_posterior_variance(state, time), plain.with_posterior_variance(state, time), strict=True
+                fast.evaluate(state, time, posterior_variance=True),
+                plain.evaluate(state, time, posterior_variance=True),
+                strict=True,
             ):
                 assert relative(value, expected) < TOLERANCE

@@ -8,8 +8,8 @@ import torch
 
 from udse_fast.audio.spectral import Spectral
 from udse_fast.sampling.noise_models import NMF, FixedVariance
+from udse_fast.sampling.posterior import Posterior, Sources
 from udse_fast.sampling.read_out import ReadOut
-from udse_fast.sampling.samplers import Posterior
 
 SPECTRAL = Spectral(n_fft=30, hop_length=10)
 F, T, LEVEL = 16, 7, torch.tensor(0.3)
@@ -20,7 +20,7 @@ def draw(seed: int, frames: int = T) -> tuple[Posterior, torch.Tensor]:
     speech = torch.randn(3, F, frames, dtype=torch.complex64, generator=generator)
     mixture = torch.randn(F, frames, dtype=torch.complex64, generator=generator)
     W, H = torch.rand(F, 2, generator=generator), torch.rand(2, frames, generator=generator)
-    return Posterior(speech, None, NMF(W, H), 1), mixture
+    return Posterior(Sources(speech=speech), NMF(W, H), 1), mixture
 
 
 def parts(posterior: Posterior, mixture: torch.Tensor, exponent: float) -> tuple[np.ndarray, ...]:
@@ -44,7 +44,7 @@ def test_filter_and_mean() -> None:
     assert_close(ReadOut(SPECTRAL, "wiener", 0.7)(posterior, mixture, LEVEL), filtered)
     assert_close(ReadOut(SPECTRAL, "mean")(posterior, mixture, LEVEL), mean)
     assert_close(ReadOut(SPECTRAL)(posterior, mixture, LEVEL), mean)
-    known = Posterior(posterior.speech, None, FixedVariance(torch.full((F, T), 0.2)), 1)
+    known = Posterior(posterior.sources, FixedVariance(torch.full((F, T), 0.2)), 1)
     assert_close(ReadOut(SPECTRAL, "wiener")(known, mixture, LEVEL), parts(known, mixture, 1)[0])
 
 
@@ -67,7 +67,7 @@ def test_blend_of_a_stream_remembers_the_powers_at_the_level_of_the_input() -> N
             scale = 0.3 / level
             assert isinstance(posterior.noise_model, NMF)
             W, H = posterior.noise_model.variance
-            scaled = Posterior(posterior.speech * scale, None, NMF(W * scale**2, H), 1)
+            scaled = Posterior(Sources(speech=posterior.speech * scale), NMF(W * scale**2, H), 1)
             result = read_out(scaled, mixture * scale, torch.tensor(level))
         else:
             result = read_out(posterior, mixture, LEVEL)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast.errors import UdseError
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.posterior_step import unexplained_power
+from udse_fast.kernels.step import Step
+from udse_fast.sampling.diffusion import StepInfo
+from udse_fast.sampling.likelihoods.base import Likelihood, States, Transition
 from udse_fast.sampling.noise_models import NMF, FixedVariance, start_nmf
-from udse_fast.sampling.samplers import SAMPLERS, posterior_sample, sampler_names
-from udse_fast.sampling.sde import OUVE
+from udse_fast.sampling.posterior import Posterior, posterior_sample
+from udse_fast.sampling.randomness import Draw
+from udse_fast.sampling.requests import Answer, Pass, Prior, Request
+from udse_fast.sampling.samplers import SAMPLERS, Sampler, sampler_names
+from udse_fast.sampling.sde import OUVE, SDE, VE, make_sde
 
-SDE = OUVE()
+PROCESS = OUVE()
 SPEECH = torch.tensor([0.05, 0.3, 0.3, 0.05, 1.0], dtype=torch.float64)[:, None].expand(5, 6)
 NOISE = torch.tensor([0.05, 0.1, 0.3, 0.01, 0.1], dtype=torch.float64)[:, None].expand(5, 6)
 WIENER = SPEECH / (SPEECH + NOISE)
@@ -28,7 +39,7 @@ APPROXIMATION = 0.13
 
 def gaussian_score(state: Tensor, time: float | Tensor, source: str) -> Tensor:
     variance = SPEECH if source == "speech" else NOISE
-    return -state / (SDE.delta(time) ** 2 * variance + SDE.sigma(time) ** 2)
+    return -state / (PROCESS.delta(time) ** 2 * variance + PROCESS.sigma(time) ** 2)
 
 
 def gain(posterior_speech: Tensor) -> Tensor:
@@ -36,36 +47,103 @@ def gain(posterior_speech: Tensor) -> Tensor:
     return (posterior_speech.mean((0, 2)) / MIXTURE[:, 0]).real
 
 
-@pytest.mark.parametrize("sampler", ["udiffse_plus", "depse_il", "depse_tl"])
+def zeros(name: str, index: int) -> Tensor:
+    return torch.zeros(1, 5, 6, dtype=torch.complex128)
+
+
+def mean_path(sampler: str, times: Sequence[float], steps: Sequence[float], sde: SDE = PROCESS) -> NDArray[np.float64]:
+    """s / x (5,) with all draws 0, the variances known and without the corrector: a scalar recursion for each bin."""
+    v, V = SPEECH[:, 0].numpy(), NOISE[:, 0].numpy()
+    s = np.zeros(5) if sampler == "prior" else np.ones(5)
+    for t, dt in zip(times, steps, strict=True):
+        delta, sigma, g2 = float(sde.delta(t)), float(sde.sigma(t)), float(sde.g(t)) ** 2
+        score = -s / (delta**2 * v + sigma**2)
+        m = s + sde.gamma * s * dt + g2 * score * dt
+        if sampler == "udiffse_plus":
+            s = m + g2 * dt / delta * (1 - m / delta) / ((sigma / delta) ** 2 + V)
+        elif sampler == "prior":
+            s = m
+        else:
+            R = delta**2 * V + (sigma**2 if sampler == "depse_il" else 0)
+            s = (R * m + g2 * dt * delta) / (R + g2 * dt)
+    return s
+
+
+RECURSIVE = {"udiffse_plus": {"guidance": 1.0}, "depse_il": {}, "depse_tl": {}}
+
+
+@pytest.mark.parametrize("sampler", RECURSIVE)
+@pytest.mark.parametrize("sizes", ["one", "one for each step"])
+def test_the_mean_path_is_the_scalar_recursion(sampler: str, sizes: str) -> None:
+    times = np.linspace(1, 0.03, 50).tolist()
+    steps = [1 / 50] * 50 if sizes == "one" else (-np.diff([*times, 0.0])).tolist()
+    posterior = posterior_sample(
+        MIXTURE, gaussian_score, sampler, samples=1, times=times, dt=0.02 if sizes == "one" else steps,
+        randomness=zeros, corrector_snr=0, noise_model=FixedVariance(NOISE), **RECURSIVE[sampler],
+    )  # fmt: skip
+    expected = torch.from_numpy(mean_path(sampler, times, steps))[:, None] * MIXTURE
+    torch.testing.assert_close(posterior.speech[0], expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sampler", RECURSIVE)
 def test_known_variances_give_the_wiener_filter(sampler: str) -> None:
-    options = {"guidance": 1.0} if sampler == "udiffse_plus" else {}
+    def error(steps: int) -> float:
+        path = mean_path(sampler, np.linspace(1, 0.03, steps).tolist(), [1 / steps] * steps)
+        return float(np.abs(path - WIENER[:, 0].numpy()).max())
 
-    def error(steps: int, samples: int) -> float:
-        posterior = posterior_sample(
-            MIXTURE, gaussian_score, sampler, steps=steps, samples=samples, corrector_snr=0.0,
-            noise_model=FixedVariance(NOISE), **options,
-        )  # fmt: skip
-        return float((gain(posterior.speech) - WIENER[:, 0]).abs().max())
-
-    assert error(200, 400) < APPROXIMATION
-    assert error(5, 4) > error(200, 400)
+    assert error(2000) < APPROXIMATION
+    assert error(5) > error(2000)
 
 
-class GaussianPrior:
+@pytest.mark.parametrize("sde", [OUVE(), OUVE(gamma=0.7, sigma_min=0.01), VE()])
+def test_processes_are_siblings(sde: SDE) -> None:
+    """Reverse passes of the prior under each process, from a given start, against the recursion in numpy."""
+    times = np.geomspace(1, 0.02, 20).tolist()
+    steps = (-np.diff([*times, 0.0])).tolist()
+
+    def score(state: Tensor, time: float, source: str) -> Tensor:
+        return -state / (sde.delta(time) ** 2 * SPEECH + sde.sigma(time) ** 2)
+
+    def start(name: str, index: int) -> Tensor:
+        return torch.full((1, 5, 6), float(name == "init_speech"), dtype=torch.complex128)
+
+    posterior = posterior_sample(
+        MIXTURE, score, "prior", samples=1, times=times, dt=steps, randomness=start, corrector_snr=0, sde=sde
+    )
+    s, v = np.full(5, float(sde.sigma(1.0))), SPEECH[:, 0].numpy()
+    for t, dt in zip(times, steps, strict=True):
+        variance = float(sde.delta(t)) ** 2 * v + float(sde.sigma(t)) ** 2
+        s = s + sde.gamma * s * dt - float(sde.g(t)) ** 2 * s / variance * dt
+    np.testing.assert_allclose(posterior.speech[0, :, 0].numpy(), s, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sde", [OUVE(), VE()])
+def test_a_process_is_consistent(sde: SDE) -> None:
+    """g^2 = d sigma^2 / dt + 2 gamma sigma^2: the variance of ds = -gamma s dt + g dw."""
+    t, h = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), 1e-6
+    growth = (torch.as_tensor(sde.sigma(t + h)) ** 2 - torch.as_tensor(sde.sigma(t - h)) ** 2) / (2 * h)
+    expected = growth + 2 * sde.gamma * torch.as_tensor(sde.sigma(t)) ** 2
+    torch.testing.assert_close(torch.as_tensor(sde.g(t)) ** 2, expected, rtol=1e-7, atol=0)
+    assert make_sde(sde.config) == sde
+    for time in (0.3, t):
+        c = sde.coefficients(time, 0.1)
+        assert np.shape(c.sigma) == np.shape(c.delta) == np.shape(c.g) == np.shape(time)
+
+
+class GaussianPrior(Prior):
     """`gaussian_score` with the variance that it knows its estimate to have, v a^2 / (v + a^2)."""
 
-    def __call__(self, state: Tensor, time: float | Tensor, source: str) -> Tensor:
-        return gaussian_score(state, time, source)
-
-    def with_posterior_variance(self, state: Tensor, time: float | Tensor, source: str) -> tuple[Tensor, Tensor]:
-        a2 = SDE.noise_level(time) ** 2
-        return self(state, time, source), (SPEECH * a2 / (SPEECH + a2)).expand(state.shape)
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        (r,) = requests
+        a2 = PROCESS.noise_level(r.time) ** 2
+        variance = (SPEECH * a2 / (SPEECH + a2)).expand(r.state.shape)
+        return [Answer(gaussian_score(r.state, r.time, r.source), variance)]
 
 
 def test_ddrm_at_the_level_of_the_noise_is_the_wiener_filter() -> None:
     """At a^2 = V the state is the mixture: s0 = x v/(v + V), C = v V/(v + V), and the last step joins x again."""
     times = [1.0, 0.7, 0.4]
-    V = torch.full((5, 6), SDE.noise_level(times[-1]) ** 2 * (1 - 1e-12), dtype=torch.float64)
+    V = torch.full((5, 6), PROCESS.noise_level(times[-1]) ** 2 * (1 - 1e-12), dtype=torch.float64)
     posterior = posterior_sample(
         MIXTURE, GaussianPrior(), "ddrm", samples=3, times=times, corrector_snr=0.0, noise_model=FixedVariance(V)
     )
@@ -88,14 +166,13 @@ def test_ddrm_power_in_closed_form(v: float, V: float, a2: float) -> None:
     s, n, z = (torch.randn(1, 50, 2000, generator=generator, dtype=torch.complex128) for _ in range(3))
     x = v**0.5 * s[0] + V**0.5 * n[0]
     u = x + (a2 - V) ** 0.5 * z
-    t = next(t / 1e5 for t in range(1, 100_000) if SDE.noise_level(t / 1e5) ** 2 > a2)
-    c = SDE.coefficients(t, 0.1)
+    t = next(t / 1e5 for t in range(1, 100_000) if PROCESS.noise_level(t / 1e5) ** 2 > a2)
+    c = PROCESS.coefficients(t, 0.1)
     state = c.delta * u
     score = -state / (c.delta**2 * v + c.sigma**2)
     posterior_variance = torch.full((1, 50, 2000), v * a2 / (v + a2), dtype=torch.float64)
-    power = unexplained_power(
-        state, score, posterior_variance, x, torch.full((50, 2000), V, dtype=torch.float64), c, 1.0
-    )
+    variance = torch.full((50, 2000), V, dtype=torch.float64)
+    power = unexplained_power(Step(state, score, c, None, x, variance, posterior_variance))
     assert float(power.mean()) == pytest.approx(V, rel=0.02)
 
 
@@ -168,20 +245,69 @@ def test_frames_with_times_of_their_own_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "calls"),
+    ("sampler", "snr", "calls"),
     [
-        ("udiffse", 3 * 16),
-        ("diffuseen", 16),
-        ("ddrm", 16),
-        ("paradiffuse_in", 24),
-        ("paradiffuse_en", 32),
-        ("prior", 16),
+        ("udiffse", 0.5, 3 * 16),
+        ("diffuseen", 0.5, 16),
+        ("ddrm", 0.5, 16),
+        ("paradiffuse_in", 0.5, 24),
+        ("paradiffuse_in", 0.0, 16),
+        ("paradiffuse_en", 0.5, 32),
+        ("prior", 0.0, 8),
     ],
 )
-def test_score_evaluations_are_counted(sampler: str, calls: int) -> None:
-    posterior = posterior_sample(MIXTURE, gaussian_score, sampler, steps=8, samples=1, em_rounds=3)
-    assert posterior.score_evaluations == calls
-    assert posterior_sample(MIXTURE, gaussian_score, "prior", steps=8, corrector_snr=0).score_evaluations == 8
+def test_score_evaluations_are_counted(sampler: str, snr: float, calls: int) -> None:
+    asked = list[str]()
+
+    def counted(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        asked.append(source)
+        return gaussian_score(state, time, source)
+
+    posterior = posterior_sample(MIXTURE, counted, sampler, steps=8, samples=1, em_rounds=3, corrector_snr=snr)
+    assert posterior.score_evaluations == len(asked) == calls
+
+
+def test_a_callback_sees_every_step() -> None:
+    seen = list[StepInfo]()
+    posterior = posterior_sample(
+        MIXTURE, gaussian_score, "paradiffuse_en", steps=3, samples=2, callback=seen.append, corrector_snr=0
+    )
+    assert [(info.step, info.steps, info.round_) for info in seen] == [(0, 3, 0), (1, 3, 0), (2, 3, 0)]
+    assert list(seen[0].transitions) == list(posterior.sources) == ["speech", "noise"]
+    for info in seen:
+        for source, variance in (("speech", SPEECH), ("noise", NOISE)):
+            t = info.transitions[source]
+            level = torch.as_tensor(t.coefficients.sigma / t.coefficients.delta) ** 2
+            wiener = variance / (variance + level) * t.state / t.coefficients.delta
+            torch.testing.assert_close(info.denoised[source], wiener)
+
+
+@dataclass
+class ThreeSources(Likelihood):
+    """Three sources side by side, each drawn from its prior."""
+
+    sources: ClassVar[Sequence[str]] = ("speaker_1", "speaker_2", "noise")
+
+    def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
+        return coefficients.sigma * noise
+
+    def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
+        return {source: t.state + t.coefficients.g**2 * t.score for source, t in transitions.items()}
+        yield
+
+
+def test_any_number_of_sources_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS, "three", Sampler(ThreeSources, "score"))
+    asked = list[str]()
+
+    def score(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        asked.append(source)
+        return -state
+
+    posterior = posterior_sample(MIXTURE, score, "three", steps=2, samples=1, randomness=zeros, corrector_snr=0)
+    assert asked == ["speaker_1", "speaker_2", "noise"] * 2
+    assert list(posterior.sources) == ["speaker_1", "speaker_2", "noise"]
+    assert posterior.noise is posterior.sources["noise"]
 
 
 def test_samples_do_not_depend_on_how_they_are_split() -> None:
@@ -197,14 +323,72 @@ def test_samples_do_not_depend_on_how_they_are_split() -> None:
     assert torch.equal(run(4, 0)[2:], run(2, 2))
 
 
-@pytest.mark.parametrize("option", [{"divide_tweedie": True}, {"paper_posterior": True}, {"perturb_residual": True}])
-def test_paper_forms_are_other_algorithms(option: dict[str, bool]) -> None:
-    sampler = next(n for n, row in SAMPLERS.items() if set(option) <= set(row.options))
-    published, paper = (
-        posterior_sample(MIXTURE, gaussian_score, sampler, steps=6, samples=1, **o).speech for o in ({}, option)
-    )
-    assert torch.isfinite(torch.view_as_real(paper)).all()
-    assert not torch.allclose(published, paper)
+class Noted(FixedVariance):
+    """A known variance that notes what it would be fitted to."""
+
+    def __init__(self) -> None:
+        super().__init__(NOISE)
+        self.powers: list[Tensor] = []
+
+    def fit(self, power: Tensor) -> None:
+        self.powers.append(power)
+
+
+def one_step(sampler: str, noise_model: Noted | None, **options: Any) -> tuple[Posterior, dict[str, Any]]:
+    """One step at t = 0.6 of size 0.1 with given draws, and its numbers: c, s after the predictor, s0 by Tweedie."""
+    draws = {name: torch.randn(1, 5, 6, dtype=torch.complex128) for name in ("init_speech", "forward_mixture")}
+    posterior = posterior_sample(
+        MIXTURE, gaussian_score, sampler, samples=1, times=[0.6], dt=0.1, corrector_snr=0, noise_model=noise_model,
+        randomness=lambda name, _: draws[name], **options,
+    )  # fmt: skip
+    c = PROCESS.coefficients(0.6, 0.1)
+    start = (c.delta if noise_model is None else 1) * MIXTURE + c.sigma * draws["init_speech"]
+    score = gaussian_score(start, 0.6, "speech")
+    s = start + (c.gamma * start + c.g**2 * score) * c.dt
+    return posterior, {"c": c, "s": s, "s0": (s + c.sigma**2 * score) / c.delta, "z": draws["forward_mixture"]}
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_diffuseen_takes_its_noise_posterior_with_w_in_the_paper_s_form(paper: bool) -> None:
+    model, w = Noted(), 0.2
+    posterior, n = one_step("diffuseen", model, observation_variance=w, guidance=0.7, paper_posterior=paper)
+    c, s, V = n["c"], n["s"], NOISE
+    q = (c.sigma / c.delta) ** 2 + w
+    q_n = w if paper else q
+    mu = V / (V + q_n) * (MIXTURE - n["s0"])
+    expected = s + 0.7 * c.g**2 * c.dt / c.delta * (MIXTURE - s / c.delta - mu) / q
+    torch.testing.assert_close(posterior.speech, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(posterior.noise, mu, rtol=1e-12, atol=0)
+    power = mu[0].abs() ** 2 + V * q_n / (V + q_n)
+    torch.testing.assert_close(model.powers, [power], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_paradiffuse_in_asks_the_noise_prior_about_the_perturbed_residual_in_the_paper_s_form(paper: bool) -> None:
+    posterior, n = one_step("paradiffuse_in", None, guidance=0.7, perturb_residual=paper)
+    c, s = n["c"], n["s"]
+    residual = MIXTURE - (s - (c.sigma * n["z"] if paper else 0)) / c.delta
+    expected = s - 0.7 * c.g**2 * c.dt / c.delta * gaussian_score(residual, 0.6, "noise")
+    torch.testing.assert_close(posterior.speech, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize("sampler", ["udiffse_plus", "depse_il", "depse_tl"])
+def test_the_power_of_the_m_step_is_of_the_tweedie_mean_in_the_paper_s_form(sampler: str, paper: bool) -> None:
+    """After one step; where the update stands at the top of a step, that of the second one."""
+    model, times = Noted(), [0.6] if sampler == "depse_il" else [0.6, 0.5]
+    posterior_sample(
+        MIXTURE, gaussian_score, sampler, samples=1, times=times, dt=0.1, corrector_snr=0, noise_model=model,
+        randomness=zeros, divide_tweedie=paper,
+    )  # fmt: skip
+    c = PROCESS.coefficients(0.6, 0.1)
+    score = gaussian_score(MIXTURE[None], 0.6, "speech")
+    s = torch.from_numpy(mean_path(sampler, [0.6], [0.1]))[:, None] * MIXTURE
+    if sampler == "udiffse_plus":  # with the published guidance
+        m = MIXTURE + (c.gamma * MIXTURE + c.g**2 * score[0]) * c.dt
+        s = m + 1.5 * c.g**2 * c.dt / c.delta * (MIXTURE - m / c.delta) / ((c.sigma / c.delta) ** 2 + NOISE)
+    s0 = (s + c.sigma**2 * score[0]) / (c.delta if paper else 1)
+    torch.testing.assert_close(model.powers[-1], (MIXTURE - s0).abs() ** 2, rtol=1e-12, atol=0)
 
 
 def test_noise_start_has_the_power_of_the_mixture() -> None:

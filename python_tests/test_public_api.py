@@ -24,10 +24,11 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
     (
         udse_fast.Enhancer,
         {"checkpoint": None, "sampler": None, "steps": None, "samples": None, "device": "auto", "precision": "auto",
-         "seed": 0},
+         "seed": 0, "max_attenuation_db": None},
     ),
     (udse_fast.Enhancer.enhance, {"audio": ..., "sample_rate": ..., "causal": False}),
     (udse_fast.Enhancer.separate, {"audio": ..., "sample_rate": ..., "causal": False}),
+    (udse_fast.Enhancer.enhance_many, {"recordings": ...}),
     (udse_fast.Enhancer.process, {"chunk": ...}),
     (udse_fast.Enhancer.process_many, {"streams": ..., "chunks": ...}),
     (udse_fast.Enhancer.flush, {}),

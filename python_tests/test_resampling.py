@@ -24,7 +24,7 @@ FEW = [(44100, 16000), (16000, 44100), (11025, 16000), (48000, 16000), (8000, 16
 def resampled(x: NDArray[np.float32], source: int, target: int, cuts: list[int] | None = None) -> NDArray[np.float32]:
     resampler = Resampler(source, target)
     edges = [0, *sorted(min(c, len(x)) for c in cuts or []), len(x)]
-    return np.concatenate([*(resampler.push(x[a:b]) for a, b in itertools.pairwise(edges)), resampler.finish()])
+    return np.concatenate([*(resampler.process(x[a:b]) for a, b in itertools.pairwise(edges)), resampler.flush()])
 
 
 def sine(frequency: float, rate: int, length: int) -> NDArray[np.float64]:
@@ -121,13 +121,13 @@ def test_equal_chunks_give_the_same_bits(source: int, target: int, step: int) ->
 @pytest.mark.parametrize("at", [0, 1, 40, 1234])
 def test_goes_on_from_a_saved_state(source: int, target: int, at: int) -> None:
     x, saved, resumed = noise(3000), Resampler(source, target), Resampler(source, target)
-    resumed.push(noise(77))
-    before = saved.push(x[:at])
+    resumed.process(noise(77))
+    before = saved.process(x[:at])
     state = pickle.loads(pickle.dumps(saved.state()))
-    saved.push(x[::-1])  # changes neither the state given out nor who goes on from it
+    saved.process(x[::-1])  # changes neither the state given out nor who goes on from it
     for _ in range(2):
         resumed.restore(state)
-        y = np.concatenate([before, resumed.push(x[at:2000]), resumed.push(x[2000:]), resumed.finish()])
+        y = np.concatenate([before, resumed.process(x[at:2000]), resumed.process(x[2000:]), resumed.flush()])
         np.testing.assert_array_equal(y, resampled(x, source, target))
 
 
@@ -142,7 +142,7 @@ def test_the_delay_is_exact_and_short(source: int, target: int) -> None:
     for newest, sample in enumerate(noise(2000)):
         # the next output is overdue if more than `delay` samples follow the sample at (or just before) its time
         most = max(most, newest - returned * source // target)
-        returned += len(resampler.push(sample[None]))
+        returned += len(resampler.process(sample[None]))
     assert most == resampler.delay
     assert resampler.delay <= 0.0037 * source
     if min(source, target) >= 16000:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from udse_fast.sampling.samplers import posterior_sample, sampler_names
+from udse_fast.sampling.posterior import posterior_sample
+from udse_fast.sampling.samplers import sampler_names
 from udse_fast.sampling.sde import OUVE
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -18,7 +18,9 @@ from udse_fast.checkpoints.checkpoint import complete_config, load_network
 from udse_fast.cli import main
 from udse_fast.commands import train as command
 from udse_fast.errors import UdseError
+from udse_fast.networks.base import Network
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.score_network import ScoreGraph, ScoreNetwork
 from udse_fast.sampling.sde import OUVE
@@ -162,12 +164,14 @@ def test_the_true_score_has_the_least_loss() -> None:
     """Gaussian data of variance v: E||sigma S + z||^2 of the true score is v / (v + a^2)."""
     sde, v = OUVE(), 0.04
 
-    class Gaussian(torch.nn.Module):
-        def denoise(self, noisy, noise_level, label=None):
+    class Gaussian(Network):
+        predicts = "clean"
+
+        def denoise(self, noisy: torch.Tensor, noise_level: torch.Tensor, conditions: Conditions) -> torch.Tensor:
             return noisy * (v / (v + noise_level[:, None, None, None] ** 2))
 
     torch.manual_seed(0)
-    batch = Batch(torch.randn(4, 256, 200, dtype=torch.complex64) * v**0.5, None)
+    batch = Batch(torch.randn(4, 256, 200, dtype=torch.complex64) * v**0.5)
     t = torch.tensor([0.1, 0.3, 0.6, 1.0])
     z = torch.randn(4, 256, 200, dtype=torch.complex64)
     loss, relative = score_matching_loss(ScoreGraph(Gaussian(), sde), batch, t, z)
@@ -221,8 +225,9 @@ def test_a_response_multiplies_the_amplitudes_and_leaves_the_level() -> None:
 def test_joint_batches_hold_both_sources(recordings: Path) -> None:
     corpus = Corpus(recordings_in(recordings), RATE)
     batches = Batches(corpus, corpus, Spectral(), size=4, frames=20)
-    assert batches[0].label is not None
-    assert batches[0].label.tolist() == [1, 1, 0, 0]
+    label = batches[0].conditions.label
+    assert label is not None
+    assert label.tolist() == [1, 1, 0, 0]
 
 
 def test_no_speaker_is_in_both_sets(recordings: Path) -> None:

@@ -10,7 +10,8 @@ from udse_fast.errors import UdseError
 if TYPE_CHECKING:
     from udse_fast.checkpoints.checkpoint import load_network
     from udse_fast.enhancer import Enhancer
-    from udse_fast.sampling.samplers import Posterior, posterior_sample, sampler_names
+    from udse_fast.sampling.posterior import Posterior, posterior_sample
+    from udse_fast.sampling.samplers import sampler_names
     from udse_fast.streaming.stream import Stream
 
 __version__ = "0.1.0"
@@ -26,10 +27,10 @@ __all__ = [
 
 _HOME = {
     "Enhancer": "enhancer",
-    "Posterior": "sampling.samplers",
+    "Posterior": "sampling.posterior",
     "Stream": "streaming.stream",
     "load_network": "checkpoints.checkpoint",
-    "posterior_sample": "sampling.samplers",
+    "posterior_sample": "sampling.posterior",
     "sampler_names": "sampling.samplers",
 }
 

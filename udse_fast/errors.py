@@ -9,6 +9,11 @@ class UdseError(ValueError):
     """Bad input, file, setting or environment. The command line prints it and exits with 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text: user-facing errors are one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def reason(error: BaseException) -> str:
     """What a library says, without the path, which soundfile mentions in some errors."""
     return " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".") or type(error).__name__

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udse_fast.checkpoints.checkpoint import written_whole
+from udse_fast.atomic import atomic_write
 from udse_fast.errors import UdseError
 
 WINDOW_SECONDS = 0.032
 RANGE_DB = 70.0
 TOP_HZ = 8000.0
-"""The picture ends here: priors know nothing above."""
+"""The picture ends at this frequency: priors know nothing above."""
 
 
 class RunningSpectrogram:
-    """Mean power over frames that fall into the same of at most `columns` columns; over channels too.
+    """Averages the power of a signal over channels, and over the frames of each of at most `columns` columns.
 
     Args:
         sample_rate: in Hz.
@@ -41,7 +41,7 @@ class RunningSpectrogram:
         self._samples = 0
 
     def push(self, samples: NDArray[Any]) -> None:
-        """(channels, n) int16, or float with full scale 1."""
+        """Add samples (channels, n): int16, or float with full scale 1."""
         scale = 1 / 32768 if samples.dtype == np.int16 else 1.0
         signal = samples.astype(np.float32) * np.float32(scale)
         self._samples += signal.shape[1]
@@ -66,7 +66,7 @@ class RunningSpectrogram:
         self._hop_number += count
 
     def decibels(self) -> NDArray[np.float64]:
-        """(bins, columns) in dB relative to full scale."""
+        """Return the picture (bins, columns) in dB relative to full scale."""
         filled = self._count > 0  # the windows of the last frames would reach beyond the end
         if not filled.any():
             return np.full((self._bins, 1), -200.0)
@@ -75,13 +75,13 @@ class RunningSpectrogram:
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """(left, right) in seconds, (bottom, top) in kHz of the picture."""
+        """Return (left, right, bottom, top) of the picture, in seconds and kHz."""
         top = (self._bins - 1) * self.sample_rate / self._length / 1000
         return 0.0, self._samples / self.sample_rate, 0.0, top
 
 
 def check_plotting(path: Path) -> None:
-    """Raises UdseError if matplotlib is missing or the name is not that of a PNG."""
+    """Raise UdseError if matplotlib is missing or the name is not that of a PNG."""
     if path.suffix.lower() != ".png":
         raise UdseError(f"--plot: expected a name that ends in .png, got {path}")
     try:
@@ -91,7 +91,7 @@ def check_plotting(path: Path) -> None:
 
 
 def draw_spectrograms(path: Path, panels: dict[str, RunningSpectrogram]) -> None:
-    """A PNG with one spectrogram below the other, all on the colour scale of the first."""
+    """Draw one spectrogram below the other into a PNG, all on the colour scale of the first."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.4 * len(panels)), layout="constrained")
@@ -106,5 +106,5 @@ def draw_spectrograms(path: Path, panels: dict[str, RunningSpectrogram]) -> None
         axes.set(title=title, ylabel="kHz")
     rows[-1].set_xlabel("s")
     figure.colorbar(image, ax=rows, label="dB re full scale")
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

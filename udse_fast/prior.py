@@ -1,119 +1,76 @@
-"""The prior as the samplers call it: score networks behind `udse_fast.sampling.diffusion.Score`."""
+"""`NetworkPrior`: score networks as a prior that reverse passes ask."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
+from udse_fast.networks.conditions import NOISE_SOURCE, Conditions, labelled
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sampling.diffusion import ScoreAnswer, ScoreRequest
+from udse_fast.sampling.requests import Answer, Prior, Request, differentiated
 from udse_fast.sampling.sde import Time
 
-SPEECH_LABEL, NOISE_LABEL = 1, 0
 
-
-class Prior:
-    """Scores of speech and noise, from one joint network or two."""
+class NetworkPrior(Prior):
+    """Scores of speech (any number of talkers) and noise, from one joint network or two."""
 
     def __init__(self, speech: ScoreNetwork, noise: ScoreNetwork | None = None) -> None:
-        self.networks = {"speech": speech, "noise": noise or speech}
-        if speech.has_posterior_variance:
-            self.with_posterior_variance = self._with_posterior_variance
+        self.speech, self.noise = speech, noise or speech
 
-    @property
-    def batch_key(self) -> int | None:
-        """Equal for those that share a network for everything; not kept, as a copy has a network of its own."""
-        speech, noise = self.networks.values()
-        return id(speech) if speech is noise else None
+    def network(self, source: str) -> ScoreNetwork:
+        """The network of a source."""
+        return self.noise if source == NOISE_SOURCE else self.speech
 
-    def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
-        """S(s, t), (B, F, T) complex."""
-        return self.networks[source].score(state, _times(state, time), _label(source))
+    def batch_key(self, source: str) -> Hashable:
+        """The network of the source; not kept, as a copy of the prior has networks of its own."""
+        return id(self.network(source))
 
-    def _with_posterior_variance(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
-        """S(s, t), and E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real."""
-        return self.networks[source].with_posterior_variance(state, _times(state, time), _label(source))
-
-    def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
-        """One batch of requests to this network, all with or all without posterior_variance."""
-        network, inputs = self.networks["speech"], _batch(requests)
-        if requests[0].wants_posterior_variance:
-            return _split(requests, *network.with_posterior_variance(*inputs))
-        return _split(requests, network.score(*inputs))
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """One network call, all with or all without the posterior variance."""
+        first = requests[0]
+        network = self.network(first.source)
+        state, time, conditions = batch(requests, network)
+        told = first.wants_posterior_variance and network.has_posterior_variance
+        if first.wants_vjp:
+            variance = network.evaluate(state, time, conditions, posterior_variance=True)[1] if told else None
+            score, vjp = differentiated(lambda s: network.evaluate(s, time, conditions, plain=True)[0], state)
+            return [Answer(score, variance, vjp)]
+        return split(requests, *network.evaluate(state, time, conditions, posterior_variance=told))
 
 
-class CausalPrior:
-    """The score of a causal network that goes on, block after block, from what it saw before.
+def batch(requests: Sequence[Request], network: ScoreNetwork) -> tuple[Tensor, Time, Conditions]:
+    """States, times and conditions of requests to one network, with the label of each source where it reads one.
 
-    Every call of a block (step by step) sees the past at its own noise level: a memory for each.
+    Returns:
+        states (B, F, T), one time where it is the same for all, else (B,) or (B, T), conditions of the batch.
     """
-
-    def __init__(self, network: ScoreNetwork) -> None:
-        self.network = network
-        self.batch_key = id(network)
-        self.pasts: list[Any] = []  # `Past` or `Memory`
-        self._call = 0
-
-    def next_block(self) -> None:
-        """The calls that follow are those of the next block, from its first step."""
-        self._call = 0
-
-    def _next_past(self) -> Any:
-        if self._call == len(self.pasts):
-            self.pasts.append(self.network.new_past())
-        self._call += 1
-        return self.pasts[self._call - 1].rewind()
-
-    def __call__(self, state: Tensor, time: Time, source: str) -> Tensor:
-        """S(s, t), (B, F, T) complex."""
-        return self.with_posterior_variance(state, time, source)[0]
-
-    def with_posterior_variance(self, state: Tensor, time: Time, source: str) -> tuple[Tensor, Tensor]:
-        """S(s, t), and E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real."""
-        times = _times(state, time) if isinstance(time, Tensor) else time
-        return self.network.with_posterior_variance(state, times, _label(source), self._next_past())
-
-    def answer(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
-        """One batch of requests of streams that share this network."""
-        pasts = [request.score._next_past() for request in requests]  # type: ignore[attr-defined]
-        sizes = [len(request.state) for request in requests]
-        together = type(pasts[0]).joined(pasts, sizes)
-        answers = _split(requests, *self.network.with_posterior_variance(*_batch(requests), together))
-        together.give_back(pasts, sizes)
-        return answers
-
-    def state(self) -> list[list[Tensor]]:
-        """The memories, one list per call of a block."""
-        return [past.kept for past in self.pasts]
-
-    def restore(self, state: list[list[Tensor]]) -> None:
-        """Go on from `state`."""
-        self.pasts = [type(self.network.new_past())(list(kept)) for kept in state]
+    conditions = [request.conditions for request in requests]
+    if "label" in network.conditions:
+        conditions = [c.merged(labelled(r.source, r.state)) for c, r in zip(conditions, requests, strict=True)]
+    first = requests[0]
+    if len(requests) == 1:
+        time = first.time
+        return first.state, _times(first.state, time) if isinstance(time, Tensor) else time, conditions[0]
+    time = first.time
+    if isinstance(time, Tensor) or any(r.time != time for r in requests):
+        time = torch.cat([_times(r.state, r.time) for r in requests])
+    whole = [c.repeat(len(r.state)) for c, r in zip(conditions, requests, strict=True)]
+    return torch.cat([r.state for r in requests]), time, Conditions.cat(whole)
 
 
-def _label(source: str) -> int:
-    return SPEECH_LABEL if source == "speech" else NOISE_LABEL
+def split(requests: Sequence[Request], score: Tensor, posterior_variance: Tensor | None) -> list[Answer]:
+    """The answers to the requests of a batch."""
+    if len(requests) == 1:
+        return [Answer(score, posterior_variance)]
+    sizes = [len(request.state) for request in requests]
+    variances = [None] * len(sizes) if posterior_variance is None else posterior_variance.split(sizes)
+    return [Answer(s, v) for s, v in zip(score.split(sizes), variances, strict=True)]
 
 
 def _times(state: Tensor, time: Time) -> Tensor:
     """One time per item (B,), or per item and frame (B, T)."""
-    batch = state.shape[0]
+    count = state.shape[0]
     t = time if isinstance(time, Tensor) else torch.full((), time, device=state.device)
-    return t.to(state.real).expand((batch,) if t.ndim == 0 else (batch, state.shape[-1]))
-
-
-def _batch(requests: list[ScoreRequest]) -> tuple[Tensor, Time, Tensor]:
-    """States, times and labels of all; one time where it is the same."""
-    labels = [torch.full((len(r.state),), _label(r.source), device=r.state.device) for r in requests]
-    time: Time = requests[0].time
-    if isinstance(time, Tensor) or any(r.time != time for r in requests):
-        time = torch.cat([_times(r.state, r.time) for r in requests])
-    return torch.cat([r.state for r in requests]), time, torch.cat(labels)
-
-
-def _split(requests: list[ScoreRequest], score: Tensor, posterior_variance: Tensor | None = None) -> list[ScoreAnswer]:
-    sizes = [len(request.state) for request in requests]
-    variances = [None] * len(sizes) if posterior_variance is None else posterior_variance.split(sizes)
-    return list(zip(score.split(sizes), variances, strict=True))
+    return t.to(state.real).expand((count,) if t.ndim == 0 else (count, state.shape[-1]))

@@ -1,9 +1,10 @@
-"""`InferenceSettings`: how the posterior is sampled, read out and cut into blocks."""
+"""Settings: how the posterior is sampled, read out, and how a signal is cut into blocks. Checked once, when made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 from udse_fast.checks import Range, real_number, whole_number
 from udse_fast.errors import UdseError
@@ -11,65 +12,136 @@ from udse_fast.sampling.read_out import READOUTS
 from udse_fast.sampling.samplers import CORRECTOR_SNR
 from udse_fast.sampling.sde import Time, time_grid
 
+CHOICES: Final = {
+    "readout": READOUTS,
+    "hum": ("remove", "keep"),
+    "stereo": ("separate", "common"),
+    "high_band": ("follow", "keep", "cut"),
+}
+"""Of the settings that are words."""
+Check = Callable[[str, Any], Any]
+"""(name, value) -> the value as Python's number, or an error."""
 
-def _within(bounds: Range, default: Any) -> Any:
-    """A number of the settings: its range is checked when they are made."""
-    return field(default=default, metadata={"bounds": bounds})
+
+def _real(default: float, bounds: Range) -> Any:
+    return field(default=default, metadata={"check": lambda name, value: real_number(name, value, bounds)})
+
+
+def _whole(default: int | None, bounds: Range) -> Any:
+    """A whole number; None is allowed where it is the default."""
+
+    def check(name: str, value: Any) -> int | None:
+        return None if value is None and default is None else whole_number(name, value, bounds)
+
+    return field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True)
-class InferenceSettings:
-    """How the posterior is sampled and read out. The defaults are published; a checkpoint may bring its own."""
-
-    steps: int = _within(Range(1, 100_000), 30)
-    samples: int = _within(Range(1, 10_000), 4)
-    start_time: float = _within(Range(0, 1, excluded=True), 1.0)
-    end_time: float = _within(Range(0, 1, excluded=True), 0.03)
-    corrector_snr: float = _within(CORRECTOR_SNR, 0.5)
-    rank: int = _within(Range(1, 1000), 4)
-    nmf_iterations: int = _within(Range(1, 1000), 1)
-    """Multiplicative updates of the noise model per M-step."""
-    em_rounds: int = _within(Range(1, 1000), 5)
-    start_share: float = _within(Range(0, 1e6, excluded=True), 1.0)
-    """Power of the noise model's start relative to the mixture's."""
-    readout: str = "auto"
-    wiener_exponent: float = _within(Range(0, 2, excluded=True), 1.0)
-    blend_ratio: float = _within(Range(0, 1e6, excluded=True), 1.0)
-    """Of the read-out "blend": speech-to-noise ratio of a band (compressed domain) where filter and samples weigh
-    the same."""
-    block_seconds: float = _within(Range(0.5, 3600), 8.0)
-    overlap_seconds: float = _within(Range(0, 1800, excluded=True), 0.5)
-    batch_blocks: int = _within(Range(1, 1000), 1)
-    """Overlapping blocks that are run as one batch; more of them fill a GPU, and take more memory."""
-    block_frames: int | None = _within(Range(1, 8), None)
-    """Of a causal stream: frames that are enhanced at once, hence the latency; None: the network's own. The built-in
-    prior was trained with 2 to 5."""
-    forgetting_seconds: float = _within(Range(0, 86_400, excluded=True), 6.0)
-    """Of a causal stream: time after which what was learnt about the noise weighs 1/e, in the geometric mean of the
-    columns of W."""
-    forgetting_spread: float = _within(Range(1, 1e6), 1.0)
-    """The longest of these times over the shortest: columns for noise that changes, and for noise that stays."""
-    level_seconds: float = _within(Range(0, 3600, excluded=True), 5.0)
-    """Of a causal stream: time for which the loudest frame sets the level that the prior is shown."""
+class Checked:
+    """Fields whose kind and range are checked when the object is made."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            bounds, value = setting.metadata.get("bounds"), getattr(self, setting.name)
-            if bounds is None or (value is None and setting.default is None):
-                continue
-            checked = (real_number if setting.type == "float" else whole_number)(setting.name, value, bounds)
-            object.__setattr__(self, setting.name, checked)  # numpy numbers become Python's
-        if self.readout not in READOUTS:
-            raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {self.readout!r}")
+            check: Check | None = setting.metadata.get("check")
+            if check is not None:  # numpy's numbers become Python's
+                object.__setattr__(self, setting.name, check(setting.name, getattr(self, setting.name)))
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Checked):
+    """How the posterior is sampled. The defaults are the published ones."""
+
+    steps: int = _whole(30, Range(1, 100_000))
+    samples: int = _whole(4, Range(1, 10_000))
+    start_time: float = _real(1.0, Range(0, 1, excluded=True))
+    end_time: float = _real(0.03, Range(0, 1, excluded=True))
+    corrector_snr: float = _real(0.5, CORRECTOR_SNR)
+    rank: int = _whole(4, Range(1, 1000))
+    nmf_iterations: int = _whole(1, Range(1, 1000))
+    """Multiplicative updates of the noise model per M-step."""
+    em_rounds: int = _whole(5, Range(1, 1000))
+    start_share: float = _real(1.0, Range(0, 1e6, excluded=True))
+    """Power of the noise model's start relative to the mixture's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.end_time < self.start_time:
             raise UdseError(f"expected end_time < start_time, got {self.end_time!r} and {self.start_time!r}")
+
+    def time_grid(self) -> tuple[list[Time], float]:
+        """Times and step size; linspace(1, 0.03, N) and 1/N as published, in proportion for other starts."""
+        times: list[Time] = [*time_grid(self.steps, self.start_time, self.end_time)]
+        return times, self.start_time / self.steps
+
+
+@dataclass(frozen=True)
+class ReadOutSettings(Checked):
+    """How one estimate is made of the samples, see `udse_fast.sampling.read_out.ReadOut`."""
+
+    readout: str = "auto"
+    wiener_exponent: float = _real(1.0, Range(0, 2, excluded=True))
+    blend_ratio: float = _real(1.0, Range(0, 1e6, excluded=True))
+    """Of the read-out "blend": speech-to-noise ratio of a band (compressed domain) where filter and samples weigh
+    the same."""
+    hum: str = "remove"
+    """DC and mains hum: "remove" takes them out before the prior sees the signal, and they are no part of the speech;
+    "keep" leaves them to the sampler."""
+    stereo: str = "separate"
+    """Channels of one signal: "separate" enhances each on its own; "common" gives all of them one real gain per bin, so
+    that the image stays: what cancels between channels still does."""
+    high_band: str = "follow"
+    """What becomes of the input above the network's band (8 kHz): "follow": it gets the gain that the highest part of
+    the band gets, 5 to 7.5 kHz; "keep": it stays as it is; "cut": it is left out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UdseError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class OverlapSettings(Checked):
+    """How a signal is cut into overlapping blocks. The defaults are for whole signals."""
+
+    block_seconds: float = _real(8.0, Range(0.5, 3600))
+    overlap_seconds: float = _real(0.5, Range(0, 1800, excluded=True))
+    batch_blocks: int = _whole(1, Range(1, 1000))
+    """Blocks that are run as one batch; more of them fill a GPU, and take more memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.overlap_seconds <= self.block_seconds / 2:
             raise UdseError(
                 f"overlap_seconds: expected up to half of block_seconds ({self.block_seconds!r}), "
                 f"got {self.overlap_seconds!r}"
             )
 
-    def time_grid(self) -> tuple[list[Time], float]:
-        """Times and step size; linspace(1, 0.03, N) and 1/N as published, in proportion for other starts."""
-        times: list[Time] = [*time_grid(self.steps, self.start_time, self.end_time)]
-        return times, self.start_time / self.steps
+
+@dataclass(frozen=True)
+class CausalSettings(Checked):
+    """How a causal stream is cut into blocks, and what it forgets."""
+
+    block_frames: int | None = _whole(None, Range(1, 8))
+    """Frames that are enhanced at once, hence the latency; None: the network's own. The built-in prior was trained
+    with 2 to 5."""
+    forgetting_seconds: float = _real(6.0, Range(0, 86_400, excluded=True))
+    """Time after which what was learnt about the noise weighs 1/e, in the geometric mean of the columns of W."""
+    forgetting_spread: float = _real(1.0, Range(1, 1e6))
+    """The longest of these times over the shortest: columns for noise that changes, and for noise that stays."""
+    level_seconds: float = _real(5.0, Range(0, 3600, excluded=True))
+    """Time for which the loudest frame sets the level that the prior is shown."""
+
+
+@dataclass(frozen=True)
+class InferenceSettings(CausalSettings, OverlapSettings, ReadOutSettings, SamplingSettings):
+    """All of them. A checkpoint may bring its own."""
+
+
+STREAM_BLOCKS: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
+"""Of overlapping streams, where nothing else is asked for: shorter than for whole signals, as they are the latency."""
+
+
+def setting_names(*sections: type[Checked]) -> tuple[str, ...]:
+    """Names of the settings of all sections, or of some."""
+    return tuple(setting.name for section in sections or (InferenceSettings,) for setting in fields(section))

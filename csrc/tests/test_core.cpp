@@ -63,7 +63,10 @@ struct Problem {
     udse::Step a;
     a.shape = shape;
     a.coefficients = {1.5f, 0.6f, 0.25f, 0.5f, 0.04f};
-    a.speech = {s.data(), S.data(), z.data(), next.data()};
+    a.state = s.data();
+    a.score = S.data();
+    a.noise = z.data();
+    a.next = next.data();
     a.mixture = x.data();
     a.variance = {nullptr, W.data(), H.data(), rank};
     a.guidance = 1.5f;
@@ -120,7 +123,7 @@ void updates(const udse::Shape& shape, int threads) {
   });
 
   udse::Step step = p.step();
-  step.noise.next = p.noise_next.data();
+  step.other_next = p.noise_next.data();
   udse::noise_posterior_guidance(step, threads);
   compare([&](auto i, auto at, auto bin) {
     const double q = a2 + 1e-3, V = p.V(bin, at % shape.frames);
@@ -130,7 +133,8 @@ void updates(const udse::Shape& shape, int threads) {
     return s + 1.5 * g * g * dt / delta * (cdouble(p.x[at]) - s / delta - mu) / q;
   });
 
-  step.noise = {p.n.data(), p.N.data(), {}, p.noise_next.data()};
+  step.other_state = p.n.data();
+  step.other_score = p.N.data();
   udse::joint_guidance(step, threads);
   compare([&](auto i, auto at, auto) {
     const cdouble s = predicted(p.s[i], p.S[i], p.z[i]), n = predicted(p.n[i], p.N[i], 0);
@@ -138,7 +142,7 @@ void updates(const udse::Shape& shape, int threads) {
     return s + 1.5 * g * g * dt / delta * (cdouble(p.x[at]) - s / delta - n0) / (a2 + 1e-3);
   });
 
-  step.noise = {nullptr, nullptr, {}, p.noise_next.data()};
+  step.other_state = step.other_score = nullptr;
   udse::predictor_residual(step, threads);
   compare([&](auto i, auto at, auto) {
     const cdouble s = predicted(p.s[i], p.S[i], p.z[i]);
@@ -151,7 +155,7 @@ void updates(const udse::Shape& shape, int threads) {
 
   const auto tweedie_mean = [&](auto i) { return (cdouble(p.s[i]) + sigma * sigma * cdouble(p.S[i])) / delta; };
   step = p.step();
-  step.speech.next = nullptr;
+  step.next = nullptr;
   step.posterior_variance = p.C.data();
   step.noise_bias = 3;
   udse::unexplained_power(step, threads);
@@ -171,8 +175,8 @@ void updates(const udse::Shape& shape, int threads) {
   // below and above all V by turns: sqrt(b^2 - V) of nearly equal numbers has no accuracy to check
   std::vector<float> next_sigma(shape.frames);
   for (std::int64_t t = 0; t < shape.frames; ++t) next_sigma[t] = t % 2 ? 1.5f : 0.125f;
-  step.next_delta = 0.75f;
-  step.next_sigma = next_sigma.data();
+  step.following.delta = 0.75f;
+  step.following.sigma = next_sigma.data();
   step.eta = 0.625f;
   udse::ddrm_step(step, threads);
   compare([&](auto i, auto at, auto bin) {
@@ -183,7 +187,7 @@ void updates(const udse::Shape& shape, int threads) {
   });
 
   step.posterior_variance = p.C.data();
-  udse::ddrm_step(step, threads);
+  udse::posterior_mean(step, threads);
   compare([&](auto i, auto at, auto bin) {
     const double V = p.V(bin, at % shape.frames);
     return (V * tweedie_mean(i) + double(p.C[i]) * cdouble(p.x[at])) / (V + p.C[i]);
@@ -236,7 +240,7 @@ void nmf(std::int64_t F, std::int64_t T, std::int64_t R, int threads) {
       next[k * T + t] = h[k * T + t] * a / b;
     }
   std::vector<float> new_w = W, new_h = H;
-  udse::nmf_update({F, T, R, P.data(), new_w.data(), new_h.data()}, 1, false, threads);
+  udse::nmf_update({F, T, R, P.data(), new_w.data(), new_h.data()}, 1, threads);
   for (std::int64_t k = 0; k < R; ++k) {
     double sum = 0;
     for (std::int64_t f = 0; f < F; ++f) sum += w[f * R + k];
@@ -256,17 +260,6 @@ void compression() {
       CHECK(close(back[i], z[i]));
     }
   }
-}
-
-void network_input() {
-  const Spectrogram z = random_spectrogram(2 * 3 * 5);
-  std::vector<float> out(2 * 2 * 3 * 5, nan);
-  udse::network_input(z.data(), {2, 3, 5}, 2.f, out.data());
-  for (int b = 0; b < 2; ++b)
-    for (int i = 0; i < 15; ++i) {
-      CHECK(out[b * 30 + i] == 2 * z[b * 15 + i].real());
-      CHECK(out[b * 30 + 15 + i] == 2 * z[b * 15 + i].imag());
-    }
 }
 
 void callers_in_parallel() {
@@ -315,7 +308,7 @@ void errors() {
   CHECK(throws([&] { udse::unexplained_power(step); }, "posterior_variance must be given"));
   step.eta = 1.5f;
   CHECK(throws([&] { udse::ddrm_step(step); }, "eta must be in [0, 1]"));
-  step.speech.next = nullptr;
+  step.next = nullptr;
   CHECK(throws([&] { udse::predictor(step); }, "next must be given"));
   step = p.step();
   step.shape.samples = 0;
@@ -346,7 +339,6 @@ int main() {
     noise_known_answers();
     noise_of_any_cut();
     compression();
-    network_input();
     callers_in_parallel();
     std::printf("%s: ok\n", udse::isa());
   }

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from udse_fast import _core
-from udse_fast.kernels.complex_normal.reference import ROLES, Noise, NoiseKey
+from udse_fast.kernels.complex_normal.reference import ROLES, Noise, NoiseKey, Shape
 
 NoiseArgument: TypeAlias = NDArray[np.complex64] | tuple[int, int, int, int, int] | None
 
@@ -24,12 +24,7 @@ def noise_argument(noise: Noise) -> NoiseArgument:
     return key_argument(noise) if isinstance(noise, NoiseKey) else None if noise is None else noise.numpy()
 
 
-def complex_normal(
-    key: NoiseKey,
-    shape: tuple[int, int, int],
-    dtype: torch.dtype = torch.complex64,
-    device: torch.device | str = "cpu",
-) -> torch.Tensor:
+def complex_normal(key: NoiseKey, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     z = torch.empty(shape, dtype=dtype, device=device)
     _core.complex_normal(key_argument(key), z.numpy(), torch.get_num_threads())
     return z

@@ -68,6 +68,10 @@ Noise: TypeAlias = torch.Tensor | NoiseKey | None
 """The noise of an update: complex normal numbers (B, F, T), the key of a draw, or None for zero."""
 
 
+Shape: TypeAlias = tuple[int, int, int]
+"""(B, F, T)."""
+
+
 def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """Philox 4x32-10.
 
@@ -90,7 +94,7 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[tor
 
 def complex_normal(
     key: NoiseKey,
-    shape: tuple[int, int, int],
+    shape: Shape,
     dtype: torch.dtype = torch.complex64,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:

@@ -9,9 +9,21 @@ import torch
 import triton
 import triton.language as tl
 
-from udse_fast.kernels.complex_normal.reference import MASK, ROLES, Noise, NoiseKey
+from udse_fast.kernels.complex_normal.reference import MASK, ROLES, Noise, NoiseKey, Shape
 
 BLOCK = 256  # bins of a program
+
+
+@triton.jit
+def load(p, at, inside):
+    """Complex numbers (N, 2) at (N,)."""
+    return tl.load(p + 2 * at[:, None] + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def store(p, at, inside, value):
+    """Complex numbers (N, 2) to (N,)."""
+    tl.store(p + 2 * at[:, None] + tl.arange(0, 2)[None, :], value, mask=inside[:, None])
 
 
 @triton.jit
@@ -99,9 +111,7 @@ def complex_normal_kernel(out, key, F, T, BLOCK: tl.constexpr):
     """out: (B, F, T, 2)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sample = tl.program_id(1)
-    at = 2 * (sample.to(tl.int64) * F * T + i)
-    z = drawn(key, sample, i // T, i % T)
-    tl.store(out + at[:, None] + tl.arange(0, 2)[None, :], z, mask=(i < F * T)[:, None])
+    store(out, sample.to(tl.int64) * F * T + i, i < F * T, drawn(key, sample, i // T, i % T))
 
 
 def words(noise: Noise) -> tuple[int | torch.Tensor, ...] | None:
@@ -129,12 +139,7 @@ def launch(kernel: Any, programs: tuple[int, ...], like: torch.Tensor, *argument
         kernel[programs](*arguments, **constants, enable_fp_fusion=True)
 
 
-def complex_normal(
-    key: NoiseKey,
-    shape: tuple[int, int, int],
-    dtype: torch.dtype = torch.complex64,
-    device: torch.device | str = "cuda",
-) -> torch.Tensor:
+def complex_normal(key: NoiseKey, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     z = torch.empty(shape, dtype=dtype, device=device)
     samples, bins, frames = shape
     programs = triton.cdiv(bins * frames, BLOCK), samples

@@ -7,13 +7,13 @@ import torch
 from udse_fast import _core
 
 
-def compress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:
+def compress(z: torch.Tensor, exponent: float, factor: float) -> torch.Tensor:
     out = torch.empty_like(z)
     _core.compress(z.numpy(), exponent, factor, out.numpy(), torch.get_num_threads())
     return out
 
 
-def decompress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:
+def decompress(z: torch.Tensor, exponent: float, factor: float) -> torch.Tensor:
     out = torch.empty_like(z)
     _core.decompress(z.numpy(), exponent, factor, out.numpy(), torch.get_num_threads())
     return out

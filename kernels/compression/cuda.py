@@ -7,13 +7,13 @@ import torch
 from udse_fast.backends.cuda_library import cuda_library
 
 
-def compress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:
+def compress(z: torch.Tensor, exponent: float, factor: float) -> torch.Tensor:
     out = torch.empty_like(z)
     cuda_library().call("compress", z, z.data_ptr(), z.numel(), exponent, factor, out.data_ptr())
     return out
 
 
-def decompress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:
+def decompress(z: torch.Tensor, exponent: float, factor: float) -> torch.Tensor:
     out = torch.empty_like(z)
     cuda_library().call("decompress", z, z.data_ptr(), z.numel(), exponent, factor, out.data_ptr())
     return out

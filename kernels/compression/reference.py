@@ -22,15 +22,6 @@ def compress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> to
 
 
 def decompress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:
-    """The inverse of `compress`: |z / factor|^(1/exponent) exp(j arg z).
-
-    Args:
-        z: complex, any shape.
-        exponent: in (0, 1].
-        factor: positive.
-
-    Returns:
-        complex, shape and dtype of z.
-    """
+    """The inverse of `compress`, with its arguments: |z / factor|^(1/exponent) exp(j arg z)."""
     z = z / factor
     return z * z.abs() ** (1 / exponent - 1)

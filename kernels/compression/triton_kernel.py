@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from udse_fast.kernels.complex_normal.triton_kernel import BLOCK, launch
-from udse_fast.kernels.predictor_corrector.triton_kernel import load, store
+from udse_fast.kernels.complex_normal.triton_kernel import BLOCK, launch, load, store
 
 
 @triton.jit
@@ -36,9 +35,9 @@ def _scale_by_modulus(z: torch.Tensor, scale: float, power: float, factor: float
     return out
 
 
-def compress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:
+def compress(z: torch.Tensor, exponent: float, factor: float) -> torch.Tensor:
     return _scale_by_modulus(z, 1.0, exponent - 1, factor)
 
 
-def decompress(z: torch.Tensor, exponent: float = 0.5, factor: float = 0.15) -> torch.Tensor:
+def decompress(z: torch.Tensor, exponent: float, factor: float) -> torch.Tensor:
     return _scale_by_modulus(z, 1 / factor, 1 / exponent - 1, 1.0)

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
-from udse_fast.backends.dispatch import MODULES, available
+from udse_fast.backends.dispatch import chosen_backend, implementation
 from udse_fast.kernels.fused_layers import reference
+from udse_fast.kernels.fused_layers.reference import Norm
 
-__all__ = ["backend_of", "measured_sum", "norm_film_silu", "resample", "residual_sum", "tile_statistics"]
+__all__ = ["Norm", "backend_of", "measured_sum", "norm_film_silu", "resample", "residual_sum", "tile_statistics"]
 
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 
 
 def backend_of(device: torch.device) -> str:
-    """Triton or CUDA on GPUs, or what UDSE_BACKEND says; else the reference, which CPUs always take."""
+    """Triton or CUDA on GPUs, or what UDSE_BACKEND says; CPUs have the reference."""
     if device.type != "cuda":
         return "reference"
-    forced = os.environ.get("UDSE_BACKEND")
-    order = [forced] if forced else ["triton", "cuda"]  # sm_75 has no Triton
-    return next((name for name in order if name in ("triton", "cuda") and available(name, device)), "reference")
+    return chosen_backend("the fused layers", (device,), ("triton", "cuda"))  # sm_75 has no Triton
 
 
 def _module(x: torch.Tensor) -> ModuleType:
     """The one for a map."""
-    name = backend_of(x.device) if x.is_cuda and x.dtype in DTYPES else "reference"
-    return importlib.import_module(f"{__name__}.{MODULES[name]}")
+    return implementation(__name__, backend_of(x.device) if x.dtype in DTYPES else "reference")
 
 
 def tile_statistics(x: torch.Tensor) -> torch.Tensor | None:
@@ -39,23 +34,10 @@ def tile_statistics(x: torch.Tensor) -> torch.Tensor | None:
     return result
 
 
-def norm_film_silu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    before: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    activate: bool = True,
-    skip: torch.Tensor | None = None,
-    statistics: Sequence[torch.Tensor | None] = (None, None),
-) -> torch.Tensor:
+def norm_film_silu(norm: Norm) -> torch.Tensor:
     """See `reference.norm_film_silu`."""
-    per_frame = any(c is not None and c.shape[-1] > 1 for c in (before, scale, shift))
-    module = reference if per_frame else _module(x)
-    arguments = x, weight, bias, groups, before, scale, shift, activate, skip, statistics
-    result: torch.Tensor = module.norm_film_silu(*arguments)
+    per_frame = any(c is not None and c.shape[-1] > 1 for c in (norm.before, norm.scale, norm.shift))
+    result: torch.Tensor = (reference if per_frame else _module(norm.x)).norm_film_silu(norm)
     return result
 
 

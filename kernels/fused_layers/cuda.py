@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import byref
 
 import torch
 
 from udse_fast.backends.cuda_library import GroupNorm, Map, Tiling, cuda_library, shape_argument
-from udse_fast.kernels.fused_layers.reference import EPS, tile_length
+from udse_fast.kernels.fused_layers.reference import EPS, Norm, tile_length
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -49,18 +48,8 @@ def tile_statistics(x: torch.Tensor) -> torch.Tensor:
     return statistics
 
 
-def norm_film_silu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    before: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    activate: bool = True,
-    skip: torch.Tensor | None = None,
-    statistics: Sequence[torch.Tensor | None] = (None, None),
-) -> torch.Tensor:
+def norm_film_silu(norm: Norm) -> torch.Tensor:
+    x, weight, bias, groups, before, scale, shift, activate, skip, statistics = norm
     x, weight, bias = _dense(x), weight.to(x.dtype), bias.to(x.dtype)
     skip = None if skip is None else _dense(skip)
     B, _, bins, frames = x.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,38 +26,36 @@ def tile_statistics(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.stack(sums, 1), torch.stack(squares, 1)])
 
 
-def norm_film_silu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    before: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    activate: bool = True,
-    skip: torch.Tensor | None = None,
-    statistics: Sequence[torch.Tensor | None] = (None, None),
-) -> torch.Tensor:
-    """SiLU(GroupNorm([x, skip] + before) * scale + shift).
+class Norm(NamedTuple):
+    """A map and what `norm_film_silu` does to it."""
 
-    Args:
-        x: (B, C', F, T) real.
-        weight, bias: (C,), of the norm.
-        groups: of channels that share mean and variance over F and T.
-        before: (B or 1, C, 1, 1 or T), None: 0.
-        scale, shift: (B, C, 1, 1 or T), both or neither.
-        activate: False leaves SiLU out.
-        skip: (B, C - C', F, T), the channels that follow those of x, None: C' = C.
-        statistics: `tile_statistics` of x and of skip, None: not known.
+    x: torch.Tensor
+    """(B, C', F, T) real."""
+    weight: torch.Tensor
+    """(C,), of the norm."""
+    bias: torch.Tensor
+    groups: int
+    """Of channels that share mean and variance over F and T."""
+    before: torch.Tensor | None = None
+    """(B or 1, C, 1, 1 or T), None: 0."""
+    scale: torch.Tensor | None = None
+    """(B, C, 1, 1 or T), with `shift`, or neither."""
+    shift: torch.Tensor | None = None
+    activate: bool = True
+    """False leaves SiLU out."""
+    skip: torch.Tensor | None = None
+    """(B, C - C', F, T), the channels that follow those of x, None: C' = C."""
+    statistics: Sequence[torch.Tensor | None] = (None, None)
+    """`tile_statistics` of x and of skip, None: not known."""
 
-    Returns:
-        (B, C, F, T), dtype of x.
-    """
-    x = x if skip is None else torch.cat([x, skip], dim=1)
-    h = F.group_norm(x if before is None else x + before, groups, weight, bias, EPS)
-    if scale is not None and shift is not None:
-        h = h * scale + shift
-    return F.silu(h) if activate else h
+
+def norm_film_silu(norm: Norm) -> torch.Tensor:
+    """SiLU(GroupNorm([x, skip] + before) * scale + shift): (B, C, F, T), dtype of x."""
+    x = norm.x if norm.skip is None else torch.cat([norm.x, norm.skip], dim=1)
+    h = F.group_norm(x if norm.before is None else x + norm.before, norm.groups, norm.weight, norm.bias, EPS)
+    if norm.scale is not None and norm.shift is not None:
+        h = h * norm.scale + norm.shift
+    return F.silu(h) if norm.activate else h
 
 
 def residual_sum(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) -> torch.Tensor:

@@ -5,15 +5,13 @@ Statistics of a norm are combined from those of tiles (Chan, Golub, LeVeque 1983
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 
 from udse_fast.kernels.complex_normal.triton_kernel import launch
 from udse_fast.kernels.fused_layers import reference
-from udse_fast.kernels.fused_layers.reference import EPS
+from udse_fast.kernels.fused_layers.reference import EPS, Norm
 
 TILE = 4096  # numbers that a program has at once
 
@@ -198,18 +196,8 @@ def tile_statistics(x: torch.Tensor) -> torch.Tensor:
     return _statistics(x.contiguous(memory_format=torch.channels_last))
 
 
-def norm_film_silu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    groups: int,
-    before: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    activate: bool = True,
-    skip: torch.Tensor | None = None,
-    statistics: Sequence[torch.Tensor | None] = (None, None),
-) -> torch.Tensor:
+def norm_film_silu(norm: Norm) -> torch.Tensor:
+    x, weight, bias, groups, before, scale, shift, activate, skip, statistics = norm
     maps = [y.contiguous(memory_format=torch.channels_last) for y in (x, skip) if y is not None]
     known = [_statistics(y) if s is None else s for y, s in zip(maps, statistics, strict=False)]
     B, _, bins, frames = x.shape

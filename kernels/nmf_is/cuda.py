@@ -4,41 +4,25 @@ from __future__ import annotations
 
 from ctypes import byref
 
-import torch
+from torch import Tensor
 
 from udse_fast.backends.cuda_library import NMF, cuda_library
-from udse_fast.kernels.nmf_is.reference import even_start
 
 
-def _argument(power: torch.Tensor, W: torch.Tensor, H: torch.Tensor, floor: float) -> NMF:
+def _argument(power: Tensor, W: Tensor, H: Tensor, floor: float) -> NMF:
     return NMF(*power.shape, W.shape[1], power.data_ptr(), W.data_ptr(), H.data_ptr(), floor)
 
 
-def nmf_update(
-    power: torch.Tensor,
-    W: torch.Tensor,
-    H: torch.Tensor,
-    iterations: int = 1,
-    floor: float = 1e-10,
-    fixed_w: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def nmf_update(power: Tensor, W: Tensor, H: Tensor, iterations: int, floor: float) -> tuple[Tensor, Tensor]:
     W, H = W.clone(), H.clone()
-    cuda_library().call("nmf_update", power, byref(_argument(power, W, H, floor)), iterations, fixed_w)
+    cuda_library().call("nmf_update", power, byref(_argument(power, W, H, floor)), iterations)
     return W, H
 
 
 def online_nmf_update(
-    power: torch.Tensor,
-    W: torch.Tensor,
-    numerator: torch.Tensor,
-    denominator: torch.Tensor,
-    forgetting: float,
-    iterations: int = 1,
-    H: torch.Tensor | None = None,
-    floor: float = 1e-10,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    H = even_start(power, W, floor) if H is None else H.clone()
-    W, A, B = W.clone(), numerator.clone(), denominator.clone()
+    power: Tensor, W: Tensor, H: Tensor, A: Tensor, B: Tensor, forgetting: float, iterations: int, floor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    W, H, A, B = (x.clone() for x in (W, H, A, B))
     arguments = byref(_argument(power, W, H, floor)), A.data_ptr(), B.data_ptr(), forgetting, iterations
     cuda_library().call("online_nmf_update", power, *arguments)
     return W, H, A, B

@@ -108,12 +108,12 @@ struct Normalise {
 };
 
 template <int K>
-static const char* batch(const NMF& nmf, int iterations, bool fixed_w, Stream stream) {
+static const char* batch(const NMF& nmf, int iterations, Stream stream) {
   const char* error = nullptr;
   for (int i = 0; i < iterations && !error; ++i) {
-    if (!fixed_w) error = reduce<2 * K>(nmf.bins, nmf.frames, stream, UpdateW<K>{{nmf}});
+    error = reduce<2 * K>(nmf.bins, nmf.frames, stream, UpdateW<K>{{nmf}});
     if (!error) error = reduce<2 * K>(nmf.frames, nmf.bins, stream, UpdateH<K>{nmf});
-    if (!error && !fixed_w) error = reduce<1>(nmf.rank, nmf.bins, stream, Normalise{nmf, nullptr, nullptr});
+    if (!error) error = reduce<1>(nmf.rank, nmf.bins, stream, Normalise{nmf, nullptr, nullptr});
   }
   return error;
 }
@@ -137,8 +137,8 @@ static const char* of_rank(int64_t rank, const Call& call) {
 }
 
 // W, H, A and B are updated in place.
-UDSE_EXPORT const char* udse_cuda_nmf_update(const NMF* nmf, int iterations, int fixed_w, Stream stream) {
-  return of_rank(nmf->rank, [&](auto K) { return batch<K.value>(*nmf, iterations, fixed_w, stream); });
+UDSE_EXPORT const char* udse_cuda_nmf_update(const NMF* nmf, int iterations, Stream stream) {
+  return of_rank(nmf->rank, [&](auto K) { return batch<K.value>(*nmf, iterations, stream); });
 }
 
 UDSE_EXPORT const char* udse_cuda_online_nmf_update(const NMF* nmf, float* A, float* B, float forgetting, int iterations,

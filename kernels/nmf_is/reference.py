@@ -40,7 +40,6 @@ def nmf_update(
     H: torch.Tensor,
     iterations: int = 1,
     floor: float = 1e-10,
-    fixed_w: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NMF-IS iterations: W, then H, then the columns of W to sum 1.
 
@@ -50,29 +49,26 @@ def nmf_update(
         H: (R, T) real.
         iterations: number of passes.
         floor: least entry of W, H and V.
-        fixed_w: update H only, W as it is.
 
     Returns:
         W (F, R) and H (R, T), new tensors.
     """
     for _ in range(iterations):
-        if not fixed_w:
-            W = w_step(power, W, H, floor)
+        W = w_step(power, W, H, floor)
         H = h_step(power, W, H, floor)
-        if not fixed_w:
-            scale = W.sum(0)
-            W, H = W / scale, H * scale[:, None]
+        scale = W.sum(0)
+        W, H = W / scale, H * scale[:, None]
     return W, H
 
 
 def online_nmf_update(
     power: torch.Tensor,
     W: torch.Tensor,
-    numerator: torch.Tensor,
-    denominator: torch.Tensor,
+    H: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
     forgetting: float,
     iterations: int = 1,
-    H: torch.Tensor | None = None,
     floor: float = 1e-10,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """H of a new block with W as it is, then W from sufficient statistics with forgetting.
@@ -83,22 +79,20 @@ def online_nmf_update(
     Args:
         power: (F, t) real, >= 0: the new frames.
         W: (F, R) real.
-        numerator: A, (F, R) real.
-        denominator: B, (F, R) real.
+        H: (R, t) real: start of the activations.
+        A, B: the statistics, (F, R) real.
         forgetting: rho in [0, 1], the weight of the past when this block comes in.
         iterations: number of H updates.
-        H: (R, t) real: start of the activations. None: evenly shared, V sums to P in every frame.
         floor: least entry of W, H and V.
 
     Returns:
         W (F, R), H (R, t), A (F, R), B (F, R), new tensors.
     """
-    H = even_start(power, W, floor) if H is None else H
     for _ in range(iterations):
         H = h_step(power, W, H, floor)
     V = variance(W, H, floor)
-    A = forgetting * numerator + W**2 * ((power / V**2) @ H.T)
-    B = forgetting * denominator + (1 / V) @ H.T
+    A = forgetting * A + W**2 * ((power / V**2) @ H.T)
+    B = forgetting * B + (1 / V) @ H.T
     W = (A / B.clamp_min(TINY)).sqrt().clamp_min(floor)
     scale = W.sum(0)
     return W / scale, H * scale[:, None], A / scale, B * scale

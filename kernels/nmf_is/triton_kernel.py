@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from udse_fast.kernels.complex_normal.triton_kernel import launch
-from udse_fast.kernels.nmf_is.reference import even_start
 
 FRAMES = 64  # of a tile, where a program owns a bin
 BINS, FEW_FRAMES = 32, 16  # of a tile, where a program owns frames
@@ -93,7 +93,7 @@ def normalise_kernel(W, H, A, B, F, T, R, BLOCK: tl.constexpr):
         tl.store(H + at, tl.load(H + at, mask=inside, other=0.0) * total, mask=inside)
 
 
-def _update_h(power: torch.Tensor, W: torch.Tensor, H: torch.Tensor, floor: float) -> torch.Tensor:
+def _update_h(power: Tensor, W: Tensor, H: Tensor, floor: float) -> Tensor:
     out = torch.empty_like(H)
     (bins, frames), rank = power.shape, H.shape[0]
     launch(
@@ -115,47 +115,32 @@ def _update_h(power: torch.Tensor, W: torch.Tensor, H: torch.Tensor, floor: floa
     return out
 
 
-def _normalise(W: torch.Tensor, H: torch.Tensor, A: torch.Tensor | None = None, B: torch.Tensor | None = None) -> None:
+def _normalise(W: Tensor, H: Tensor, A: Tensor | None = None, B: Tensor | None = None) -> None:
     launch(normalise_kernel, (H.shape[0],), W, W, H, A, B, W.shape[0], H.shape[1], H.shape[0], BLOCK=256)
 
 
-def nmf_update(
-    power: torch.Tensor,
-    W: torch.Tensor,
-    H: torch.Tensor,
-    iterations: int = 1,
-    floor: float = 1e-10,
-    fixed_w: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def nmf_update(power: Tensor, W: Tensor, H: Tensor, iterations: int, floor: float) -> tuple[Tensor, Tensor]:
     bins, rank = W.shape
     constants = {"RANK": triton.next_power_of_2(rank), "FRAMES": FRAMES}
     if iterations == 0:
         return W.clone(), H.clone()
     for _ in range(iterations):
-        next_w = W.clone() if fixed_w else torch.empty_like(W)
-        if not fixed_w:
-            launch(w_kernel, (bins,), W, power, W, H, next_w, power.shape[1], rank, floor, **constants)
+        next_w = torch.empty_like(W)
+        launch(w_kernel, (bins,), W, power, W, H, next_w, power.shape[1], rank, floor, **constants)
         W, H = next_w, _update_h(power, next_w, H, floor)
-        if not fixed_w:
-            _normalise(W, H)
+        _normalise(W, H)
     return W, H
 
 
 def online_nmf_update(
-    power: torch.Tensor,
-    W: torch.Tensor,
-    numerator: torch.Tensor,
-    denominator: torch.Tensor,
-    forgetting: float,
-    iterations: int = 1,
-    H: torch.Tensor | None = None,
-    floor: float = 1e-10,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    power: Tensor, W: Tensor, H: Tensor, A: Tensor, B: Tensor, forgetting: float, iterations: int, floor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bins, rank = W.shape
-    H = even_start(power, W, floor) if H is None else H.clone()
+    if iterations == 0:
+        H = H.clone()
     for _ in range(iterations):
         H = _update_h(power, W, H, floor)
-    next_w, A, B = torch.empty_like(W), torch.empty_like(W), torch.empty_like(W)
+    next_w, next_a, next_b = torch.empty_like(W), torch.empty_like(W), torch.empty_like(W)
     launch(
         online_w_kernel,
         (bins,),
@@ -163,11 +148,11 @@ def online_nmf_update(
         power,
         W,
         H,
-        numerator,
-        denominator,
-        next_w,
         A,
         B,
+        next_w,
+        next_a,
+        next_b,
         power.shape[1],
         rank,
         floor,
@@ -175,5 +160,5 @@ def online_nmf_update(
         RANK=triton.next_power_of_2(rank),
         FRAMES=FRAMES,
     )
-    _normalise(next_w, H, A, B)
-    return next_w, H, A, B
+    _normalise(next_w, H, next_a, next_b)
+    return next_w, H, next_a, next_b

@@ -1,5 +1,5 @@
 // One reverse step of each posterior sampler; the equations are those of reference.py.
-#include "../predictor_corrector/predictor_corrector.cuh"
+#include "../step/step.cuh"
 
 namespace udse {
 namespace gpu {
@@ -22,7 +22,7 @@ struct Marginal {
 
 struct Product {
   UDSE_HD static void prepare(const Step& step, const Numbers& c, Bin& bin) {
-    const float marginal = step.noise.draw.kind == Noise::none ? c.sigma2 : 0.f;
+    const float marginal = step.other_noise.kind == Noise::none ? c.sigma2 : 0.f;
     const float R = square(c.delta) * bin.v + marginal, q = c.score_step;
     bin.w1 = R / (R + q);
     bin.w2 = q / (R + q);
@@ -104,7 +104,7 @@ struct Restoration {
   }
 };
 
-struct LastRestoration : Unprepared {
+struct PosteriorMean : Unprepared {
   UDSE_HD static void update(const Step&, const Numbers& c, Bin& bin, Element& a, Element&) {
     const Complex s0 = tweedie_mean(c, a);
     a.s = s0 + a.C / (a.C + bin.v) * (bin.x - s0);
@@ -122,9 +122,8 @@ UDSE_EXPORT const char* udse_cuda_score_noise_guidance(const Step* step, Stream 
 }
 UDSE_EXPORT const char* udse_cuda_joint_guidance(const Step* step, Stream stream) { return sweep<Joint>(step, stream); }
 UDSE_EXPORT const char* udse_cuda_unexplained_power(const Step* step, Stream stream) { return sweep<Unexplained>(step, stream); }
-UDSE_EXPORT const char* udse_cuda_ddrm_step(const Step* step, Stream stream) {
-  return step->posterior_variance ? sweep<LastRestoration>(step, stream) : sweep<Restoration>(step, stream);
-}
+UDSE_EXPORT const char* udse_cuda_ddrm_step(const Step* step, Stream stream) { return sweep<Restoration>(step, stream); }
+UDSE_EXPORT const char* udse_cuda_posterior_mean(const Step* step, Stream stream) { return sweep<PosteriorMean>(step, stream); }
 
 // What the caller's mirrors of the argument structures must measure.
 UDSE_EXPORT int64_t udse_cuda_size_of_step() { return sizeof(Step); }

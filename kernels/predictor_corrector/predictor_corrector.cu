@@ -1,5 +1,5 @@
 // Corrector and predictor of one reverse step.
-#include "predictor_corrector.cuh"
+#include "../step/step.cuh"
 
 namespace udse {
 namespace gpu {

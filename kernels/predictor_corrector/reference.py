@@ -5,71 +5,33 @@ from __future__ import annotations
 import torch
 
 from udse_fast.kernels.coefficients import Coefficients
-from udse_fast.kernels.complex_normal.reference import Noise, as_tensor
+from udse_fast.kernels.complex_normal.reference import as_tensor
+from udse_fast.kernels.step import Step, update
 
 
-def written(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    """`result`, in `out` where that is given."""
-    return result if out is None else out.copy_(result)
-
-
-def corrector(
-    state: torch.Tensor,
-    score: torch.Tensor,
-    coefficients: Coefficients,
-    noise: Noise,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
+@update(reads="noise", gives="next")
+def corrector(step: Step) -> torch.Tensor:
     """Annealed Langevin step: eps = (r sigma)^2; s + eps S(s, t) + sqrt(2 eps) z.
 
-    Args:
-        state: s, (B, F, T) complex.
-        score: S(s, t), (B, F, T) complex.
-        coefficients: of the step.
-        noise: z, (B, F, T) complex, or the key of a draw, or None for zero.
-        out: where the result goes, may be `state`; None: a new tensor.
-
     Returns:
-        (B, F, T) complex.
+        the next state (B, F, T).
     """
-    c = coefficients
+    c = step.coefficients
     eps = (c.corrector_snr * c.sigma) ** 2
-    return written(state + eps * score + (2 * eps) ** 0.5 * as_tensor(noise, state), out)
+    return step.state + eps * step.score + (2 * eps) ** 0.5 * as_tensor(step.noise, step.state)
 
 
-def predictor(
-    state: torch.Tensor,
-    score: torch.Tensor,
-    coefficients: Coefficients,
-    noise: Noise,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Reverse diffusion step: s + gamma s dt + g^2 S(s, t) dt + g sqrt(dt) z.
-
-    Args:
-        state: s, (B, F, T) complex.
-        score: S(s, t), (B, F, T) complex.
-        coefficients: of the step.
-        noise: z, (B, F, T) complex, or the key of a draw, or None for zero (the last step).
-        out: where the result goes, may be `state`; None: a new tensor.
+@update(reads="noise", gives="next")
+def predictor(step: Step) -> torch.Tensor:
+    """Reverse diffusion step: s + gamma s dt + g^2 S(s, t) dt + g sqrt(dt) z; no noise on the last step.
 
     Returns:
-        (B, F, T) complex.
+        the next state (B, F, T).
     """
-    c = coefficients
-    s = state + c.gamma * c.dt * state + c.g**2 * c.dt * score + c.g * c.dt**0.5 * as_tensor(noise, state)
-    return written(s, out)
+    s, S, c = step.state, step.score, step.coefficients
+    return s + c.gamma * c.dt * s + c.g**2 * c.dt * S + c.g * c.dt**0.5 * as_tensor(step.noise, s)
 
 
 def tweedie_mean(state: torch.Tensor, score: torch.Tensor, coefficients: Coefficients) -> torch.Tensor:
-    """Estimate of the clean signal: s0 = (s + sigma^2 S(s, t)) / delta.
-
-    Args:
-        state: s, (B, F, T) complex.
-        score: S(s, t), (B, F, T) complex.
-        coefficients: of the step.
-
-    Returns:
-        (B, F, T) complex.
-    """
+    """Estimate of the clean signal: s0 = (s + sigma^2 S(s, t)) / delta, (B, F, T)."""
     return (state + coefficients.sigma**2 * score) / coefficients.delta

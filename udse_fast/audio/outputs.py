@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from udse_fast.checkpoints.checkpoint import written_whole
+from udse_fast.atomic import atomic_write
 from udse_fast.errors import UdseError
 
 STDOUT = Path("/dev/stdout")
@@ -40,7 +40,7 @@ def result_file(path: Path) -> Iterator[Path]:
         UdseError: it cannot be written there.
     """
     if not is_special(path):
-        with written_whole(path.resolve() if path.is_symlink() else path) as temporary:
+        with atomic_write(path.resolve() if path.is_symlink() else path) as temporary:
             yield temporary
         return
     with tempfile.NamedTemporaryFile(prefix="udse-fast-", suffix=path.suffix) as file:

@@ -59,7 +59,7 @@ class Resampler:
         """Samples at `source` that must follow a sample before the outputs up to its time are returned: exact."""
         return 0 if self.source == self.target else _half_width(self.source, self.target)
 
-    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    def process(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n,) float32 -> (m,) float32: what is ready, m >= 0."""
         if self.source == self.target:
             return samples
@@ -81,9 +81,9 @@ class Resampler:
         self._returned += ready
         return out
 
-    def finish(self) -> NDArray[np.float32]:
+    def flush(self) -> NDArray[np.float32]:
         """The rest, as if silence followed: ceil(inputs * target / source) outputs in all. Nothing may follow."""
-        return self.push(np.zeros(self.delay, np.float32))
+        return self.process(np.zeros(self.delay, np.float32))
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on from here: ints, and the inputs that are still needed, (k,) float32 tensor."""

@@ -68,13 +68,25 @@ class Spectral:
         return torch.istft(spectrogram, self.n_fft, self.hop_length, window=window, center=True, length=length)
 
     def overlap_add(self, spectrogram: Tensor) -> Tensor:
-        """(F, T) complex, not centred -> (2, (T - 1) hop + n_fft) float: sums of the frames, of the squared windows."""
+        """(F, T) complex, not centred -> ((T - 1) hop + n_fft,) float, the sum of the windowed frames."""
         window = _window(self.window, self.n_fft, spectrogram.device, spectrogram.real.dtype)
-        frames = torch.fft.irfft(spectrogram.T, self.n_fft) * window
-        both = torch.stack([frames, window.square().expand_as(frames)])
-        out = both.new_zeros(2, (frames.shape[0] - 1) * self.hop_length + self.n_fft)
-        for number in range(frames.shape[0]):
-            out[:, number * self.hop_length : number * self.hop_length + self.n_fft] += both[:, number]
+        return self._added(torch.fft.irfft(spectrogram.T, self.n_fft) * window)
+
+    def squared_windows(self, frames: int) -> Tensor:
+        """((frames - 1) hop + n_fft,) float32, what `overlap_add` of the signal's own STFT weighs its samples with."""
+        window = _window(self.window, self.n_fft, torch.device("cpu"), torch.float32)
+        return self._added(window.square().expand(frames, self.n_fft))
+
+    def weighted_gain(self, gain: Tensor) -> Tensor:
+        """(T,) one number per frame -> ((T - 1) hop + n_fft,) float, `overlap_add` of frames that are that number times
+        the window: divided by `squared_windows`, it goes smoothly from frame to frame."""
+        window = _window(self.window, self.n_fft, gain.device, gain.dtype)
+        return self._added(gain[:, None] * window.square())
+
+    def _added(self, frames: Tensor) -> Tensor:
+        out = frames.new_zeros((len(frames) - 1) * self.hop_length + self.n_fft)
+        for number, frame in enumerate(frames):
+            out[number * self.hop_length : number * self.hop_length + self.n_fft] += frame
         return out
 
     def compress(self, spectrogram: Tensor) -> Tensor:

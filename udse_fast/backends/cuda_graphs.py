@@ -184,13 +184,13 @@ class WholePass:
         return self.key, id(self.replayed), *((x.shape, x.dtype, x.device) for x in self.inputs)
 
 
-def run_alike(passes: Sequence[WholePass], run_in_step: Callable[[list[Any]], list[Any]]) -> list[Any]:
-    """The answers to requests of one `batch_key`; `run_in_step` runs generators side by side to their ends."""
+def run_alike(passes: Sequence[WholePass], run_together: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """The answers to requests of one `batch_key`; `run_together` runs generators side by side to their ends."""
     count = len(passes[0].inputs)
 
     def function(*inputs: Tensor) -> tuple[Any, ...]:
         started = [p.start(*inputs[i * count : (i + 1) * count]) for i, p in enumerate(passes)]
-        return tuple(value for result in run_in_step(started) for value in result)
+        return tuple(value for result in run_together(started) for value in result)
 
     inputs = [x for p in passes for x in p.inputs]
     values = passes[0].replayed(function, *inputs, key=(passes[0].key, len(passes)))

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from udse_fast.errors import UdseError
-from udse_fast.kernels.coefficients import Coefficients
-from udse_fast.kernels.complex_normal.reference import ROLES, Noise, NoiseKey
+from udse_fast.kernels.complex_normal.reference import ROLES, NoiseKey
 
 NAME = "udse_cuda.dll" if sys.platform == "win32" else "libudse_cuda.so"
 
@@ -51,12 +50,6 @@ class StepNoise(Structure):
     _fields_ = (("kind", c_int), ("values", c_void_p), ("key", Key))
 
 
-class Source(Structure):
-    """A chain of states."""
-
-    _fields_ = (("state", c_void_p), ("score", c_void_p), ("draw", StepNoise), ("next", c_void_p))
-
-
 class Variance(Structure):
     """V, or its factors."""
 
@@ -68,16 +61,18 @@ class Step(Structure):
 
     _fields_ = (
         ("shape", Shape),
+        ("state", c_void_p),
+        ("score", c_void_p),
         ("coefficients", PerFrame * 6),
-        ("speech", Source),
-        ("noise", Source),
+        ("noise", StepNoise),
         ("mixture", c_void_p),
         ("variance", Variance),
-        ("guidance", PerFrame),
-        ("power", c_void_p),
         ("posterior_variance", c_void_p),
-        ("next_delta", PerFrame),
-        ("next_sigma", PerFrame),
+        ("following", PerFrame * 6),
+        ("other_state", c_void_p),
+        ("other_score", c_void_p),
+        ("other_noise", StepNoise),
+        ("guidance", PerFrame),
         ("observation_variance", c_float),
         ("noise_bias", c_float),
         ("eta", c_float),
@@ -85,6 +80,9 @@ class Step(Structure):
         ("power_of_state", c_bool),
         ("divide_tweedie", c_bool),
         ("paper_posterior", c_bool),
+        ("next", c_void_p),
+        ("other_next", c_void_p),
+        ("power", c_void_p),
     )
 
 
@@ -133,12 +131,11 @@ ARGUMENTS: dict[str, list[type]] = {
     "complex_normal": [POINTER(Key), POINTER(Shape), c_void_p],
     "compress": [c_void_p, c_int64, c_float, c_float, c_void_p],
     "decompress": [c_void_p, c_int64, c_float, c_float, c_void_p],
-    "network_input": [c_void_p, POINTER(Shape), POINTER(PerFrame), c_void_p],
     "norm_film_silu": [POINTER(GroupNorm)],
     "tile_statistics": [POINTER(Map), POINTER(Tiling), c_int32],
     "residual_sum": [c_void_p, c_void_p, c_void_p, c_float, POINTER(Map), POINTER(Tiling), c_int32],
     "resample": [c_void_p, POINTER(Shape), c_int64, c_int, c_int32, c_void_p],
-    "nmf_update": [POINTER(NMF), c_int, c_int],
+    "nmf_update": [POINTER(NMF), c_int],
     "online_nmf_update": [POINTER(NMF), c_void_p, c_void_p, c_float, c_int],
 }
 """Function -> its arguments before the stream; those that are not here take a Step."""
@@ -223,86 +220,3 @@ def key_argument(key: NoiseKey) -> Key:
 def shape_argument(shape: torch.Size | tuple[int, ...]) -> Shape:
     """(B, F, T) as the kernels take it."""
     return Shape(*shape)
-
-
-class StepArguments:
-    """The arguments of one fused update, and the tensors that they point to."""
-
-    def __init__(
-        self,
-        state: torch.Tensor,
-        score: torch.Tensor,
-        coefficients: Coefficients,
-        noise: Noise,
-        out: torch.Tensor | None,
-        *,
-        mixture: torch.Tensor | None = None,
-        noise_variance: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
-        guidance: float | torch.Tensor = 1.0,
-        power: torch.Tensor | None = None,
-        second_state: torch.Tensor | None = None,
-        second_score: torch.Tensor | None = None,
-        second_noise: Noise = None,
-        second_out: torch.Tensor | None = None,
-        posterior_variance: torch.Tensor | None = None,
-        following: Coefficients | None = None,
-        observation_variance: float = 0.0,
-        noise_bias: float = 0.0,
-        eta: float = 0.0,
-        apply: bool = True,
-        power_of_state: bool = False,
-        divide_tweedie: bool = False,
-        paper_posterior: bool = False,
-    ) -> None:
-        self._like, self._kept = state, list[torch.Tensor]()
-        if isinstance(noise_variance, tuple):
-            W, H = noise_variance
-            variance = Variance(None, self._pointer(W), self._pointer(H), W.shape[1])
-        else:
-            variance = Variance(self._pointer(noise_variance), None, None, 0)
-        self.step = Step(
-            shape_argument(state.shape),
-            (PerFrame * 6)(*map(self.per_frame, coefficients.values())),
-            Source(self._pointer(state), self._pointer(score), self._noise(noise), self._pointer(out)),
-            Source(
-                self._pointer(second_state),
-                self._pointer(second_score),
-                self._noise(second_noise),
-                self._pointer(second_out),
-            ),
-            self._pointer(mixture),
-            variance,
-            self.per_frame(guidance),
-            self._pointer(power),
-            self._pointer(posterior_variance),
-            self.per_frame(1.0 if following is None else following.delta),
-            self.per_frame(0.0 if following is None else following.sigma),
-            observation_variance,
-            noise_bias,
-            eta,
-            apply,
-            power_of_state,
-            divide_tweedie,
-            paper_posterior,
-        )
-
-    def _pointer(self, tensor: torch.Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        self._kept.append(tensor)
-        return tensor.data_ptr()
-
-    def per_frame(self, number: float | torch.Tensor) -> PerFrame:
-        """A coefficient."""
-        if isinstance(number, torch.Tensor) and number.ndim:
-            return PerFrame(0.0, self._pointer(number.to(self._like.device, torch.float32).contiguous()))
-        return PerFrame(float(number), None)
-
-    def _noise(self, noise: Noise) -> StepNoise:
-        if isinstance(noise, NoiseKey):
-            return StepNoise(2, None, key_argument(noise))
-        return StepNoise(0 if noise is None else 1, self._pointer(noise), Key())
-
-    def run(self, name: str) -> None:
-        """Call the kernel `name` with them."""
-        cuda_library().call(name, self._like, ctypes.byref(self.step))

@@ -1,10 +1,10 @@
-"""Checkpoints: one safetensors file with the configuration as JSON in its header; and the others read.
+"""Checkpoints: one safetensors file with the configuration as JSON in its header. Other kinds can be read.
 
 The header's metadata has one key, "udse_fast", whose value is the JSON text of the configuration::
 
     {"format_version": 1,
      "architecture": {"name": "ncsnpp" | "compact", **arguments of its class},
-     "sde": {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5},
+     "sde": {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5} | {"name": "ve"},
      "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
      "compression": {"exponent": 0.5, "factor": 0.15},
      "training": {facts: numbers and strings},
@@ -17,35 +17,33 @@ Matrices and kernels may be stored in 16 bits; vectors (biases, norms, Fourier f
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import WINDOWS
 from udse_fast.checkpoints.lightning import read_lightning
-from udse_fast.errors import UdseError
+from udse_fast.errors import UdseError, first_line
 from udse_fast.networks import build_network
-from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork, first_line
+from udse_fast.networks.base import Network
+from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork
 from udse_fast.priors import BUILT_IN, tuned_settings
-from udse_fast.sampling.sde import OUVE
+from udse_fast.sampling.sde import OUVE, SDES, make_sde
 
-_numbers = itertools.count()
 FORMAT_VERSION = 1
 CONFIG_KEY = "udse_fast"
 CONFIG_FILE = "udse_fast.json"
 _DEFAULTS: dict[str, Any] = {
-    "sde": {"name": "ouve", **OUVE().config},
+    "sde": OUVE().config,
     "stft": {"n_fft": 510, "hop_length": 128, "window": "hann", "sample_rate": 16000},
     "compression": {"exponent": 0.5, "factor": 0.15},
     "training": {},
@@ -59,7 +57,7 @@ def load_network(
     device: str | torch.device = "cpu",
     precision: str | None = None,
 ) -> ScoreNetwork:
-    """Load a score network; the kind of file is found out by its content.
+    """Load a score network. The content of the file tells its kind.
 
     Pickled code never runs. A TorchScript file is itself a program, for PyTorch's own interpreter.
 
@@ -118,12 +116,15 @@ def save_checkpoint(
         for name, tensor in state_dict.items()
     }
     header = {CONFIG_KEY: json.dumps(complete_config(config))}
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    with atomic_write(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise OSError(first_line(error)) from error
 
 
 def fingerprint(network: ScoreNetwork) -> str:
-    """Short hash of what the scores of a network depend on: configuration and weights."""
+    """Return a short hash of configuration and weights: what the scores of a network depend on."""
     digest = hashlib.sha256(json.dumps(network.config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(network.graph.state_dict().items()):
         digest.update(name.encode())
@@ -132,41 +133,13 @@ def fingerprint(network: ScoreNetwork) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """The numbers of a tensor as they are in memory, of any dtype and device."""
+    """Return the numbers of a tensor, of any dtype and device, as they are in memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""  # an empty one may have any stride
 
 
-@contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name next to `path`, renamed to it at the end, or removed after an error.
-
-    Raises:
-        UdseError: the file cannot be written there.
-    """
-    path = Path(path)
-    # short, as a name may have 255 bytes in all; with the ending, by which some programs go
-    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial{path.suffix[:16]}")
-    try:
-        with suppress(FileNotFoundError):
-            path.lstat()  # a name that cannot be is told now, not after the work
-        if path.is_dir():
-            raise IsADirectoryError(None, "Is a directory")
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes its own file, which only the owner may read
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UdseError(f"cannot write {path}: {reason}; give a file in a folder that can be written") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
 def complete_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the published settings where it has none, checked.
+    """Complete a configuration with the published settings where it has none, and check it.
 
     Raises:
         UdseError: a section is missing or malformed.
@@ -184,6 +157,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
             )
     for section in ("sde", "stft", "compression"):
         defaults = _DEFAULTS[section]
+        if section == "sde":
+            defaults = _sde_defaults(complete["sde"].get("name", OUVE.name))
         if unknown := complete[section].keys() - defaults.keys():
             known, found = ", ".join(defaults), ", ".join(sorted(unknown))
             raise UdseError(f"expected {known} in the section {section!r}, got {found} too: use a newer udse-fast?")
@@ -192,7 +167,7 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
             value = complete[section][name]
             if not _is_like(value, default) or (name == "name" and value != default):
                 raise UdseError(f"expected a {name} like {default!r} in the section {section!r}, got {value!r}")
-    stft, sde = complete["stft"], complete["sde"]
+    stft = complete["stft"]
     if stft["window"] not in WINDOWS:
         raise UdseError(f"expected the window {' or '.join(WINDOWS)} in the section 'stft', got {stft['window']!r}")
     if stft["hop_length"] > (stft["n_fft"] + 1) // 2:
@@ -200,10 +175,7 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
             f"expected a hop_length of at most half the n_fft of {stft['n_fft']} in the section 'stft', "
             f"got {stft['hop_length']}"
         )
-    if not sde["sigma_min"] < sde["sigma_max"]:
-        raise UdseError(
-            f"expected sigma_min < sigma_max in the section 'sde', got {sde['sigma_min']} and {sde['sigma_max']}"
-        )
+    make_sde(complete["sde"])
     for name, value in complete["inference"].items():
         if not isinstance(value, str if name == "sampler" else dict):
             wanted = "the name of a sampler" if name == "sampler" else "a dictionary of settings"
@@ -211,8 +183,19 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     return complete
 
 
+def _sde_defaults(name: Any) -> dict[str, Any]:
+    """Name and constants of a process as published.
+
+    Raises:
+        UdseError: there is no process of that name.
+    """
+    if name not in SDES:
+        raise UdseError(f"expected the name {' or '.join(SDES)} in the section 'sde', got {name!r}")
+    return SDES[name]().config
+
+
 def _is_like(value: Any, default: str | int | float) -> bool:
-    """A string, a positive whole number or a positive number, as the default is."""
+    """Check that a value is a string, a positive whole number or a positive number, as the default is."""
     if isinstance(default, str) or isinstance(value, (str, bool)):
         return isinstance(default, str) and isinstance(value, str)
     kinds = (int,) if isinstance(default, int) else (int, float)
@@ -268,7 +251,7 @@ def _load_zip(path: Path) -> ScoreNetwork:
 
 def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
     settings = complete_config(_parsed(config))
-    _planned(settings)
+    planned = _planned(settings)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # deprecated, and what older users have
@@ -277,19 +260,20 @@ def _load_torchscript(path: Path, config: str) -> ScoreNetwork:
         raise UdseError(
             f"expected a TorchScript file, got a damaged one ({first_line(error)}): copy it again"
         ) from error
-    return ScoreNetwork(module, settings)
+    return ScoreNetwork(planned, settings, module)
 
 
-def _planned(config: dict[str, Any]) -> nn.Module:
-    """The network of a configuration without memory, of which a foreign file may ask for any; it takes the STFT's bins.
+def _planned(config: dict[str, Any]) -> Network:
+    """Build the network of a configuration on the meta device: a foreign file may ask for any amount of memory.
 
     Raises:
-        UdseError: it does not.
+        UdseError: the network does not take the bins of the STFT.
     """
     bins = config["stft"]["n_fft"] // 2 + 1
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         network = build_network(config["architecture"])
-        inputs = torch.empty(1, 2, bins, 1), torch.empty(1)
+    inputs = [x.to("meta") for x in network.example(1, bins, 1)]
+    with torch.device("meta"), torch.no_grad():
         try:
             ScoreGraph(network, OUVE())(*inputs)
         except RuntimeError as error:

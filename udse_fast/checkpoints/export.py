@@ -1,4 +1,4 @@
-"""Writes a score network for other programs: safetensors, TorchScript, torch.export (.pt2) and ONNX.
+"""Write a score network for other programs: safetensors, TorchScript, torch.export (.pt2) and ONNX.
 
 The exported graph maps the real state (B, 2, F, T), the time (B,) and, for joint networks, the label (B,) to
 the score (B, 2, F, T), all float32 (label int64). TorchScript has the other methods of `ScoreGraph` as well: one time
@@ -16,20 +16,22 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from udse_fast.checkpoints.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint, written_whole
+from udse_fast.atomic import atomic_write
+from udse_fast.checkpoints.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint
 from udse_fast.checks import Range, whole_number
-from udse_fast.errors import UdseError
-from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork, first_line
+from udse_fast.errors import UdseError, first_line
+from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 
 KINDS = {".safetensors": "safetensors", ".pt": "torchscript", ".pt2": "torch.export", ".onnx": "onnx"}
 """Kinds of export, and the file name extension that each goes with."""
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest difference allowed, relative to the largest score: other kernels add in another order."""
+"""Largest difference allowed, relative to the largest score. Other kernels add in another order."""
 
 _FRAMES = 64
 """Frames of the examples that are traced and compared: a multiple of every network's `frame_multiple`."""
@@ -85,7 +87,7 @@ def export_network(
         "torch.export": _write_torch_export,
         "onnx": _write_onnx,
     }[kind]
-    with written_whole(path) as temporary, torch.no_grad():
+    with atomic_write(path) as temporary, torch.no_grad():
         run = write(network, temporary, frames, precision)
         if kind in ("safetensors", "torchscript"):
             shapes = [(1, _SHORTEST), (2, _FRAMES + 3)]
@@ -100,28 +102,31 @@ def export_network(
     return difference
 
 
-Run = Callable[..., Tensor]
-"""The exported score; a module where the file has the other methods too."""
+Run = dict[str, Callable[..., Any]]
+"""The exported methods by name, "forward" and, where the file has them, the others of `ScoreGraph`."""
+
+
+def _methods_of(network: ScoreNetwork) -> Run:
+    graph = network.plain
+    methods = {"forward": graph.forward, "per_frame": graph.per_frame}
+    if network.has_posterior_variance:
+        methods |= {"posterior": graph.posterior, "posterior_per_frame": graph.posterior_per_frame}
+    return methods
 
 
 def _write_safetensors(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
     save_checkpoint(path, network.module.state_dict(), network.config, PRECISIONS[precision])
-    return load_network(path).graph
+    return _methods_of(load_network(path))
 
 
 def _write_torchscript(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
-    inputs = _example(network, batch=2, frames=_FRAMES + 1)
-    state, time, *label = inputs
-    per_frame = (state, time[:, None].repeat(1, state.shape[-1]), *label)
-    methods = {"forward": inputs, "per_frame": per_frame}
-    if network.has_posterior_variance:
-        methods |= {"posterior": inputs, "posterior_per_frame": per_frame}
-    config = json.dumps({**network.config, "precision": network.precision})
+    methods = _methods(network, batch=2, frames=_FRAMES + 1)
+    config = json.dumps({**network.config, "precision": network.precision, "methods": list(methods)})
     with _quiet():
-        traced = torch.jit.trace_module(copy.deepcopy(network.graph), methods, check_trace=False)
+        traced = torch.jit.trace_module(copy.deepcopy(network.plain), methods, check_trace=False)
         with open(path, "wb") as file:  # by name, the archive would carry the temporary one inside
             torch.jit.save(traced, file, _extra_files={CONFIG_FILE: config})
-    return load_network(path).graph
+    return _methods_of(load_network(path))
 
 
 def _write_torch_export(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
@@ -129,7 +134,7 @@ def _write_torch_export(network: ScoreNetwork, path: Path, frames: int | None, p
         program = _program(network, frames)
         with open(path, "wb") as file:
             torch.export.save(program, file, extra_files={CONFIG_FILE: json.dumps(network.config)})
-        return torch.export.load(path).module()
+        return {"forward": torch.export.load(path).module()}
 
 
 def _write_onnx(network: ScoreNetwork, path: Path, frames: int | None, precision: str) -> Run:
@@ -140,7 +145,7 @@ def _write_onnx(network: ScoreNetwork, path: Path, frames: int | None, precision
         raise UdseError(f"ONNX export needs the package {error.name}: pip install udse-fast[export]") from error
     if network.precision != "float32":
         raise UdseError(f"expected a float32 network for ONNX, got {network.precision}: load it with float32")
-    names = _input_names(network)
+    names = ["state", "time", *network.conditions]
     with _quiet():
         program = torch.onnx.export(
             _program(network, frames), input_names=names, output_names=["score"], dynamo=True, verbose=False
@@ -156,12 +161,12 @@ def _write_onnx(network: ScoreNetwork, path: Path, frames: int | None, precision
         feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
         return torch.from_numpy(session.run(None, feeds)[0])
 
-    return run
+    return {"forward": run}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn of their own deprecations, of absent packages, of every comparison of shapes."""
+    """Silence the exporters, which warn of their own deprecations, absent packages and every comparison of shapes."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -177,11 +182,19 @@ def _program(network: ScoreNetwork, frames: int | None) -> torch.export.Exported
     inputs = _example(network, batch=2, frames=frames or 2 * _FRAMES)
     batch = torch.export.Dim("batch")
     blocks = torch.export.Dim("blocks", min=-(-_SHORTEST // multiple), max=1 << 16)
-    state_shape = {0: batch} if frames else {0: batch, 3: blocks if multiple == 1 else multiple * blocks}
-    shapes = (state_shape, {0: batch}, {0: batch})[: len(inputs)]
+    length = None if frames else blocks if multiple == 1 else multiple * blocks
+
+    def dynamic(x: Tensor) -> dict[int, Any]:
+        by_frames = length is not None and x.ndim > 2 and x.shape[-1] == inputs[0].shape[-1]
+        return {0: batch, x.ndim - 1: length} if by_frames else {0: batch}
+
+    state, _, *conditions = inputs
+    shapes: tuple[Any, ...] = (dynamic(state), {0: batch})
+    if conditions:
+        shapes += (tuple(dynamic(x) for x in conditions),)
     try:
         with _quiet():
-            program = torch.export.export(copy.deepcopy(network.graph), inputs, dynamic_shapes=shapes)
+            program = torch.export.export(copy.deepcopy(network.plain), inputs, dynamic_shapes=shapes)
     except Exception as error:
         raise UdseError(
             f"this network cannot be exported: {first_line(error)}; try a fixed number of frames"
@@ -191,40 +204,36 @@ def _program(network: ScoreNetwork, frames: int | None) -> torch.export.Exported
     return program
 
 
-def _input_names(network: ScoreNetwork) -> list[str]:
-    return ["state", "time", "label"] if network.joint else ["state", "time"]
-
-
 def _example(network: ScoreNetwork, batch: int, frames: int) -> tuple[Tensor, ...]:
-    """A random input of the graph: (B, 2, F, T), (B,), and labels (B,) of a joint network."""
-    bins = network.config["stft"]["n_fft"] // 2 + 1
-    generator = torch.Generator().manual_seed(0)
-    state = torch.randn(batch, 2, bins, frames, generator=generator) * 0.4
-    time = torch.linspace(0.9, 0.2, batch)
-    label = torch.arange(batch) % 2
-    return (state, time, label) if network.joint else (state, time)
+    """A random input of the graph: (B, 2, F, T), (B,), and the conditions that the network reads."""
+    return tuple(network.module.example(batch, network.config["stft"]["n_fft"] // 2 + 1, frames))
+
+
+def _methods(network: ScoreNetwork, batch: int, frames: int) -> dict[str, tuple[Tensor, ...]]:
+    """The methods of a TorchScript file, with examples of their inputs."""
+    state, time, *conditions = inputs = _example(network, batch, frames)
+    per_frame = (state, time[:, None].repeat(1, frames), *conditions)
+    methods = {"forward": inputs, "per_frame": per_frame}
+    if network.has_posterior_variance:
+        methods |= {"posterior": inputs, "posterior_per_frame": per_frame}
+    return methods
 
 
 def _largest_difference(network: ScoreNetwork, run: Run, shapes: list[tuple[int, int]]) -> float:
-    """Relative to the largest number of each output, over inputs of the shapes (batch, frames)."""
-    differences = []
+    """Return the largest difference relative to the largest number of each output, over inputs of several shapes."""
+    differences, ours = [], _methods_of(network)
     for batch, frames in shapes:
-        state, time, *label = _example(network, batch, frames)
-        calls: dict[str, tuple[Tensor, ...]] = {"forward": (state, time, *label)}
-        per_frame = (state, time[:, None].repeat(1, frames), *label)
-        others = {"per_frame": per_frame}
-        if network.has_posterior_variance:
-            others |= {"posterior": calls["forward"], "posterior_per_frame": per_frame}
-        calls |= {name: inputs for name, inputs in others.items() if hasattr(run, name)}
-        for name, inputs in calls.items():
+        calls = _methods(network, batch, frames)
+        for name, function in run.items():
+            inputs = calls[name]
             try:
-                outputs = run(*inputs) if name == "forward" else getattr(run, name)(*inputs)
+                outputs = function(*inputs)
             except Exception as error:
                 raise UdseError(
                     f"the exported file does not run with {batch} x {frames} frames, as the network does: "
                     f"{first_line(error)}; try a fixed number of frames"
                 ) from error
-            for got, expected in zip(_tuple(outputs), _tuple(getattr(network.graph, name)(*inputs)), strict=True):
+            for got, expected in zip(_tuple(outputs), _tuple(ours[name](*inputs)), strict=True):
                 differences.append(float((got - expected).abs().max() / expected.abs().max()))
     return max(differences)
 

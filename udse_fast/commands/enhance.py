@@ -198,15 +198,12 @@ def shown_error(error: UdseError) -> str:
 
 def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progress: bool, causal: bool) -> None:
     from udse_fast.audio.files import written_audio
-    from udse_fast.enhancer import OVERLAPPING_STREAM
     from udse_fast.plots import RunningSpectrogram, draw_spectrograms
 
     layout = recording.layout
     expected = layout.frames / layout.sample_rate
     try:
-        # the result of `Enhancer.enhance`, in constant memory
-        as_whole = {} if causal else {name: getattr(enhancer.settings, name) for name in OVERLAPPING_STREAM}
-        stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=causal, **as_whole)
+        stream = enhancer.open_stream(layout.sample_rate, layout.channels, causal=causal, whole_signal=not causal)
     except UdseError as error:
         raise UdseError(f"{job.source}: {error}") from None
     with ExitStack() as stack:

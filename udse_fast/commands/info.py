@@ -25,8 +25,10 @@ OPTIONAL = {
     "onnxscript": "export",
     "sounddevice": "live",
     "triton": "triton",
+    "websockets": "serve",
+    "ray": "ray",
 }
-"""Package -> extra that brings it."""
+"""Optional package: the extra of pyproject.toml that brings it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +74,10 @@ def _versions() -> Iterator[str]:
 def _devices() -> Iterator[str]:
     import torch
 
+    from udse_fast.devices import fast_bfloat16
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = fast_bfloat16(torch.device("cpu"))
     yield f"cpu: {processor()}, {cores} cores, {torch.get_num_threads()} threads"
     yield f"     {torch.backends.cpu.get_cpu_capability()}, {'fast' if fast else 'no fast'} bfloat16 in torch"
     if not torch.cuda.is_available():

@@ -36,17 +36,18 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
         help="posterior samples (default: what suits checkpoint and sampler)",
     )
     add("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
-    add(
-        "--strength",
-        type=float,
-        metavar="DB",
-        help="take at most so much of the noise away (default: no limit)",
-    )
+    add("--max-attenuation-db", type=float, metavar="DB",
+        help="attenuate the noise by so much at most; 0 gives the input back (default: no limit)")  # fmt: skip
+    add("--strength", type=float, dest="max_attenuation_db", help=argparse.SUPPRESS)  # its name before
     add(
         "--readout",
         choices=["auto", "mean", "mean_compressed", "wiener", "blend"],
         help="from samples to one estimate",
     )
+    add("--high-band", choices=["follow", "keep", "cut"],
+        help="what lies above 8 kHz: gets the gain of 5 to 7.5 kHz (default), is kept, or left out")  # fmt: skip
+    add("--stereo", choices=["separate", "common"],
+        help="each channel on its own (default), or one gain for all, which keeps the image")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="another setting, e.g. rank=8, guidance=2, block_seconds=4; may be repeated")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
@@ -69,13 +70,14 @@ def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps",
         "samples",
         "seed",
-        "strength",
+        "max_attenuation_db",
         "device",
         "precision",
     )
     settings = {name: getattr(arguments, name) for name in names}
-    if arguments.readout is not None:
-        settings["readout"] = arguments.readout
+    for name in ("readout", "high_band", "stereo"):
+        if getattr(arguments, name) is not None:
+            settings[name] = getattr(arguments, name)
     for text in arguments.set:
         name, value = _setting(text)
         if name in settings:

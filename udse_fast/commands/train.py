@@ -1,4 +1,4 @@
-"""`udse-fast train`."""
+"""`udse-fast train`: a prior from folders of recordings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
+from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
-from udse_fast.networks import build_network
+from udse_fast.networks import build_network, network_class
 from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
-from udse_fast.networks.score_network import PRECISIONS, usable_device
+from udse_fast.networks.score_network import PRECISIONS
 from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.curves import draw_curves
@@ -26,11 +26,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
-LEARNING_RATES = {"compact": 2e-3, "ncsnpp": 1e-4}
-"""By architecture: of Muon and AdamW together, and the published one, of Adam."""
 SEEDS = Range(0, 2**63 - 1)
-COMPACT_SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
-"""Half overlap: half the frames, hence half the cost, of the published transform."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _corpora(
     folder: Path | None, listed: Path | None, valid: Path | None, rate: int
 ) -> tuple[Corpus | None, Corpus | None]:
-    """(training, validation) recordings of one source."""
+    """Find the recordings of one source, for training and for validation."""
     if folder is None:
         return None, None
     files = recordings_in(folder, listed)
@@ -112,11 +108,7 @@ def _corpora(
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return PRECISIONS[name]
-    if device.type == "cuda":
-        # older GPUs emulate bfloat16, slowly, and float16 would need its loss scaled
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if fast_bfloat16(device) else torch.float32  # float16 would need its loss scaled
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -158,7 +150,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, or go on training; 0 when the run is complete or was stopped with everything saved."""
+    """Train, or go on training. Return 0 when the run is complete, or was stopped with everything saved."""
     _check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -166,14 +158,13 @@ def run(arguments: argparse.Namespace) -> int:
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
     architecture["joint"] = joint
-    compact = architecture["name"] == "compact"
-    spectral = COMPACT_SPECTRAL if compact else Spectral()
+    kind = network_class(architecture["name"])
+    spectral = kind.spectral
     rate = spectral.sample_rate
     speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
     noise, valid_noise = _corpora(arguments.noise, arguments.noise_list, arguments.valid_noise, rate)
     frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
-    if not compact:
-        frames = -(-frames // 64) * 64  # the U-Net halves the frames six times
+    frames = -(-frames // kind.frame_multiple) * kind.frame_multiple
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
     training = Batches(
         speech,
@@ -186,7 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
     initial = load_network(arguments.init) if arguments.init else None
-    if compact:
+    if kind.has_data_scale:
         measured = measure_sigma_data(training)
         before = initial.config["architecture"].get("sigma_data") if initial else None
         if isinstance(before, float):  # the weights that are started from belong to this preconditioning
@@ -199,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         crop_seconds=arguments.crop_seconds,
-        learning_rate=arguments.learning_rate or LEARNING_RATES[architecture["name"]],
+        learning_rate=arguments.learning_rate or kind.learning_rate,
         decay_share=arguments.decay_share,
         ema=arguments.ema,
         augmentation=augmentation,

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from udse_fast.atomic import atomic_write
 from udse_fast.evaluation.plots import draw_differences, draw_violins
-from udse_fast.evaluation.score_folder import whole_file
 from udse_fast.evaluation.tables import INTERVAL_NOTE, ScoreRow, markdown, paired_differences, unique
 
 NOISY = "noisy"
@@ -27,16 +27,16 @@ def write_report(out: Path, rows: Sequence[ScoreRow], others: Sequence[ScoreRow]
     everything = [*sorted(rows, key=lambda r: (r.system != NOISY, r.system != main)), *_comparable(rows, others)]
     differences = _differences(everything, [row for row in rows if row.system == main], main)
     table = _table(rows, everything, differences, main, command)
-    with whole_file(out / "table.md") as temporary:
+    with atomic_write(out / "table.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
     for name in unique(row.set for row in rows):
         suffix = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}" if name else ""
         title = name or str(out)
-        with whole_file(out / f"violins{suffix}.png") as temporary:
+        with atomic_write(out / f"violins{suffix}.png") as temporary:
             draw_violins([r for r in everything if r.set == name], temporary, title)
         of_set = [r for r in differences if r.set == name]
         if of_set:
-            with whole_file(out / f"differences{suffix}.png") as temporary:
+            with atomic_write(out / f"differences{suffix}.png") as temporary:
                 draw_differences(of_set, temporary, f"{title}: {main} minus others")
     return table
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udse_fast.atomic import atomic_write
 from udse_fast.errors import UdseError
 from udse_fast.evaluation.metrics import METRICS
 from udse_fast.evaluation.pairs import Key
@@ -60,10 +61,10 @@ def earlier_scores(out: Path, systems: Sequence[System], overwrite: bool) -> lis
                     f"{out} holds scores of {system.name!r} with other settings ({what}): "
                     "choose another --out or --name, or --overwrite"
                 )
-    with whole_file(settings_file) as temporary:
+    with atomic_write(settings_file) as temporary:
         settings = {**earlier, **{system.name: system.settings for system in systems}}
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    with whole_file(scores) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(scores) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(_csv_row, rows))
@@ -92,10 +93,3 @@ def _csv_row(row: ScoreRow) -> dict[str, str]:
     values = {name: "nan" if math.isnan(value) else f"{value:.6g}" for name, value in row.values.items()}
     identity = {"system": row.system, "set": row.set, "snr": row.snr, "utterance": row.utterance}
     return {**identity, **values, "note": row.note}
-
-
-def whole_file(path: Path) -> Any:
-    """A temporary name for `path`, which gets its name when all is written: see `written_whole`."""
-    from udse_fast.checkpoints.checkpoint import written_whole  # imports torch, which scoring files does without
-
-    return written_whole(path)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from torch import nn
-
 from udse_fast.errors import UdseError
+from udse_fast.networks.base import Network
 
 _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
@@ -15,7 +14,20 @@ _CLASSES = {
 }
 
 
-def build_network(architecture: dict[str, Any]) -> nn.Module:
+def network_class(name: Any) -> type[Network]:
+    """The class of an architecture, which says how it is trained and used.
+
+    Raises:
+        UdseError: there is no such architecture.
+    """
+    if name not in _CLASSES:
+        raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
+    module, class_name = _CLASSES[name]
+    network: type[Network] = getattr(importlib.import_module(module), class_name)
+    return network
+
+
+def build_network(architecture: dict[str, Any]) -> Network:
     """A network with fresh weights; `architecture` holds its name and the arguments of its class.
 
     Raises:
@@ -23,10 +35,7 @@ def build_network(architecture: dict[str, Any]) -> nn.Module:
     """
     arguments = dict(architecture)
     name = arguments.pop("name", None)
-    if name not in _CLASSES:
-        raise UdseError(f"expected a network named {' or '.join(_CLASSES)}, got {name!r}: use a newer udse-fast?")
-    module, class_name = _CLASSES[name]
-    network: type[nn.Module] = getattr(importlib.import_module(module), class_name)
+    network = network_class(name)
     try:
         return network(**arguments)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:

@@ -9,48 +9,7 @@ from torch import Tensor
 from udse_fast import _core
 from udse_fast.errors import UdseError
 from udse_fast.networks.compact import Compact, Conv
-
-
-class Memory:
-    """What `CausalCore` saw before, at one noise level of one signal (or batch of signals).
-
-    As `Past` for the network in torch, with one tensor (B, memory_size) for all layers in `kept`, or none before the
-    first block. It is updated in place; what a `Memory` is made of is copied.
-    """
-
-    def __init__(self, kept: list[Tensor] | None = None) -> None:
-        self.kept = [] if kept is None else [layer.clone() for layer in kept]
-
-    def rewind(self) -> Memory:
-        """Itself: ready for the next block."""
-        return self
-
-    @classmethod
-    def joined(cls, memories: list[Memory], sizes: list[int]) -> Memory:
-        """Those of several signals, `sizes` items each, for one batch; what has seen nothing yet counts as zeros."""
-        known = [memory.kept[0] for memory in memories if memory.kept]
-        joined = cls()
-        if known:
-            joined.kept = [
-                torch.cat(
-                    [
-                        memory.kept[0] if memory.kept else known[0].new_zeros(size, known[0].shape[1])
-                        for memory, size in zip(memories, sizes, strict=True)
-                    ]
-                )
-            ]
-        return joined
-
-    def give_back(self, memories: list[Memory], sizes: list[int]) -> None:
-        """To each signal its own items."""
-        for memory, part in zip(memories, self.kept[0].split(sizes), strict=True):
-            memory.kept = [part.clone()]
-
-    def values(self, batch: int, size: int) -> Tensor:
-        """(batch, size), zeros before the first block."""
-        if not self.kept:
-            self.kept = [torch.zeros(batch, size, dtype=torch.float32)]
-        return self.kept[0]
+from udse_fast.networks.past import CorePast
 
 
 class CausalCore:
@@ -84,7 +43,7 @@ class CausalCore:
         return CausalCore, (self._module, self.threads)
 
     def posterior(
-        self, noisy: Tensor, noise_level: float | Tensor, label: Tensor | None, memory: Memory
+        self, noisy: Tensor, noise_level: float | Tensor, label: Tensor | None, past: CorePast
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean of the clean spectrogram of one block, and how far from it that is expected to be.
 
@@ -92,7 +51,7 @@ class CausalCore:
             noisy: u, (B, F, K) complex64: the K frames of the block.
             noise_level: a, one for all or one per item (B,).
             label: (B,) int, 1 speech, 0 noise; joint networks only, None is speech.
-            memory: of the frames before; updated.
+            past: of the frames before; updated.
 
         Returns:
             E[s_0 | u] (B, F, K) complex64 and E|s_0 - E[s_0 | u]|^2 (B, F, K) float32.
@@ -110,7 +69,7 @@ class CausalCore:
             noisy.to(torch.complex64).contiguous().numpy(),
             levels,
             None if label is None else label.long().contiguous().numpy(),
-            memory.values(B, self._memory_size).numpy(),
+            past.values(B, self._memory_size).numpy(),
             clean,
             variance,
             self.threads,

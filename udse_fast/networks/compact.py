@@ -18,7 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
+from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.conditions import NOTHING, Conditions
+from udse_fast.networks.past import LayerPast, Past
 
 COMPACT_SIZES: dict[str, dict[str, Any]] = {
     "compact": {},
@@ -28,17 +32,13 @@ COMPACT_SIZES: dict[str, dict[str, Any]] = {
 """Arguments of `Compact` for the sizes that `udse-fast train --network` knows by name."""
 
 
-CAUSAL_BLOCKS = (2, 3, 4, 5)
-"""Block lengths that a causal network is trained with, drawn anew for every batch: any of them can be chosen later."""
-
 NEIGHBOURS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 """(time, frequency) offsets of the bins that the output filter combines."""
 
 
-class NoiseLevelFeatures(nn.Module):
+class NoiseLevelFeatures(Float32, nn.Module):
     """[sin, cos](w log a): (...) -> (..., 2 n), geometric w. Float32, whatever the rest computes in."""
 
-    keep_float32 = True
     frequencies: Tensor
 
     def __init__(self, count: int = 32) -> None:
@@ -50,10 +50,9 @@ class NoiseLevelFeatures(nn.Module):
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
-class DataScale(nn.Module):
+class DataScale(Float32, nn.Module):
     """sigma_data by label, in float32."""
 
-    keep_float32 = True
     by_label: Tensor
 
     def __init__(self, by_label: Sequence[float]) -> None:
@@ -62,54 +61,6 @@ class DataScale(nn.Module):
 
     def forward(self, label: Tensor) -> Tensor:
         return self.by_label[label]
-
-
-class Past:
-    """The frames just before a block, as every layer saw them: what a causal network needs to go on from there.
-
-    Layers are known by the order in which they ask, so one `Past` serves one network at one noise level of one signal
-    (or batch of signals). Before the first block all is zero, as the padding of a whole signal is.
-    """
-
-    def __init__(self, kept: list[Tensor] | None = None) -> None:
-        self.kept = [] if kept is None else kept
-        self._next = 0
-
-    def rewind(self) -> Past:
-        """Back to the first layer, for the next block."""
-        self._next = 0
-        return self
-
-    @classmethod
-    def joined(cls, pasts: list[Past], sizes: list[int]) -> Past:
-        """Those of several signals, `sizes` items each, for one batch; one that has seen nothing counts as zeros."""
-        longest = max(pasts, key=lambda past: len(past.kept)).kept
-        layers = []
-        for number, known in enumerate(longest):
-            layers.append(
-                torch.cat(
-                    [
-                        past.kept[number] if past.kept else known.new_zeros(size, *known.shape[1:])
-                        for past, size in zip(pasts, sizes, strict=True)
-                    ]
-                )
-            )
-        return cls(layers)
-
-    def give_back(self, pasts: list[Past], sizes: list[int]) -> None:
-        """To each signal its own items."""
-        parts = [kept.split(sizes) for kept in self.kept]
-        for number, past in enumerate(pasts):
-            past.kept = [part[number].clone() for part in parts]
-
-    def before(self, x: Tensor, frames: int) -> Tensor:
-        """x (B, T, F, C) with the `frames` frames before it, (B, frames + T, F, C); keeps the last ones."""
-        if self._next == len(self.kept):
-            self.kept.append(x.new_zeros(x.shape[0], frames, *x.shape[2:]))
-        longer = torch.cat([self.kept[self._next], x], dim=1)
-        self.kept[self._next] = longer[:, -frames:].clone()  # not a view: it would keep all of it
-        self._next += 1
-        return longer
 
 
 class Conv(nn.Module):
@@ -141,7 +92,7 @@ class Conv(nn.Module):
         self.frequency_stride, self.time_dilation = frequency_stride, time_dilation
         self.causal_block = causal_block
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, past: LayerPast | None = None) -> Tensor:
         """(B, C, T, F) -> (B, C', T, F / stride)."""
         if past is not None:
             return self._next_frames(x, past)
@@ -155,7 +106,7 @@ class Conv(nn.Module):
         out = F.conv2d(F.pad(x, (0, 0, 1, 0)), weight[:, :, :2], bias, stride, (0, bands))
         return out + F.conv2d(next_frame, weight[:, :, 2:], None, stride, (0, bands))
 
-    def _next_frames(self, x: Tensor, past: Past) -> Tensor:
+    def _next_frames(self, x: Tensor, past: LayerPast) -> Tensor:
         """The same for one block that follows `past`, as one matrix product: a few frames are too few for conv2d."""
         frames = F.pad(x.permute(0, 2, 3, 1), (0, 0, self.frequency_padding, self.frequency_padding))
         B, T, bands, C = frames.shape
@@ -208,14 +159,14 @@ class Residual(nn.Module):
         self.conv1 = first
         self.conv2 = Conv(channels, channels, kernel, causal_block=causal_block, zero=True)
 
-    def forward(self, x: Tensor, embedding: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, past: LayerPast | None = None) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(self.norm(x, embedding), past)), past)
 
 
 class Blocks(nn.ModuleList):
     """Residual blocks one after the other."""
 
-    def forward(self, x: Tensor, embedding: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, past: LayerPast | None = None) -> Tensor:
         for block in self:
             x = block(x, embedding, past)
         return x
@@ -227,7 +178,7 @@ def _interleave(x: Tensor, factor: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(B, T, bands * factor, C // factor).permute(0, 3, 1, 2)
 
 
-class Compact(nn.Module):
+class Compact(Network):
     """Denoiser D(u, a) of the unit-gain state u = s_t / delta = s_0 + a z, E|z|^2 = 1.
 
     `D = sum_k w_k u_k + c_out F` over the bin itself and its 8 neighbours in time and frequency, with F and the complex
@@ -249,6 +200,15 @@ class Compact(nn.Module):
         causal_block: 0, or frames of a block that sees itself and the past only; `set_causal_block` changes it.
     """
 
+    predicts = "clean"
+    has_posterior_variance = True
+    causal_blocks = (2, 3, 4, 5)
+    spectral = Spectral(hop_length=255, window="sqrt_hann")  # half overlap: half the frames, hence half the cost
+    learning_rate = 2e-3  # of Muon and AdamW together
+    adam_betas = (0.9, 0.98)
+    has_data_scale = True
+    casts_itself = True
+
     def __init__(
         self,
         bins: int = 256,
@@ -266,7 +226,8 @@ class Compact(nn.Module):
         levels = len(channels)
         if bins % (stem * 2 ** (levels - 1)):
             raise UdseError(f"bins: expected a multiple of {stem * 2 ** (levels - 1)}, got {bins}")
-        self.stem, self.joint, self.causal_block = stem, joint, causal_block
+        self.stem, self.causal_block = stem, causal_block
+        self.conditions = ("label",) if joint else ()
         by_label = [sigma_data] * 2 if isinstance(sigma_data, (int, float)) else list(sigma_data)
         self.scale = DataScale(by_label)
         causal = causal_block
@@ -309,34 +270,32 @@ class Compact(nn.Module):
         self.spread = Conv(channels[0], stem, (3, 3), causal_block=causal, zero=True)
 
     def set_causal_block(self, frames: int) -> None:
-        """Another block length for a causal network: its weights are trained for `CAUSAL_BLOCKS`."""
+        """Another block length for a causal network: its weights are trained for `causal_blocks`."""
         if not self.causal_block or frames < 1:
             raise UdseError(f"expected a causal network and a block of 1 frame or more, got {frames} frames")
         for module in self.modules():
             if isinstance(module, Compact | Conv) and module.causal_block:
                 module.causal_block = frames
 
-    def denoise(self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
-        """Posterior mean E[s_0 | u] of the clean spectrogram, (B, 2, F, T); arguments as of `posterior`."""
-        return self.posterior(noisy, noise_level, label)[0]
-
     def posterior(
-        self, noisy: Tensor, noise_level: Tensor, label: Tensor | None = None, past: Past | None = None
+        self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING, past: Past | None = None
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean of the clean spectrogram, and how far from it the clean spectrogram is expected to be.
 
         Args:
             noisy: u, (B, 2, F, T) float32.
             noise_level: a, one per item (B,) or per frame (B, T).
-            label: (B,) int, 1 speech, 0 noise; joint networks only, None is speech.
+            conditions: the label, of a joint network; without one it is speech.
             past: of a causal network, the frames before these, T a multiple of `causal_block`; updated.
 
         Returns:
             E[s_0 | u] (B, 2, F, T) and E|s_0 - E[s_0 | u]|^2 (B, F, T), float32.
         """
+        assert past is None or isinstance(past, LayerPast)
         level = noise_level.float()
         level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
         embedding = self.embed(self.noise_level(level).to(self.embed[0].weight.dtype))
+        label = conditions.label
         if label is None or self.label is None:
             label = torch.ones_like(noisy[:, 0, 0, 0], dtype=torch.long)
         if self.label is not None:
@@ -360,7 +319,7 @@ class Compact(nn.Module):
         variance = unsure[..., 0] * (2 * spread).clamp(-12, 6).exp()
         return clean.permute(0, 3, 2, 1), variance.transpose(1, 2)
 
-    def _filter(self, u: Tensor, real: Tensor, imag: Tensor, past: Past | None) -> Tensor:
+    def _filter(self, u: Tensor, real: Tensor, imag: Tensor, past: LayerPast | None) -> Tensor:
         """sum_k w_k u_k: u (B, T, F, 2), complex weights (B, T, F, 9), the bin itself first -> (B, T, F, 2)."""
         T, bands = u.shape[1:3]
         with_past = F.pad(u, (0, 0, 0, 0, 1, 0)) if past is None else past.before(u, 1)
@@ -379,8 +338,8 @@ class Compact(nn.Module):
         convolutions = [m.weight for m in self.modules() if isinstance(m, Conv) and id(m.weight) not in outer]
         return convolutions + [m.weight for m in self.embed if isinstance(m, nn.Linear)]
 
-    @staticmethod
-    def made_causal(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    @classmethod
+    def made_causal(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a centred network as the start of a causal one.
 
         The long kernels over time move back by half their length: what they read of the future is dropped.
@@ -394,12 +353,13 @@ class Compact(nn.Module):
 
         return {name: moved(name, weight) for name, weight in weights.items()}
 
-    def loss_weight(self, noise_level: Tensor, label: Tensor | None) -> Tensor:
+    def loss_weight(self, noise_level: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Weight of ||sigma S + z||^2 that makes the denoising loss 1 / c_out^2 weighted, `(a^2 + sd^2) / sd^2`."""
+        label = conditions.label
         label = torch.ones_like(noise_level, dtype=torch.long) if label is None else label
         return 1 + (noise_level / self.scale(label)).square()
 
-    def _network(self, x: Tensor, embedding: Tensor, past: Past | None) -> tuple[Tensor, Tensor]:
+    def _network(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
         h = self.input(x.to(dtype), past) + self.band.to(dtype)
         skips = []
@@ -417,11 +377,8 @@ class Compact(nn.Module):
         out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
         return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
 
-    def _over_time(self, h: Tensor, embedding: Tensor, past: Past | None) -> Tensor:
+    def _over_time(self, h: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
         B, C, T, bands = h.shape
         frames = h.permute(0, 2, 3, 1).reshape(B, T, 1, bands * C).permute(0, 3, 1, 2)
         frames = self.over_time(self.to_frames(frames), embedding, past)
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)
-
-    training_dtype: torch.dtype | None = None
-    """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""

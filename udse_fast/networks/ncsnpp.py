@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
+from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.conditions import NOTHING, Conditions
 
 PUBLISHED_SIZES: dict[str, dict[str, Any]] = {
     "ncsnpp-5m": {"nf": 96, "ch_mult": (1, 1, 1, 1)},
@@ -25,10 +27,8 @@ PUBLISHED_SIZES: dict[str, dict[str, Any]] = {
 """Arguments of `NCSNpp` for the published sizes: 5.2 M, 5.9 M (joint speech and noise), 27.7 M parameters."""
 
 
-class GaussianFourierFeatures(nn.Module):
+class GaussianFourierFeatures(Float32, nn.Module):
     """[sin, cos](2 pi W log t): (B, T) -> (B, T, 2 nf). Float32, whatever the rest computes in."""
-
-    keep_float32 = True
 
     def __init__(self, size: int, scale: float = 16.0) -> None:
         super().__init__()
@@ -100,7 +100,8 @@ class ResidualBlock(nn.Module):
         self.Dense_0 = _linear(embedding, out_channels * (2 if film else 1))
         self.GroupNorm_1 = _group_norm(out_channels)
         self.Conv_1 = _conv(out_channels, out_channels, 3, scale=0.0)
-        if channels != out_channels or resample is not None:
+        self.has_shortcut = channels != out_channels or resample is not None
+        if self.has_shortcut:
             self.Conv_2 = _conv(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -121,7 +122,7 @@ class ResidualBlock(nn.Module):
         else:
             h = self.GroupNorm_1(h + condition)
         h = self.Conv_1(F.silu(h))
-        if hasattr(self, "Conv_2"):
+        if self.has_shortcut:
             x = self.Conv_2(x)
         return (x + h) / math.sqrt(2)
 
@@ -145,8 +146,8 @@ class ActivatedNorm(nn.GroupNorm):
         return F.silu(super().forward(h))
 
 
-class NCSNpp(nn.Module):
-    """The published noise predictor: the score is `-forward(s, t) / sigma(t)`.
+class NCSNpp(Network):
+    """The published noise predictor: the score is `-predict_noise(s, t) / sigma(t)`.
 
     Args:
         nf: channels of the first level.
@@ -157,8 +158,8 @@ class NCSNpp(nn.Module):
         image_size: number of bins F that `attn_resolutions` refer to.
     """
 
-    frame_multiple: ClassVar[int] = 64
-    """Number of frames must be a multiple of this (`ScoreNetwork` pads)."""
+    predicts = "noise"
+    frame_multiple = 64
 
     def __init__(
         self,
@@ -179,6 +180,7 @@ class NCSNpp(nn.Module):
         self.levels = levels
         self.num_res_blocks = num_res_blocks
         self.joint = joint
+        self.conditions = ("label",) if joint else ()
         self.attention_levels = [level for level in range(levels) if image_size >> level in attn_resolutions]
         embedding = 4 * nf
 
@@ -221,30 +223,31 @@ class NCSNpp(nn.Module):
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="up"))
         self.all_modules = nn.ModuleList(modules)
 
-    def forward(self, x: Tensor, time_condition: Tensor, label: Tensor | None = None) -> Tensor:
+    def predict_noise(self, state: Tensor, time: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """Predict the noise in a diffused spectrogram.
 
         Args:
-            x: real and imaginary part, (B, 2, F, T), T a multiple of 2^(levels - 1), as F.
-            time_condition: diffusion time t > 0, (B,), or one per frame, (B, T).
-            label: (B,) int, 1 speech, 0 noise; read by a joint network only (None: speech).
+            state: real and imaginary part, (B, 2, F, T), T a multiple of 2^(levels - 1), as F.
+            time: diffusion time t > 0, (B,), or one per frame, (B, T).
+            conditions: the label, of a joint network; without one it is speech.
 
         Returns:
             (B, 2, F, T) float32.
         """
         module = iter(self.all_modules)
         dtype = self.output_layer.weight.dtype
-        time = time_condition if time_condition.ndim == 2 else time_condition[:, None]  # (B, 1 or T)
-        x = x.to(dtype)
+        time = time if time.ndim == 2 else time[:, None]  # (B, 1 or T)
+        x = state.to(dtype)
 
         embedding = next(module)(time).to(dtype)
         embedding = next(module)(embedding)
         embedding = next(module)(F.silu(embedding))  # (B, 1 or T, E)
         if self.joint:
+            label = conditions.label
             label = torch.ones_like(time[:, 0], dtype=torch.long) if label is None else label.long()
             embedding = embedding + self.label_emb(label).unsqueeze(1)
         # Level l sees every 2^l-th frame; a time common to all frames keeps its one entry.
-        conditions = [F.silu(embedding)[:, :: 2**level] for level in range(self.levels)]
+        embeddings = [F.silu(embedding)[:, :: 2**level] for level in range(self.levels)]
 
         # `h` goes from module to module as it is: the fused ones hand on more than a tensor
         pyramid = x
@@ -252,30 +255,30 @@ class NCSNpp(nn.Module):
         skips = [h]
         for level in range(self.levels):
             for _ in range(self.num_res_blocks):
-                h = next(module)(h, conditions[level])
+                h = next(module)(h, embeddings[level])
                 if level in self.attention_levels:
                     h = next(module)(h)
                 skips.append(h)
             if level < self.levels - 1:
-                h = next(module)(h, conditions[level + 1])
+                h = next(module)(h, embeddings[level + 1])
                 pyramid = self.downsample(pyramid)
                 h = next(module)(pyramid, h)
                 skips.append(h)
 
-        h = next(module)(h, conditions[-1])
+        h = next(module)(h, embeddings[-1])
         h = next(module)(h)
-        h = next(module)(h, conditions[-1])
+        h = next(module)(h, embeddings[-1])
 
         for level in reversed(range(self.levels)):
             for _ in range(self.num_res_blocks + 1):
-                h = next(module)(h, conditions[level], skips.pop())
+                h = next(module)(h, embeddings[level], skips.pop())
             if level in self.attention_levels:
                 h = next(module)(h)
             output = next(module)(h)
             output = next(module)(output)
             pyramid = output if level == self.levels - 1 else upsample(pyramid) + output
             if level > 0:
-                h = next(module)(h, conditions[level - 1])
+                h = next(module)(h, embeddings[level - 1])
 
         noise: Tensor = self.output_layer(pyramid)
         return noise.float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.backends.cuda_graphs import Replayed, addresses
-from udse_fast.backends.dispatch import give_up
-from udse_fast.errors import UdseError
+from udse_fast.backends.dispatch import disable, forced_backend
+from udse_fast.errors import UdseError, first_line
 from udse_fast.kernels.fused_layers import (
+    Norm,
     backend_of,
     measured_sum,
     norm_film_silu,
@@ -25,7 +25,8 @@ from udse_fast.kernels.fused_layers import (
     tile_statistics,
 )
 from udse_fast.networks.ncsnpp import ActivatedNorm, Attention, Downsample, NCSNpp, PyramidInput, ResidualBlock
-from udse_fast.networks.score_network import ScoreNetwork, first_line
+from udse_fast.networks.past import Past
+from udse_fast.networks.score_network import ScoreGraph, ScoreNetwork
 
 HALF_POWER = 1 / math.sqrt(2)
 INPUT_MODULE = 3  # of NCSNpp.all_modules, after those of the embedding
@@ -59,9 +60,8 @@ class FusedNorm(nn.Module):
     ) -> Tensor:
         """(B, C, F, T), or C channels of two maps, and conditions (B, C, 1, 1 or T) -> (B, C, F, T)."""
         other, of_other = (None, None) if skip is None else skip
-        statistics = x.statistics, of_other
-        arguments = before, scale, shift, self.activate, other, statistics
-        return norm_film_silu(x.values, self.weight, self.bias, self.groups, *arguments)
+        parameters = self.weight, self.bias, self.groups, before, scale, shift, self.activate
+        return norm_film_silu(Norm(x.values, *parameters, other, (x.statistics, of_other)))
 
 
 class FusedInput(nn.Module):
@@ -103,7 +103,7 @@ class FusedResidualBlock(nn.Module):
         self.up = self.resamples and not isinstance(block.resample, Downsample)
         self.norm_0, self.norm_1 = FusedNorm(block.GroupNorm_0), FusedNorm(block.GroupNorm_1)
         self.conv_0, self.conv_1, self.dense = block.Conv_0, block.Conv_1, block.Dense_0
-        shortcut: nn.Conv2d | None = getattr(block, "Conv_2", None)
+        shortcut = block.Conv_2 if block.has_shortcut else None
         bias_0, bias_1 = _without_bias(self.conv_0), _without_bias(self.conv_1)
         if self.film:
             self.dense.bias.data[: bias_0.numel()] += 1
@@ -218,17 +218,17 @@ class CapturedGraph(nn.Module):
         result: Tensor = self._called(self.graph.per_frame, inputs)
         return result
 
-    def posterior(self, *inputs: Tensor, past: Any = None) -> tuple[Tensor, Tensor]:
+    def posterior(self, *inputs: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """As `ScoreGraph.posterior`."""
         result: tuple[Tensor, Tensor] = self._called(self.graph.posterior, inputs, past)
         return result
 
-    def posterior_per_frame(self, *inputs: Tensor, past: Any = None) -> tuple[Tensor, Tensor]:
+    def posterior_per_frame(self, *inputs: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """As `ScoreGraph.posterior_per_frame`."""
         result: tuple[Tensor, Tensor] = self._called(self.graph.posterior_per_frame, inputs, past)
         return result
 
-    def _called(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], past: Any = None) -> Any:
+    def _called(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], past: Past | None = None) -> Any:
         if past is not None:  # a network with a memory is called as it is
             return function(*inputs, past=past)
         if not inputs[0].is_cuda:
@@ -258,10 +258,11 @@ def optimise(network: ScoreNetwork) -> ScoreNetwork:
         raise UdseError(
             "expected a network with weights, got a TorchScript file: optimise the checkpoint it was made of"
         )
-    module = network.module
-    fused = fused_ncsnpp(module) if isinstance(module, NCSNpp) else copy.deepcopy(module)
-    optimised = ScoreNetwork(fused, network.config).to(network.device, network.precision)
-    optimised.graph = CapturedGraph(optimised.graph)
+    optimised = ScoreNetwork(copy.deepcopy(network.module), network.config).to(network.device, network.precision)
+    fast = optimised.plain
+    if isinstance(optimised.module, NCSNpp):
+        fast = ScoreGraph(fused_ncsnpp(optimised.module), optimised.sde)
+    optimised.graph = CapturedGraph(fast)
     return optimised
 
 
@@ -286,8 +287,8 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
             return fast
         except Exception as error:  # whatever the reason, the plain network does the same
             reason = first_line(error)
-        if backend == "triton" and not os.environ.get("UDSE_BACKEND"):
-            give_up("triton", f"its kernels do not work here: {reason}")
+        if backend == "triton" and forced_backend() is None:
+            disable("triton", f"its kernels do not work here: {reason}")
             if backend_of(network.device) == "cuda":
                 continue
         warnings.warn(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udse_fast.backends.dispatch import wanted
 from udse_fast.checks import Range, described, real_number, whole_number
+from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
-from udse_fast.networks.causal_core import CausalCore, Memory
-from udse_fast.networks.compact import Past
-from udse_fast.sampling.sde import OUVE
+from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact import Compact
+from udse_fast.networks.conditions import NOTHING, Conditions
+from udse_fast.networks.past import CorePast, LayerPast, Past
+from udse_fast.sampling.sde import SDE, make_sde
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,79 +26,97 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class ScoreGraph(nn.Module):
     """The score on real tensors: what is exported. Pads the frames as the network needs and cuts them again.
 
-    The module is a noise predictor (`forward(state, time, label)`, NCSN++), whose score is -noise / sigma(t),
-    or a denoiser (`denoise(u, a, label)` of the unit-gain state u = s / delta at the noise level a = sigma /
-    delta), whose score is (delta D(u, a) - s) / sigma^2 by Tweedie's formula.
+    Every method takes the conditions that the network knows (`Network.conditions`) after the time, in that order, as
+    `Conditions.for_network` makes them.
     """
 
-    def __init__(self, module: nn.Module, sde: OUVE) -> None:
+    def __init__(self, module: Network, sde: SDE) -> None:
         super().__init__()
-        self.module: Any = module
+        self.module = module
         self.sde = sde
-        self.denoises = hasattr(module, "denoise")
-        self.frame_multiple: int = getattr(module, "frame_multiple", 1)
 
-    def forward(self, state: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, 2, F, T), one time per item (B,), (B,) int for joint networks -> (B, 2, F, T) float32."""
+    def forward(self, state: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
+        """(B, 2, F, T), one time per item (B,), conditions -> the score, (B, 2, F, T) float32."""
         frames = state.shape[-1]
-        state = F.pad(state, (0, -frames % self.frame_multiple))
-        return self._score(state, time, time[:, None, None, None], label)[..., :frames]
+        state, told = self._padded(state, conditions)
+        return self._score(state, time, time[:, None, None, None], told)[..., :frames]
 
-    def per_frame(self, state: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+    def per_frame(self, state: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
         """The same with one time per frame, (B, T)."""
         frames = state.shape[-1]
-        padding = (0, -frames % self.frame_multiple)
-        state, time = F.pad(state, padding), F.pad(time, padding, mode="replicate")
-        return self._score(state, time, time[:, None, None, :], label)[..., :frames]
-
-    def _score(self, state: Tensor, time: Tensor, time_per_bin: Tensor, label: Tensor | None) -> Tensor:
-        sigma = self.sde.sigma(time_per_bin)
-        if not self.denoises:
-            return -self.module(state, time, label) / sigma
-        delta = self.sde.delta(time_per_bin)
-        clean = self.module.denoise(state / delta, self.sde.noise_level(time), label)
-        return (delta * clean - state) / sigma**2
+        state, told = self._padded(state, conditions)
+        time = F.pad(time, (0, state.shape[-1] - frames), mode="replicate")
+        return self._score(state, time, time[:, None, None, :], told)[..., :frames]
 
     def posterior(
-        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
+        self, state: Tensor, time: Tensor, *conditions: Tensor, past: Past | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a denoiser that tells it."""
-        return self._posterior(state, time, time[:, None, None, None], label, past)
+        """The score, and E|s_0 - s0_hat|^2 (B, F, T), of a network that tells it."""
+        return self._posterior(state, time, time[:, None, None, None], conditions, past)
 
     def posterior_per_frame(
-        self, state: Tensor, time: Tensor, label: Tensor | None = None, past: Past | None = None
+        self, state: Tensor, time: Tensor, *conditions: Tensor, past: Past | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same with one time per frame, (B, T)."""
-        return self._posterior(state, time, time[:, None, None, :], label, past)
+        return self._posterior(state, time, time[:, None, None, :], conditions, past)
+
+    def _told(self, conditions: Sequence[Tensor]) -> Conditions:
+        return self.module.conditions_of(conditions) if conditions else NOTHING
+
+    def _padded(self, state: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, Conditions]:
+        missing = -state.shape[-1] % self.module.frame_multiple
+        return F.pad(state, (0, missing)), self._told(conditions).padded(missing)
+
+    def _score(self, state: Tensor, time: Tensor, time_per_bin: Tensor, conditions: Conditions) -> Tensor:
+        sigma = self.sde.sigma(time_per_bin)
+        if self.module.predicts == "noise":
+            return -self.module.predict_noise(state, time, conditions) / sigma
+        delta = self.sde.delta(time_per_bin)
+        clean = self.module.denoise(state / delta, self._level(time), conditions)
+        return (delta * clean - state) / sigma**2
 
     def _posterior(
-        self, state: Tensor, time: Tensor, time_per_bin: Tensor, label: Tensor | None, past: Past | None
+        self, state: Tensor, time: Tensor, time_per_bin: Tensor, conditions: Sequence[Tensor], past: Past | None
     ) -> tuple[Tensor, Tensor]:
         sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
-        clean, posterior_variance = self.module.posterior(state / delta, self.sde.noise_level(time), label, past)
-        return (delta * clean - state) / sigma**2, posterior_variance
+        clean, variance = self.module.posterior(state / delta, self._level(time), self._told(conditions), past)
+        return (delta * clean - state) / sigma**2, variance
+
+    def _level(self, time: Tensor) -> Tensor:
+        return torch.as_tensor(self.sde.noise_level(time))
 
 
 class ScoreNetwork:
     """What `load_network` returns: a score function with its configuration, device and precision.
 
     Args:
-        module: an NCSN++, a denoiser, or an exported TorchScript graph; it is frozen, in eval mode.
+        module: the architecture with its weights, which are frozen, in eval mode.
         config: {"architecture", "sde", "stft", "compression", "training", ...}, see `udse_fast.checkpoints.checkpoint`.
+        script: a TorchScript graph in the place of the module's weights; `config["methods"]` are those that it has.
+
+    Attributes:
+        conditions: names of the `Conditions` that it reads.
+        has_posterior_variance: whether it tells how far off its estimates are expected to be.
+        causal_block: frames of a block of a causal network, else 0.
+        graph: what computes; `optimise` puts a faster one here.
+        plain: the graph in torch's own operations, which can be differentiated.
     """
 
-    def __init__(self, module: nn.Module, config: dict[str, Any]) -> None:
+    def __init__(self, module: Network, config: dict[str, Any], script: torch.jit.ScriptModule | None = None) -> None:
         self.config = config
-        self.joint: bool = bool(config["architecture"].get("joint", False))
-        self.scripted = isinstance(module, torch.jit.ScriptModule)
-        self.sde = OUVE(**{name: config["sde"][name] for name in OUVE().config})
         self.module = module
-        self.frame_multiple: int = getattr(module, "frame_multiple", 1)
-        self.graph: Any = module if self.scripted else ScoreGraph(module, self.sde)
-        self.has_posterior_variance: bool = hasattr(module, "posterior")
-        self.causal_block: int = getattr(module, "causal_block", 0)
-        self.graph.eval()
-        for parameter in self.graph.parameters():
+        self.sde = make_sde(config["sde"])
+        self.scripted = script is not None
+        self.conditions = module.conditions
+        self.joint = "label" in self.conditions
+        self.frame_multiple, self.causal_block = module.frame_multiple, module.causal_block
+        self.has_posterior_variance = module.has_posterior_variance and (
+            script is None or "posterior" in config.get("methods", ())
+        )
+        self.plain: Any = ScoreGraph(module, self.sde) if script is None else script
+        self.graph: Any = self.plain
+        self.plain.eval()
+        for parameter in self.plain.parameters():
             parameter.requires_grad = False
         self.device = torch.device("cpu")
         self.precision: str = config.get("precision", "float32") if self.scripted else "float32"
@@ -121,74 +144,105 @@ class ScoreNetwork:
         if self.scripted:
             self.graph.to(self.device)
             return self
-        for module in self.graph.modules():
-            dtype = torch.float32 if getattr(module, "keep_float32", False) else PRECISIONS[precision]
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                tensor.data = tensor.data.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
-        self.graph.to(memory_format=torch.channels_last)
+        for graph in {self.graph, self.plain}:
+            for module in graph.modules():
+                dtype = torch.float32 if isinstance(module, Float32) else PRECISIONS[precision]
+                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                    tensor.data = tensor.data.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
+            graph.to(memory_format=torch.channels_last)
         return self
 
-    def score(self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None) -> Tensor:
+    def score(
+        self,
+        state: Tensor,
+        time: Tensor | float,
+        label: Tensor | int | None = None,
+        *,
+        noisy: Tensor | None = None,
+        video: Tensor | None = None,
+        latent: Tensor | None = None,
+        noise_variance: Tensor | None = None,
+    ) -> Tensor:
         """The gradient of the log density of the diffused spectrogram, S(s_t, t).
 
         Args:
             state: (B, F, T) complex; any number of frames.
-            time: diffusion time in (0, 1]: one, one per item (B,), or one per frame (B, T).
+            time: diffusion time, in (0, 1] for an OUVE: one, one per item (B,), or one per frame (B, T).
             label: (B,) int or one for all, 1 speech, 0 noise; None is speech. Only joint networks read it.
+            noisy, video, latent, noise_variance: see `Conditions`.
 
         Returns:
             (B, F, T) complex, in the precision and on the device of `state`.
 
         Raises:
-            UdseError: shapes that do not fit each other or the network.
+            UdseError: shapes that do not fit each other or the network, a condition that the network does not know,
+                or lacks.
         """
-        inputs = self._inputs(state, time, label)
-        score = self.graph(*inputs) if inputs[1].ndim == 1 else self.graph.per_frame(*inputs)
-        return _as_complex(score, state)
+        if not self.joint:
+            label = None
+        elif isinstance(label, int):
+            label = torch.tensor([whole_number("label", label, Range(0, 1))])
+        given = Conditions(label, noisy, video, latent, noise_variance)
+        return self.evaluate(state, time, given)[0]
 
-    def with_posterior_variance(
-        self, state: Tensor, time: Tensor | float, label: Tensor | int | None = None, past: Past | Memory | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self,
+        state: Tensor,
+        time: Tensor | float,
+        conditions: Conditions = NOTHING,
+        *,
+        posterior_variance: bool = False,
+        past: Past | None = None,
+        plain: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """`score`, and what is uncertain about the clean spectrogram, E|s_0 - E[s_0 | s_t]|^2 (B, F, T) real.
 
-        Only where `has_posterior_variance`. `past`: of a causal network, what it saw before (`new_past`); updated.
+        Args:
+            state, time: see `score`.
+            conditions: see `Conditions`.
+            posterior_variance: whether to tell it; only where `has_posterior_variance`.
+            past: of a causal network, what it saw before (`new_past`); updated, and the variance is told.
+            plain: by the graph that can be differentiated.
         """
-        if isinstance(past, Memory):
-            return self._of_causal_core(state, time, label, past)
-        inputs = self._inputs(state, time, label)
-        posterior = self.graph.posterior if inputs[1].ndim == 1 else self.graph.posterior_per_frame
-        score, posterior_variance = posterior(*inputs) if past is None else posterior(*inputs, past=past)
-        return _as_complex(score, state), posterior_variance.contiguous().to(state.device, state.real.dtype)
+        if isinstance(past, CorePast):
+            return self._of_causal_core(state, time, conditions, past)
+        inputs = self._inputs(state, time, conditions)
+        graph, per_frame = self.plain if plain else self.graph, inputs[1].ndim == 2
+        if not posterior_variance and past is None:
+            return _as_complex((graph.per_frame if per_frame else graph)(*inputs), state), None
+        posterior = graph.posterior_per_frame if per_frame else graph.posterior
+        score, variance = posterior(*inputs) if past is None else posterior(*inputs, past=past)
+        return _as_complex(score, state), variance.contiguous().to(state.device, state.real.dtype)
 
     def _of_causal_core(
-        self, state: Tensor, time: Tensor | float, label: Tensor | int | None, memory: Memory
+        self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast
     ) -> tuple[Tensor, Tensor]:
-        """`with_posterior_variance` of a few frames, whose arithmetic is less than the calls that ask for it."""
+        """Score and variance of a few frames in the C++ core, where torch would spend its time on calls."""
         core, sde = self._causal_core, self.sde
         assert core is not None
         core.threads = torch.get_num_threads()
         if isinstance(time, Tensor) and time.ndim:
             time = time[:, None, None]  # one per item
-        if not self.joint:
-            label = None
-        elif isinstance(label, int):
-            label = torch.full((len(state),), label)
+        label = None
+        if self.conditions or conditions.given:
+            (label,) = self.module.completed(conditions, len(state)).for_network(self.conditions, state, self.device)
         delta, sigma, level = sde.delta(time), sde.sigma(time), sde.noise_level(time)
         level = level.flatten() if isinstance(level, Tensor) else level
-        clean, posterior_variance = core.posterior(state * (1 / delta), level, label, memory)
+        clean, variance = core.posterior(state * (1 / delta), level, label, past)
         precision = 1 / sigma**2  # the division of complex numbers is slow
-        return clean * (delta * precision) - state * precision, posterior_variance.to(state.real.dtype)
+        return clean * (delta * precision) - state * precision, variance.to(state.real.dtype)
 
-    def new_past(self) -> Past | Memory:
+    def new_past(self) -> Past:
         """For the first block of a stream: of the C++ core on CPUs, of torch elsewhere."""
-        if self.device.type != "cpu" or os.environ.get("UDSE_BACKEND", "cpp") != "cpp":
-            return Past()
+        if self.device.type != "cpu" or not wanted("cpp"):
+            return LayerPast()
         if self._causal_core is None:
-            self._causal_core = CausalCore(self.module)  # type: ignore[arg-type]  # it is causal: a Compact
-        return Memory()
+            assert isinstance(self.module, Compact)
+            self._causal_core = CausalCore(self.module)
+        return CorePast()
 
-    def _inputs(self, state: Tensor, time: Tensor | float, label: Tensor | int | None) -> list[Tensor]:
-        """State (B, 2, F, T), time (B,) or (B, T), and for a joint network the label (B,), on the network's device."""
+    def _inputs(self, state: Tensor, time: Tensor | float, conditions: Conditions) -> list[Tensor]:
+        """State (B, 2, F, T), time (B,) or (B, T), and the conditions that it reads, on the network's device."""
         bins = self.config["stft"]["n_fft"] // 2 + 1
         fits = isinstance(state, Tensor) and state.ndim == 3 and state.is_complex() and state.shape[1] == bins
         if not fits or state.numel() == 0:
@@ -198,7 +252,7 @@ class ScoreNetwork:
             )
         batch, _, frames = state.shape
         if not isinstance(time, Tensor):
-            time = torch.full((batch,), real_number("time", time, Range(0, 1, excluded=True)), device=self.device)
+            time = torch.full((batch,), real_number("time", time, self.sde.times), device=self.device)
         time = time.expand(batch) if time.ndim == 0 else time
         if time.shape not in ((batch,), (batch, frames)):
             raise UdseError(
@@ -207,39 +261,12 @@ class ScoreNetwork:
             )
         real_state = torch.view_as_real(state).movedim(-1, 1)
         inputs = [real_state.to(self.device, torch.float32), time.to(self.device, torch.float32)]
-        if self.joint:
-            label = 1 if label is None else label
-            if not isinstance(label, Tensor):
-                label = torch.full((batch,), whole_number("label", label, Range(0, 1)), device=self.device)
-            if label.shape != (batch,):
-                raise UdseError(f"expected one label or one per item ({batch},), got {tuple(label.shape)}")
-            inputs.append(label.to(self.device, torch.long))
+        if self.conditions or conditions.given:
+            complete = self.module.completed(conditions, batch)
+            inputs += complete.for_network(self.conditions, state, self.device)
         return inputs
 
 
 def _as_complex(score: Tensor, like: Tensor) -> Tensor:
     """(B, 2, F, T) real -> (B, F, T) complex, on the device and in the precision of `like`."""
     return torch.view_as_complex(score.movedim(1, -1).contiguous()).to(like.device, like.dtype)
-
-
-def usable_device(name: str | torch.device) -> torch.device:
-    """A device by name; "auto" is the CUDA device if there is one.
-
-    Raises:
-        UdseError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise UdseError(
-            f"expected a device of this machine (cpu, cuda, cuda:1, auto), got {name!r}: {first_line(error)}"
-        ) from error
-    return device
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text: user-facing errors are one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from udse_fast.kernels.nmf_is.reference import even_start
 POWER_FLOOR = 1e-10
 
 
+@runtime_checkable
 class NoiseModel(Protocol):
     """Variance of the noise, per bin and frame, and what to do with a new estimate of its power."""
 
@@ -28,21 +29,21 @@ class NoiseModel(Protocol):
 class NMF:
     """Variance V = W H, one multiplicative update of the Itakura-Saito divergence per M-step (Fevotte et al. 2009)."""
 
-    def __init__(self, W: Tensor, H: Tensor, iterations: int = 1, fixed_w: bool = False) -> None:
+    def __init__(self, W: Tensor, H: Tensor, iterations: int = 1) -> None:
         if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
             raise UdseError(
                 f"initial_nmf: expected W (F, R) and H (R, T), got {tuple(W.shape)} and {tuple(H.shape)}; "
                 "give two matrices that can be multiplied"
             )
         self.W, self.H = W, H
-        self.iterations, self.fixed_w = iterations, fixed_w
+        self.iterations = iterations
 
     @property
     def variance(self) -> tuple[Tensor, Tensor]:
         return self.W, self.H
 
     def fit(self, power: Tensor) -> None:
-        self.W, self.H = nmf_update(power, self.W, self.H, iterations=self.iterations, fixed_w=self.fixed_w)
+        self.W, self.H = nmf_update(power, self.W, self.H, iterations=self.iterations)
 
 
 class OnlineNMF:
@@ -108,18 +109,25 @@ class OnlineNMF:
     def fit(self, power: Tensor) -> None:
         numerator, denominator = self._statistics
         self.W, self.H, *latest = online_nmf_update(
-            power, self.W, numerator, denominator, self.forgetting, self.iterations, self.H
+            power, self.W, self.H, numerator, denominator, self.forgetting, self.iterations
         )
         self._latest = latest[0], latest[1]
 
     def state(self) -> dict[str, Any]:
         """What the next block depends on."""
-        return {name: getattr(self, name) for name in ("W", "H", "_statistics", "_latest", "_started")}
+        return {
+            "W": self.W,
+            "H": self.H,
+            "statistics": list(self._statistics),
+            "latest": list(self._latest),
+            "started": self._started,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.W, self.H, self._started = state["W"], state["H"], state["started"]
+        (a, b), (c, d) = state["statistics"], state["latest"]
+        self._statistics, self._latest = (a, b), (c, d)
 
 
 class FixedVariance:

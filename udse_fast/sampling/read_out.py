@@ -13,7 +13,7 @@ from torch import Tensor
 
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
-from udse_fast.sampling.samplers import Posterior
+from udse_fast.sampling.posterior import Posterior
 
 READOUTS: Final = ("auto", "mean", "mean_compressed", "wiener", "blend")
 
@@ -93,9 +93,8 @@ class ReadOut:
 
     def state(self) -> dict[str, Any]:
         """What the next call depends on."""
-        return {"_powers": self._powers}
+        return {"powers": self._powers}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        self._powers = state["powers"]

@@ -7,6 +7,7 @@ batches can be made ahead in other threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,26 +16,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast.audio.spectral import Spectral
+from udse_fast.networks.conditions import NOISE_LABEL, NOTHING, SPEECH_LABEL, Conditions
 from udse_fast.training.corpus import Corpus, Crops
-
-SPEECH, NOISE = 1, 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """spectrograms (N, F, T) complex64, label (N,) int64 or None for a prior of one source."""
+    """Clean spectrograms (N, F, T) complex64, and what the network is told about them."""
 
     spectrograms: Tensor
-    label: Tensor | None
+    conditions: Conditions = NOTHING
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch with change(tensor) in the place of every tensor."""
+        return Batch(change(self.spectrograms), self.conditions.mapped(change))
 
     def to(self, device: torch.device) -> Batch:
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return Batch(self.spectrograms.to(device, non_blocking=True), label)
+        """Move the batch to a device; out of pinned memory this does not wait."""
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Recordings as other voices and other microphones would have made them."""
+    """Changes that make recordings sound like other voices through other microphones."""
 
     speed_range: float = 0.0
     """Crops are played up to this share faster or slower."""
@@ -42,7 +46,7 @@ class Augmentation:
     """Standard deviation, over the bins, of a smooth random frequency response."""
 
     def response(self, rng: np.random.Generator, count: int, bins: int) -> NDArray[np.float32]:
-        """Amplitude responses (count, F): cosines of 1/2 to 2 periods over the band, in dB."""
+        """Draw amplitude responses (count, F): in dB they are cosines of 1/2 to 2 periods over the band."""
         phase = np.pi * np.arange(bins) / bins
         weights = rng.normal(0, self.equalisation_db * math.sqrt(2 / 4), (count, 4))
         decibels = weights @ np.cos(np.outer(np.arange(1, 5), phase))
@@ -50,7 +54,7 @@ class Augmentation:
 
 
 def normalised(crops: Crops, gain: Tensor, spectral: Spectral, response: Tensor | None = None) -> Tensor:
-    """Compressed spectrograms whose whole recording would have `gain` (N,) as its largest modulus, (N, F, T).
+    """Return compressed spectrograms (N, F, T) at a level where the whole recording would peak at `gain` (N,).
 
     The recording's largest modulus is taken from the crop's and the ratio of their peaks, so that a quiet crop of a
     loud recording stays quiet. `response` (N, F) multiplies the amplitudes.
@@ -65,7 +69,7 @@ def normalised(crops: Crops, gain: Tensor, spectral: Spectral, response: Tensor 
 
 
 class Batches:
-    """Batch number n of a run, for training (random levels) and validation (fixed crops)."""
+    """The batches of a run by number, for training (random levels) and validation (fixed crops)."""
 
     def __init__(
         self,
@@ -79,7 +83,9 @@ class Batches:
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self.sources = [(label, corpus) for label, corpus in ((SPEECH, speech), (NOISE, noise)) if corpus is not None]
+        self.sources = [
+            (label, corpus) for label, corpus in ((SPEECH_LABEL, speech), (NOISE_LABEL, noise)) if corpus is not None
+        ]
         self.spectral, self.size, self.frames, self.gain_range, self.seed = (
             spectral,
             size,
@@ -91,7 +97,7 @@ class Batches:
 
     @property
     def seconds(self) -> float:
-        """Audio in one batch."""
+        """Seconds of audio in one batch."""
         return self.size * self.frames * self.spectral.hop_length / self.spectral.sample_rate
 
     def __getitem__(self, number: int) -> Batch:
@@ -107,5 +113,5 @@ class Batches:
                 response = torch.from_numpy(self.augmentation.response(rng, count, self.spectral.bins))
             spectrograms.append(normalised(crops, gain, self.spectral, response))
             labels += [label] * count
-        joint = len(self.sources) > 1
-        return Batch(torch.cat(spectrograms), torch.tensor(labels) if joint else None)
+        conditions = Conditions(label=torch.tensor(labels)) if len(self.sources) > 1 else NOTHING
+        return Batch(torch.cat(spectrograms), conditions)

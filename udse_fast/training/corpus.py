@@ -1,4 +1,4 @@
-"""Recordings to train on: a folder (any format), decoded once, cropped at random."""
+"""Recordings to train on: they are found in a folder, decoded once, and cropped at random."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def recordings_in(folder: Path, listed: Path | None = None) -> list[Path]:
 
 
 def speaker_of(path: Path, folder: Path) -> str:
-    """Folder of the recording below `folder`, else its name up to the first '_' (speaker_utterance.flac)."""
+    """Name the speaker: the recording's folder below `folder`, else its name up to the first '_'."""
     relative = path.relative_to(folder)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem.split("_")[0]
 
 
 def split_speakers(files: list[Path], folder: Path, share: float) -> tuple[list[Path], list[Path]]:
-    """(training, validation) files with no speaker in both; about `share` of the speakers go to validation."""
+    """Split into (training, validation) files with no speaker in both; about `share` of them validate."""
     speakers = sorted({speaker_of(f, folder) for f in files})
     if len(speakers) < 2:
         raise UdseError(
@@ -100,7 +100,7 @@ class Corpus:
         return bool(samples.size and max(int(samples.max()), -int(samples.min())) > SILENCE * 32768)
 
     def recording(self, index: int) -> NDArray[np.int16]:
-        """Samples of file `index`, (L,) int16."""
+        """Return the samples of file `index`, (L,) int16."""
         if index in self._cache:
             return self._cache[index]
         audio, rate = read_audio(self.files[index])
@@ -114,7 +114,7 @@ class Corpus:
         return samples
 
     def crops(self, rng: np.random.Generator, count: int, length: int, speed_range: float = 0.0) -> Crops:
-        """`count` excerpts of `length` samples; recordings drawn in proportion to their length.
+        """Draw `count` excerpts of `length` samples, from recordings in proportion to their length.
 
         A crop may reach a quarter of its length over either end of the recording (zeros there), so that onsets,
         ends and silence are learnt too. It is played up to `speed_range` (a share) faster or slower: other voices.
@@ -127,7 +127,7 @@ class Corpus:
         return Crops(audio, peak)
 
     def _crop(self, rng: np.random.Generator, played: int, speed: float) -> tuple[NDArray[np.float32], float]:
-        """(played,) samples, and the peak of the recording that they are from."""
+        """Draw `played` samples from one recording; return them with the peak of the whole recording."""
         length = round(played * speed)
         for _ in range(20):  # a crop of digital silence teaches nothing: draw again
             index = int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.files) - 1))

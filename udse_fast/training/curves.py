@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from udse_fast.atomic import atomic_write
+
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> str:
     """Draw the run so far into a PNG; return its name, or the reason why there is none."""
@@ -23,7 +25,6 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> str:
         right.plot(steps, [entry["validation"].get(time) for entry in history], marker=".", label=f"t = {time}")
     right.set(xlabel="step", ylabel="relative denoising error, held-out speakers", yscale="log")
     right.legend(fontsize="small")
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     return path.name

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,26 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import Spectral
 from udse_fast.backends.cuda_graphs import fastest_convolutions
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
-from udse_fast.networks.compact import CAUSAL_BLOCKS
+from udse_fast.networks.base import Network
+from udse_fast.networks.conditions import NOISE_LABEL, SPEECH_LABEL
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
 from udse_fast.sampling.sde import OUVE
-from udse_fast.training.batches import NOISE, SPEECH, Augmentation, Batch, Batches
+from udse_fast.training.batches import Augmentation, Batch, Batches
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
 VARIANCE_WEIGHT = 0.05
-"""Of the posterior variance's likelihood beside the denoising loss, which stays what the network is for."""
+"""Weight of the posterior variance's likelihood beside the denoising loss, which stays the purpose of the network."""
 
 GPU_READ_STEPS = 50
-"""Steps after which the losses on a GPU are read and checked, which waits for it. On CPUs that is every step."""
+"""On a GPU the losses are read and checked after so many steps, because reading waits for it; on a CPU after each."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +57,33 @@ class Settings:
     seed: int = 0
 
     def learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, constant, linear decay to zero."""
+        """Return the factor of the learning rate: linear warm-up, constant, linear decay to zero."""
         left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
 
 
+def torch_has_muon() -> bool:
+    """Say whether this torch has Muon: it came with 2.9."""
+    return "Muon" in torch.optim.__all__
+
+
 class Optimizers:
-    """Muon for the matrices (kernels as matrices, one row per output channel), AdamW for everything else.
+    """Optimise matrices (kernels too: one row per output channel) with Muon, and everything else with AdamW.
 
     Muon (Jordan et al. 2024): lower error than AdamW in fewer steps here; it came with torch 2.9, older fall back.
     A network that names no matrices is trained with Adam as published.
     """
 
-    def __init__(self, module: nn.Module, learning_rate: float) -> None:
+    def __init__(self, module: Network, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        hidden: list[Tensor] = getattr(module, "hidden_matrices", list)() if hasattr(torch.optim, "Muon") else []
+        hidden = module.hidden_matrices() if torch_has_muon() else []
         chosen = {id(p) for p in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
         self.matrices = [(p, nn.Parameter(self._as_matrix(p.data))) for p in hidden]
-        betas = (0.9, 0.98) if hasattr(module, "hidden_matrices") else (0.9, 0.999)
         fused = True if rest and rest[0].is_cuda else None  # one launch instead of one per weight
         self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=learning_rate, betas=betas, weight_decay=0.0, fused=fused)
+            torch.optim.AdamW(rest, lr=learning_rate, betas=module.adam_betas, weight_decay=0.0, fused=fused)
         ]
         if self.matrices:
             self.all.append(
@@ -92,7 +97,7 @@ class Optimizers:
 
     @staticmethod
     def _as_matrix(kernel: Tensor) -> Tensor:
-        """A view (C', everything else) of a channels_last kernel or of a matrix."""
+        """Return a channels_last kernel or a matrix as a view (C', everything else)."""
         matrix = kernel.permute(0, 2, 3, 1).view(kernel.shape[0], -1) if kernel.ndim == 4 else kernel
         assert matrix.data_ptr() == kernel.data_ptr()
         return matrix
@@ -116,25 +121,26 @@ class Optimizers:
 
 
 def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Per item, the training loss and the relative denoising error `||s0_hat - s0||^2 / ||s0||^2`; both (N,).
+    """Return training loss and relative denoising error `||s0_hat - s0||^2 / ||s0||^2` of each item, both (N,).
 
-    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is (`posterior`)
-    has the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
+    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is has
+    the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
     """
     sde = graph.sde
     per_item_t = t[:, None, None, None]
     delta, sigma = torch.as_tensor(sde.delta(per_item_t)), torch.as_tensor(sde.sigma(per_item_t))
     s0 = torch.view_as_real(batch.spectrograms).movedim(-1, 1)
     z = torch.view_as_real(z).movedim(-1, 1)
-    if hasattr(graph.module, "posterior"):
-        level = torch.as_tensor(sde.noise_level(t))
-        clean, variance = graph.module.posterior(s0 + (sigma / delta) * z, level, batch.label)
+    told = batch.conditions.for_network(graph.module.conditions, batch.spectrograms, z.device)
+    if graph.module.has_posterior_variance:
+        level, conditions = torch.as_tensor(sde.noise_level(t)), graph.module.conditions_of(told)
+        clean, variance = graph.module.posterior(s0 + (sigma / delta) * z, level, conditions)
         error = (clean - s0).square().sum(1)
         per_item = error.mean((1, 2)) / level**2
         unlikely = (error.detach() / variance + variance.log()).mean((1, 2))
-        loss = per_item * graph.module.loss_weight(level, batch.label) + VARIANCE_WEIGHT * unlikely
+        loss = per_item * graph.module.loss_weight(level, conditions) + VARIANCE_WEIGHT * unlikely
     else:
-        residual = sigma * graph(delta * s0 + sigma * z, t, batch.label) + z  # = (s0_hat - s0) delta / sigma
+        residual = sigma * graph(delta * s0 + sigma * z, t, *told) + z  # = (s0_hat - s0) delta / sigma
         loss = per_item = residual.square().sum(1).mean((1, 2))
     relative = per_item * (sigma / delta).flatten() ** 2 / s0.square().sum(1).mean((1, 2)).clamp_min(1e-12)
     return loss, relative.detach()
@@ -163,8 +169,8 @@ class Trainer:
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if hasattr(self.module, "training_dtype"):
-            self.module.training_dtype = None if precision == torch.float32 else precision  # type: ignore[assignment]
+        if self.module.casts_itself:
+            self.module.training_dtype = None if precision == torch.float32 else precision
         self.sde = OUVE()
         self.graph = ScoreGraph(self.module, self.sde)
         self.optimizers = Optimizers(self.module, settings.learning_rate)
@@ -180,9 +186,9 @@ class Trainer:
         return self.out.with_name(self.out.name + ".state")
 
     def start_from(self, weights: dict[str, Tensor], causal_from_centred: bool = False) -> None:
-        """Fresh run from given weights; what they lack (the label of a joint network) keeps its initial value."""
+        """Start anew from given weights. What they lack (the label of a joint network) keeps its initial value."""
         if causal_from_centred:
-            weights = self.module.made_causal(weights)  # type: ignore[operator]
+            weights = self.module.made_causal(weights)
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
         if len(fitting) < len(weights) // 2:
             raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
@@ -193,7 +199,7 @@ class Trainer:
     # -- one step ------------------------------------------------------------------------------------------------
 
     def _noise(self, shape: torch.Size, number: int, seed: int) -> tuple[Tensor, Tensor]:
-        """t (N,), stratified over [0.03, 1], and z (N, F, T): functions of (seed, step), by the kind of device."""
+        """Draw t (N,), stratified over [0.03, 1], and z (N, F, T); they depend on seed, step and kind of device."""
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
         generator = torch.Generator(device).manual_seed((seed * 1_000_003 + number) % 2**62)
         strata = torch.randperm(shape[0], generator=generator, device=device)
@@ -203,21 +209,19 @@ class Trainer:
         return t.to(self.device), z.to(self.device)
 
     def _batch(self, number: int) -> Batch:
-        """A training batch, where a GPU can fetch it by itself."""
+        """Return a training batch; for a GPU it lies in pinned memory, which the GPU reads without waiting."""
         batch = self.training[number]
-        if self.device.type != "cuda":
-            return batch
-        label = None if batch.label is None else batch.label.pin_memory()
-        return replace(batch, spectrograms=batch.spectrograms.pin_memory(), label=label)
+        return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
     def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step and EMA update; returns the loss, (), on the device: reading it waits for the step."""
+        """Make one optimizer step and EMA update. The loss, (), stays on the device: reading it waits for the step."""
         batch = batch.to(self.device)
         t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
-        if getattr(self.module, "causal_block", 0):
-            self.module.set_causal_block(CAUSAL_BLOCKS[self.step % len(CAUSAL_BLOCKS)])  # type: ignore[operator]
-        autocast = hasattr(self.module, "training_dtype") or self.precision == torch.float32
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=not autocast):
+        if self.module.causal_block:
+            lengths = self.module.causal_blocks
+            self.module.set_causal_block(lengths[self.step % len(lengths)])
+        autocast = not self.module.casts_itself and self.precision != torch.float32
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=autocast):
             loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
         self.module.zero_grad(set_to_none=True)
         loss.backward()
@@ -232,7 +236,7 @@ class Trainer:
         return loss.detach()
 
     def _read(self, losses: list[Tensor]) -> list[float]:
-        """The losses of the last steps, as numbers."""
+        """Return the losses of the last steps as numbers; refuse those that are not finite."""
         values: list[float] = torch.stack(losses).tolist() if losses else []
         for number, value in enumerate(values, self.step - len(values)):
             if not math.isfinite(value):
@@ -241,9 +245,9 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: int = 2) -> dict[str, float]:
-        """Relative denoising error of the EMA weights at fixed times, on fixed crops of held-out speakers."""
-        if getattr(self.module, "causal_block", 0):
-            self.module.set_causal_block(self.settings.architecture["causal_block"])  # type: ignore[operator]
+        """Return the relative denoising error of the EMA weights by time, on fixed crops of held-out speakers."""
+        if self.module.causal_block:
+            self.module.set_causal_block(self.settings.architecture["causal_block"])
         current = {name: w.clone() for name, w in self.weights.items()}
         self.module.load_state_dict(self.ema)
         errors: dict[str, float] = {}
@@ -266,12 +270,12 @@ class Trainer:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """Configuration of the checkpoint, with the facts of its training."""
+        """Return the configuration of the checkpoint, with the facts of its training."""
         spectral = self.settings.spectral.config
         latest: dict[str, float] = self.history[-1]["validation"] if self.history else {}
         return {
             "architecture": self.settings.architecture,
-            "sde": {"name": "ouve", **self.sde.config},
+            "sde": self.sde.config,
             "stft": {k: spectral[k] for k in ("n_fft", "hop_length", "window", "sample_rate")},
             "compression": {k: spectral[k] for k in ("exponent", "factor")},
             "training": {
@@ -307,21 +311,21 @@ class Trainer:
                 f"training: weights are not finite after step {self.step}; lower --learning-rate and resume"
             )
         save_checkpoint(self.out, self.ema, self.config(), dtype=torch.float16)
-        temporary = self.state_file.with_name(self.state_file.name + ".tmp")
-        torch.save(
-            {
-                "settings": json.dumps(asdict(self.settings), sort_keys=True),
-                "step": self.step,
-                "seconds_seen": self.seconds_seen,
-                "train_seconds": self.train_seconds,
-                "weights": self.weights,
-                "ema": self.ema,
-                "optimizers": self.optimizers.state_dict(),
-                "history": self.history,
-            },
-            temporary,
-        )
-        os.replace(temporary, self.state_file)
+        with atomic_write(self.state_file) as temporary:
+            torch.save(self._state(), temporary)
+
+    def _state(self) -> dict[str, Any]:
+        """What a run needs to go on."""
+        return {
+            "settings": json.dumps(asdict(self.settings), sort_keys=True),
+            "step": self.step,
+            "seconds_seen": self.seconds_seen,
+            "train_seconds": self.train_seconds,
+            "weights": self.weights,
+            "ema": self.ema,
+            "optimizers": self.optimizers.state_dict(),
+            "history": self.history,
+        }
 
     def resume(self) -> None:
         """Go on from `out`.state: weights, EMA, optimizer, step; the batches follow from the step."""
@@ -349,7 +353,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self, *, save_minutes: float, validate_minutes: float, progress: bool = True) -> bool:
-        """Train to `settings.steps`; True if it got there, False if a signal ended it (with everything saved)."""
+        """Train to `settings.steps`. Return True there, or False if a signal ended it before, with everything saved."""
         settings = self.settings
         started = last_save = last_validation = time.monotonic()
         before = self.train_seconds
@@ -398,7 +402,7 @@ class Trainer:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM put their number into the list instead of ending the process."""
+    """Collect SIGINT and SIGTERM in a list, so that they do not end the process."""
     received: list[int] = []
     previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -409,10 +413,11 @@ def _stop_on_signal() -> Iterator[list[int]]:
 
 
 def measure_sigma_data(batches: Batches, count: int = 8) -> float | list[float]:
-    """Root mean square of the training spectrograms, `sigma_data` of the preconditioning; by label if two."""
+    """Measure `sigma_data`, the root mean square of the training spectrograms, for each label."""
     drawn = [batches[2**30 + number] for number in range(count)]  # no training batch has such a number
     power = torch.cat([batch.spectrograms.abs().square().mean((1, 2)) for batch in drawn])
-    if drawn[0].label is None:
+    labels = [batch.conditions.label for batch in drawn if batch.conditions.label is not None]
+    if not labels:
         return round(math.sqrt(power.mean()), 4)
-    label = torch.cat([batch.label for batch in drawn if batch.label is not None])
-    return [round(math.sqrt(power[label == source].mean()), 4) for source in (NOISE, SPEECH)]
+    label = torch.cat(labels)
+    return [round(math.sqrt(power[label == source].mean()), 4) for source in (NOISE_LABEL, SPEECH_LABEL)]

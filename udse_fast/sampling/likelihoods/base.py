@@ -1,35 +1,122 @@
-"""The parts that most samplers share: one speech state that starts around the mixture, no M-step at the top."""
+"""What a likelihood is, what it is given in a step, and the parts that most of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, cast
 
 from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
+from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.step import Step
+from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.sampling.noise_models import NoiseModel
+from udse_fast.sampling.problem import Problem
+from udse_fast.sampling.randomness import Draw
+from udse_fast.sampling.requests import Pass
+from udse_fast.sampling.sde import Time
+
+
+class Transition(NamedTuple):
+    """The prior's step of one source: N(s + gamma s dt + g^2 S_p dt, g^2 dt). The likelihood turns it into a state."""
+
+    state: Tensor
+    """(B, F, T) complex, after the corrector."""
+    score: Tensor
+    """S_p = S(state, t), (B, F, T) complex."""
+    time: Time
+    coefficients: Coefficients
+    following: Coefficients | None
+    """Of the next step, None on the last."""
+    noise: Tensor | NoiseKey | None
+    """z_p, None on the last step."""
+    step: int
+    round_: int
+    """Of EM, from 0."""
+    draw_index: int
+    """Of the draws of this step: steps are counted on over the rounds."""
+    posterior_variance: Tensor | None = None
+    """E|s_0 - s0_hat|^2 (B, F, T) real, for the samplers that ask for it."""
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last step of the round."""
+        return self.following is None
+
+
+States = dict[str, Tensor]
+"""Source -> state (B, F, T) complex."""
 
 
 @dataclass
-class SpeechLikelihood:
-    """x: mixture (F, T) complex; the noise model is fitted in place."""
+class Likelihood(ABC):
+    """What a posterior sampler adds to the loop. Its fields, beside the problem, are the sampler's options."""
 
-    mixture: Tensor
-    noise_model: NoiseModel
+    problem: Problem
 
     sources: ClassVar[Sequence[str]] = ("speech",)
-    rounds: ClassVar[int] = 1
+    """The sources with a state of their own, in order."""
     needs_posterior_variance: ClassVar[bool] = False
+    """Whether transitions say how uncertain the estimate of the clean signal is."""
+
+    @property
+    def rounds(self) -> int:
+        """Reverse passes (EM rounds of UDiffSE, else 1)."""
+        return 1
+
+    @property
+    def mixture(self) -> Tensor:
+        """x, (F, T) complex."""
+        return self.problem.mixture
+
+    @property
+    def noise_model(self) -> NoiseModel:
+        """The one that is fitted, of samplers that fit one."""
+        assert self.problem.noise_model is not None
+        return self.problem.noise_model
+
+    @abstractmethod
+    def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
+        """State at the first time from `noise` z, (B, F, T) complex."""
+
+    def before_step(self, states: States, first: bool) -> None:  # noqa: B027 (most samplers do nothing here)
+        """M-step of the samplers that fit the noise at the top of a step."""
+
+    def conditions(self, source: str) -> Conditions:
+        """What the network is told in the calls of this step, beside what it is told in all calls."""
+        return NOTHING
+
+    @abstractmethod
+    def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
+        """From the transitions to the next states, and the M-step of the others. May yield `problem.request`s."""
+
+    def noise_estimate(self, states: States) -> Tensor | None:
+        """(B, F, T) complex, after the last step; None: the sampler has no noise estimate of its own."""
+        return None
+
+
+@dataclass
+class SpeechLikelihood(Likelihood):
+    """One speech state that starts around the mixture, and a step that asks for nothing more: `next_state`."""
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = x + sigma(t_0) z."""
         return self.mixture + coefficients.sigma * noise
 
-    def before_step(self, states: dict[str, Tensor], first: bool) -> None:
-        """Nothing at the top of a step."""
+    def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
+        """One state after the other."""
+        return {source: self.next_state(transition, draw) for source, transition in transitions.items()}
+        yield  # a generator without requests
 
-    def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
-        """None: the sampler has no noise estimate of its own."""
-        return None
+    def observed(self, transition: Transition) -> Step:
+        """The prior's step and what is known of the mixture, for the updates."""
+        t, V = transition, self.noise_model.variance
+        C, following = cast(Tensor, t.posterior_variance), cast(Coefficients, t.following)  # read where they are there
+        return Step(t.state, t.score, t.coefficients, t.noise, self.problem.mixture, V, C, following)
+
+    @abstractmethod
+    def next_state(self, transition: Transition, draw: Draw) -> Tensor:
+        """From the transition to the next state, (B, F, T) complex, and the M-step."""

@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from udse_fast.kernels.posterior_step import noise_posterior_guidance
-from udse_fast.sampling.diffusion import Transition
-from udse_fast.sampling.likelihoods.base import SpeechLikelihood
+from udse_fast.sampling.likelihoods.base import SpeechLikelihood, States, Transition
 from udse_fast.sampling.randomness import Draw
 
 
 @dataclass
 class DiffUSEEN(SpeechLikelihood):
-    """Guidance to the mixture less the noise posterior's mean; NMF update on its second moment."""
+    """Guidance to the mixture less the noise posterior's mean.
+
+    1. start: s = x + sigma z
+    2. predictor: s <- s + gamma s dt + g^2 S dt + g sqrt(dt) z_p
+    3. noise posterior given s0 = (s + sigma^2 S) / delta, with q = a^2 + w:
+       mean mu = V / (V + q) (x - s0), variance V q / (V + q)
+    4. guidance: s <- s + lambda g^2 dt (1/delta) (x - s/delta - mu) / q
+    5. M-step: V by NMF-IS on P = mean |mu|^2 + V q / (V + q)
+    """
 
     guidance: float = 1.75
     observation_variance: float = 5e-4
@@ -23,22 +30,16 @@ class DiffUSEEN(SpeechLikelihood):
     """Noise posterior with w (the paper, eq. 35), not a^2 + w (the published code)."""
     _noise: Tensor | None = field(default=None, init=False, repr=False)
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
-        step = transitions["speech"]
+    def next_state(self, transition: Transition, draw: Draw) -> Tensor:
         state, power, self._noise = noise_posterior_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
+            self.observed(transition),
+            guidance=self.guidance,
             observation_variance=self.observation_variance,
             paper_posterior=self.paper_posterior,
-            want_noise=step.last,
+            want_noise=transition.last,
         )
         self.noise_model.fit(power)
-        return {"speech": state}
+        return state
 
-    def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
+    def noise_estimate(self, states: States) -> Tensor | None:
         return self._noise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,63 +10,61 @@ from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.posterior_step import joint_guidance, predictor_residual, score_noise_guidance
-from udse_fast.sampling.diffusion import Score, Transition
+from udse_fast.kernels.step import Step
+from udse_fast.sampling.likelihoods.base import Likelihood, States, Transition
 from udse_fast.sampling.randomness import Draw
-from udse_fast.sampling.sde import Time
+from udse_fast.sampling.requests import Pass
 
 
 @dataclass
-class ParaDiffUSEIN:
-    """Implicit noise: guidance by the noise score at x - s/delta."""
+class ParaDiffUSEIN(Likelihood):
+    """Implicit noise: what is left of the mixture is judged by the noise prior.
 
-    mixture: Tensor
-    score: Score
-    times: Sequence[Time]
+    1. start: s = delta x + sigma z
+    2. predictor: s <- s + gamma s dt + g^2 S dt + g sqrt(dt) z_p
+    3. residual: r = x - s/delta (the paper: x - (s - sigma z) / delta)
+    4. noise score: S_n = S(r, t), one more network call
+    5. guidance: s <- s - lambda g^2 dt (1/delta) S_n
+    """
+
     guidance: float = 1.0
     perturb_residual: bool = False
     """Add sigma/delta z inside the noise score (the paper, Alg. 2 line 6), or not (the published code)."""
-
-    sources: ClassVar[Sequence[str]] = ("speech",)
-    rounds: ClassVar[int] = 1
-    needs_posterior_variance: ClassVar[bool] = False
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = delta x + sigma z."""
         return coefficients.delta * self.mixture + coefficients.sigma * noise
 
-    def before_step(self, states: dict[str, Tensor], first: bool) -> None:
-        """Nothing is fitted."""
-
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
         step = transitions["speech"]
+        perturbation = draw("forward_mixture", step.draw_index) if self.perturb_residual else None
         state, residual = predictor_residual(
-            step.state,
-            step.score,
-            self.mixture,
-            step.coefficients,
-            step.noise,
-            draw("forward_mixture", index) if self.perturb_residual else None,
+            Step(step.state, step.score, step.coefficients, step.noise, self.mixture, other_noise=perturbation)
         )
-        noise_score = self.score(residual, self.times[step.step], "noise")
-        return {"speech": score_noise_guidance(state, noise_score, step.coefficients, self.guidance)}
+        (noise,) = yield [self.problem.request(residual, step.time, "noise", step.coefficients)]
+        return {"speech": score_noise_guidance(Step(state, noise.score, step.coefficients), guidance=self.guidance)}
 
-    def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
+    def noise_estimate(self, states: States) -> Tensor | None:
         """n = x - s."""
         return self.mixture - states["speech"]
 
 
 @dataclass
-class ParaDiffUSEEN:
-    """Explicit noise: speech and noise states run side by side, each pulled to the mixture less the other."""
+class ParaDiffUSEEN(Likelihood):
+    """Explicit noise: speech and noise states run side by side, each pulled to the mixture less the other.
 
-    mixture: Tensor
+    1. start: s = delta x + sigma z_s, n = delta (s - x) + sigma z_n
+    2. predictor of both: s <- s + gamma s dt + g^2 S dt + g sqrt(dt) z_p, and n likewise
+    3. s0, n0 = (s + sigma^2 S_s) / delta, (n + sigma^2 S_n) / delta
+    4. guidance of both, but on the last step: s <- s + lambda_i g^2 dt (1/delta) (x - s/delta - n0) / (a^2 + w),
+       n <- n + lambda_i g^2 dt (1/delta) (x - n/delta - s0) / (a^2 + w)
+    """
+
     guidance: float = 5.75
     """lambda_i = guidance * sigma(t_i)."""
     observation_variance: float = 1e-3
 
     sources: ClassVar[Sequence[str]] = ("speech", "noise")
-    rounds: ClassVar[int] = 1
-    needs_posterior_variance: ClassVar[bool] = False
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = delta x + sigma z_s, n = delta (s - x) + sigma z_n with that s (speech is started first)."""
@@ -75,25 +73,25 @@ class ParaDiffUSEEN:
             return self._speech
         return coefficients.delta * (self._speech - self.mixture) + coefficients.sigma * noise
 
-    def before_step(self, states: dict[str, Tensor], first: bool) -> None:
-        """Nothing is fitted."""
-
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
+    def advance(self, transitions: Mapping[str, Transition], draw: Draw) -> Pass[States]:
         speech, noise = transitions["speech"], transitions["noise"]
         s, n = joint_guidance(
-            speech.state,
-            speech.score,
-            noise.state,
-            noise.score,
-            self.mixture,
-            speech.coefficients,
-            speech.noise,
-            noise.noise,
-            self.guidance * speech.coefficients.sigma,
+            Step(
+                speech.state,
+                speech.score,
+                speech.coefficients,
+                speech.noise,
+                self.mixture,
+                other_state=noise.state,
+                other_score=noise.score,
+                other_noise=noise.noise,
+            ),
+            guidance=self.guidance * speech.coefficients.sigma,
             apply=not speech.last,
             observation_variance=self.observation_variance,
         )
         return {"speech": s, "noise": n}
+        yield  # a generator without requests
 
-    def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
+    def noise_estimate(self, states: States) -> Tensor | None:
         return states["noise"]

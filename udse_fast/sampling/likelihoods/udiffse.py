@@ -7,64 +7,61 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from udse_fast.kernels.posterior_step import marginal_guidance
-from udse_fast.sampling.diffusion import Transition
-from udse_fast.sampling.likelihoods.base import SpeechLikelihood
+from udse_fast.sampling.likelihoods.base import SpeechLikelihood, States, Transition
 from udse_fast.sampling.randomness import Draw
 
 
 @dataclass
 class UDiffSE(SpeechLikelihood):
-    """EM: each E-step is a whole reverse pass, guided on every 2nd step from round 1 on; then one NMF update."""
+    """EM: each E-step is a whole reverse pass, then comes one NMF update.
+
+    1. start of a round: s = x + sigma z
+    2. predictor: s <- s + gamma s dt + g^2 S dt + g sqrt(dt) z_p
+    3. guidance on every 2nd step, from round 1 on: s <- s + lambda g^2 dt (1/delta) (x - s/delta) / (a^2 + V)
+    4. M-step after the last step of a round: V by NMF-IS on P = mean |x - s|^2
+    """
 
     guidance: float = 1.5
-    em_rounds: int = 5
 
     @property
-    def rounds(self) -> int:  # type: ignore[override]
-        return self.em_rounds
+    def rounds(self) -> int:
+        return self.problem.em_rounds
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
-        step = transitions["speech"]
+    def next_state(self, transition: Transition, draw: Draw) -> Tensor:
         state, power = marginal_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
-            apply=round_ > 0 and step.step % 2 == 0,
+            self.observed(transition),
+            guidance=self.guidance,
+            apply=transition.round_ > 0 and transition.step % 2 == 0,
             power_of_state=True,
         )
-        if step.last:
+        if transition.last:
             self.noise_model.fit(power)
-        return {"speech": state}
+        return state
 
 
 @dataclass
 class UDiffSEPlus(SpeechLikelihood):
-    """One reverse pass with an NMF update at the top of each step."""
+    """One reverse pass with an NMF update at the top of each step.
+
+    1. start: s = x + sigma z
+    2. M-step: V by NMF-IS on P, at the start mean |x - s|^2
+    3. predictor: s <- s + gamma s dt + g^2 S dt + g sqrt(dt) z_p
+    4. guidance: s <- s + lambda g^2 dt (1/delta) (x - s/delta) / (a^2 + V)
+    5. P = mean |x - s0|^2, s0 = s + sigma^2 S
+    """
 
     guidance: float = 1.5
     divide_tweedie: bool = False
     """s0 divided by delta (the paper, eq. 9) or not (the published code)."""
     _power: Tensor = field(init=False, repr=False)
 
-    def before_step(self, states: dict[str, Tensor], first: bool) -> None:
+    def before_step(self, states: States, first: bool) -> None:
         if first:
             self._power = (self.mixture - states["speech"]).abs().square().mean(0)
         self.noise_model.fit(self._power)
 
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
-        step = transitions["speech"]
+    def next_state(self, transition: Transition, draw: Draw) -> Tensor:
         state, self._power = marginal_guidance(
-            step.state,
-            step.score,
-            self.mixture,
-            self.noise_model.variance,
-            step.coefficients,
-            step.noise,
-            self.guidance,
-            divide_tweedie=self.divide_tweedie,
+            self.observed(transition), guidance=self.guidance, divide_tweedie=self.divide_tweedie
         )
-        return {"speech": state}
+        return state

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.predictor_corrector import predictor
-from udse_fast.sampling.diffusion import Transition
+from udse_fast.kernels.step import Step
+from udse_fast.sampling.likelihoods.base import SpeechLikelihood, Transition
 from udse_fast.sampling.randomness import Draw
 
 
 @dataclass
-class Unconditional:
-    """The likelihood that does nothing."""
+class Unconditional(SpeechLikelihood):
+    """The likelihood that does nothing (Song et al. 2021, Alg. 2).
 
-    sources: ClassVar[Sequence[str]] = ("speech",)
-    rounds: ClassVar[int] = 1
-    needs_posterior_variance: ClassVar[bool] = False
+    1. start: s = sigma z
+    2. predictor: s <- s + gamma s dt + g^2 S dt + g sqrt(dt) z_p
+    """
 
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """s = sigma(t_0) z."""
         return coefficients.sigma * noise
 
-    def before_step(self, states: dict[str, Tensor], first: bool) -> None:
-        """Nothing is fitted."""
-
-    def advance(self, transitions: dict[str, Transition], round_: int, draw: Draw, index: int) -> dict[str, Tensor]:
-        step = transitions["speech"]
-        return {"speech": predictor(step.state, step.score, step.coefficients, step.noise)}
-
-    def noise_estimate(self, states: dict[str, Tensor]) -> Tensor | None:
-        return None
+    def next_state(self, transition: Transition, draw: Draw) -> Tensor:
+        t = transition
+        return predictor(Step(t.state, t.score, t.coefficients, t.noise))

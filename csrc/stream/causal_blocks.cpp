@@ -1,0 +1,144 @@
+#include "stream/causal_blocks.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace udse {
+namespace {
+
+using std::int64_t;
+using std::size_t;
+
+constexpr float least_level = 1e-6f;     // largest compressed modulus below which a block counts as digital silence
+constexpr double release_seconds = 0.5;  // in which the level falls to 1/e once the loudest frame is forgotten
+constexpr float least_squares = 1e-3f;   // of the windows, where a sample is hardly seen
+constexpr float recovered_gain = 0.1f;   // of a block whose computing broke down: 20 dB down
+constexpr float loudest_sample = 1e9f;   // far above full scale; powers of it are finite
+
+double seconds(const Prior& prior, int64_t samples) {
+  return static_cast<double>(samples) / static_cast<double>(prior.spectral.settings().sample_rate);
+}
+
+double forgetting(const Prior& prior, const StreamSettings& settings) {
+  const int64_t samples = settings.block_frames * prior.spectral.settings().hop;
+  return std::exp(-seconds(prior, samples) / settings.forgetting_seconds);
+}
+
+float sane(float sample) { return std::isfinite(sample) ? std::clamp(sample, -loudest_sample, loudest_sample) : 0.f; }
+
+}  // namespace
+
+CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSettings& settings, int64_t most_pushed)
+    : prior_(std::move(prior)),
+      frames_(settings.block_frames),
+      advance_(frames_ * prior_->spectral.settings().hop),
+      window_(advance_ - prior_->spectral.settings().hop + prior_->spectral.settings().n_fft),
+      release_(static_cast<float>(std::exp(-seconds(*prior_, advance_) / release_seconds))),
+      noise_model_(prior_->network.bins(), frames_, settings, forgetting(*prior_, settings)),
+      sampler_(make_block_sampler(*prior_, settings)),
+      read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
+      workspace_(prior_->spectral.settings(), frames_),
+      input_(static_cast<size_t>(window_ + most_pushed)),
+      sum_(static_cast<size_t>(window_)),
+      squares_(sum_.size()),
+      loudest_(static_cast<size_t>(std::max(1.0, std::nearbyint(settings.level_seconds / seconds(*prior_, advance_))))),
+      mixture_(static_cast<size_t>(prior_->network.bins() * frames_)),
+      spectrogram_(mixture_.size()),
+      speech_(static_cast<size_t>(advance_)) {
+  reset();
+}
+
+void CausalBlocks::reset() {
+  noise_model_.reset();
+  sampler_->reset();
+  read_out_.reset();
+  for (auto* numbers : {&input_, &sum_, &squares_, &loudest_}) std::fill(numbers->begin(), numbers->end(), 0.f);
+  held_ = skip_ = skipped_at_first();  // centred frames: the first reaches half a window before the signal
+  latest_ = recovered_blocks_ = left_out_ = 0;
+  level_ = 0;
+  frame_ = 0;
+}
+
+void CausalBlocks::push(const float* samples, int64_t n) {
+  std::transform(samples, samples + n, input_.data() + held_, sane);
+  held_ += n;
+}
+
+void CausalBlocks::update_level() {
+  float largest = 0;
+  for (const cfloat z : mixture_) largest = std::max(largest, z.real() * z.real() + z.imag() * z.imag());
+  latest_ = (latest_ + 1) % static_cast<int64_t>(loudest_.size());
+  loudest_[static_cast<size_t>(latest_)] = std::sqrt(largest);
+  level_ = std::max(*std::max_element(loudest_.begin(), loudest_.end()), level_ * release_);
+}
+
+bool CausalBlocks::begin() {
+  const SpectralSettings& settings = prior_->spectral.settings();
+  const auto size = static_cast<int64_t>(mixture_.size());
+  prior_->spectral.analyse(input_.data(), frames_, spectrogram_.data(), workspace_);
+  kernels().compression.compress(spectrogram_.data(), settings.exponent, settings.factor, mixture_.data(), {0, size});
+  update_level();
+  active_ = level_ > least_level;
+  if (!active_) return false;
+  for (cfloat& z : mixture_) z = {z.real() / level_, z.imag() / level_};
+  noise_model_.next_block(mixture_.data());
+  sampler_->start(mixture_.data(), frame_, noise_model_);
+  return true;
+}
+
+// The mixture is given, as far down as noise would be, and what was remembered is forgotten.
+void CausalBlocks::recover() {
+  ++recovered_blocks_;
+  noise_model_.reset();
+  sampler_->reset();
+  read_out_.reset();
+  read_out_.decompress(mixture_.data(), level_, spectrogram_.data());
+  for (cfloat& z : spectrogram_) z *= recovered_gain;
+}
+
+void CausalBlocks::end() {
+  if (active_) {
+    read_out_.estimate(sampler_->speech(), mixture_.data(), level_, noise_model_, spectrogram_.data());
+    const auto finite = [](cfloat z) { return std::isfinite(z.real()) && std::isfinite(z.imag()); };
+    if (!std::all_of(spectrogram_.begin(), spectrogram_.end(), finite)) recover();
+    prior_->spectral.overlap_add(spectrogram_.data(), frames_, sum_.data(), workspace_);
+  }
+  prior_->spectral.overlap_add_squares(frames_, squares_.data());
+  for (int64_t i = 0; i < advance_; ++i) {
+    const auto at = static_cast<size_t>(i);
+    speech_[at] = sum_[at] / std::max(squares_[at], least_squares);
+  }
+  for (auto* sums : {&sum_, &squares_}) {
+    std::copy(sums->begin() + advance_, sums->end(), sums->begin());
+    std::fill(sums->end() - advance_, sums->end(), 0.f);
+  }
+  left_out_ = std::min(skip_, advance_);
+  skip_ -= left_out_;
+  std::copy(input_.data() + advance_, input_.data() + held_, input_.data());
+  held_ -= advance_;
+  frame_ += static_cast<std::uint64_t>(frames_);
+}
+
+int64_t CausalBlocks::missing() const {
+  // samples that are held and were not given yet, with those before the signal, in whole blocks
+  const int64_t blocks = (held_ + advance_ - 1) / advance_;
+  return std::max<int64_t>(0, blocks * advance_ + window_ - advance_ - held_);
+}
+
+void CausalBlocks::exchange(State& state) {
+  noise_model_.exchange(state);
+  sampler_->exchange(state);
+  read_out_.exchange(state);
+  state(held_, int64_t{0}, window_ - 1);
+  state(input_);
+  state(sum_);
+  state(squares_);
+  state(loudest_);
+  state(latest_, int64_t{0}, static_cast<int64_t>(loudest_.size()) - 1);
+  state(level_, 0.f, 1e30f);
+  state(frame_, std::uint64_t{0}, ~std::uint64_t{0});
+  state(skip_, int64_t{0}, skipped_at_first());
+  state(recovered_blocks_, int64_t{0}, INT64_MAX);
+}
+
+}  // namespace udse

@@ -1,0 +1,69 @@
+// One channel at the network's rate: a few frames at a time, everything before them remembered; `CausalBlocks` in
+// Python.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "stream/block_sampler.hpp"
+#include "stream/read_out.hpp"
+
+namespace udse {
+
+class CausalBlocks {
+ public:
+  // most_pushed: samples of one push.
+  CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSettings& settings, std::int64_t most_pushed);
+
+  std::int64_t window() const { return window_; }                      // samples of a block
+  std::int64_t advance() const { return advance_; }                    // samples that it gives
+  std::int64_t first() const { return window_ - skipped_at_first(); }  // samples before anything is given
+  BlockSampler& sampler() { return *sampler_; }
+  NoiseModel& noise_model() { return noise_model_; }
+
+  void push(const float* samples, std::int64_t n);
+  bool ready() const { return held_ >= window_; }
+  // Starts the next block; false for digital silence, of which nothing is asked.
+  bool begin();
+  // After the sampler's last answer, or after silence: the speech, `count()` samples
+  void end();
+  const float* speech() const { return speech_.data() + left_out_; }
+  std::int64_t count() const { return advance_ - left_out_; }
+
+  // Samples of the signal that were pushed and not given yet
+  std::int64_t remaining() const { return held_ - skip_; }
+  // Samples of silence after which everything that was pushed has been given
+  std::int64_t missing() const;
+  std::int64_t recovered_blocks() const { return recovered_blocks_; }
+
+  void reset();
+  void exchange(State& state);
+
+ private:
+  std::int64_t skipped_at_first() const { return prior_->spectral.settings().n_fft / 2; }
+  void update_level();
+  void recover();
+
+  std::shared_ptr<const Prior> prior_;
+  std::int64_t frames_, advance_, window_;
+  float release_;
+  NoiseModel noise_model_;
+  std::unique_ptr<BlockSampler> sampler_;
+  ReadOut read_out_;
+  Spectral::Workspace workspace_;
+
+  std::vector<float> input_;
+  std::int64_t held_ = 0;             // samples of `input_`
+  std::vector<float> sum_, squares_;  // overlap-add of speech, and of the squared windows
+  std::vector<float> loudest_;        // compressed moduli of the last blocks, the latest at `latest_`
+  std::int64_t latest_ = 0;
+  float level_ = 0;
+  std::uint64_t frame_ = 0;  // number of the next block's first
+  std::int64_t skip_ = 0;    // samples before the signal starts
+  bool active_ = false;      // the block under way is not silent
+  std::int64_t left_out_ = 0, recovered_blocks_ = 0;
+  std::vector<cfloat> mixture_, spectrogram_;  // normalised; at the level of the input, (F, K)
+  std::vector<float> speech_;
+};
+
+}  // namespace udse

@@ -1,0 +1,38 @@
+// DDRM (Kawar et al. 2022) with the noise variance from NMF-IS, on a network with a memory for each step.
+#pragma once
+
+#include "stream/block_sampler.hpp"
+
+namespace udse {
+
+class DdrmSampler final : public BlockSampler {
+ public:
+  DdrmSampler(const Prior& prior, const StreamSettings& settings);
+
+  const std::vector<float>& noise_levels() const override { return noise_levels_; }
+  void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) override;
+  NetworkBlock request(std::size_t call) override;
+  void answer(std::size_t call, NoiseModel& noise) override;
+  const cfloat* speech() const override { return state_.data(); }
+  void reset() override;
+  void exchange(State& state) override;
+
+ private:
+  NoiseKey draw(Role role, std::size_t step) const;
+
+  Shape shape_;
+  std::uint64_t seed_;
+  float eta_, noise_bias_, variance_scale_;
+  std::vector<double> delta_, sigma_;       // by step
+  std::vector<Coefficients> coefficients_;  // by step
+  std::vector<float> noise_levels_;
+  std::vector<float> level_of_samples_;  // of one call, (B)
+  std::int64_t memory_size_;
+  std::vector<float> memories_;  // (N, B, memory_size)
+  const cfloat* mixture_ = nullptr;
+  std::uint64_t first_frame_ = 0;
+  std::vector<cfloat> state_, unit_gain_, clean_, score_;  // (B, F, K)
+  std::vector<float> posterior_variance_, power_;          // (B, F, K), (F, K)
+};
+
+}  // namespace udse

@@ -1,0 +1,110 @@
+#include "stream/settings.hpp"
+
+#include <cmath>
+#include <string>
+
+namespace udse {
+namespace {
+
+struct Whole {
+  const char* name;
+  std::int64_t StreamSettings::* field;
+  std::int64_t least, most;
+};
+
+constexpr Whole whole_numbers[] = {
+    {"steps", &StreamSettings::steps, 1, 64},  // the network keeps what it knows of 64 noise levels
+    {"samples", &StreamSettings::samples, 1, 64},
+    {"rank", &StreamSettings::rank, 1, 32},
+    {"nmf_iterations", &StreamSettings::nmf_iterations, 1, 1000},
+    {"block_frames", &StreamSettings::block_frames, 1, 8},
+};
+
+struct Real {
+  const char* name;
+  double StreamSettings::* field;
+  double least, most;
+  bool positive;
+};
+
+constexpr Real real_numbers[] = {
+    {"start_time", &StreamSettings::start_time, 0, 1, true},
+    {"end_time", &StreamSettings::end_time, 0, 1, true},
+    {"eta", &StreamSettings::eta, 0, 1, false},
+    {"noise_bias", &StreamSettings::noise_bias, 0, 1000, false},
+    {"variance_scale", &StreamSettings::variance_scale, 0, 1000, false},
+    {"start_share", &StreamSettings::start_share, 0, 1e6, true},
+    {"wiener_exponent", &StreamSettings::wiener_exponent, 0, 2, true},
+    {"blend_ratio", &StreamSettings::blend_ratio, 0, 1e6, true},
+    {"forgetting_seconds", &StreamSettings::forgetting_seconds, 0, 86'400, true},
+    {"forgetting_spread", &StreamSettings::forgetting_spread, 1, 1e6, false},
+    {"level_seconds", &StreamSettings::level_seconds, 0, 3600, true},
+    {"remaining_noise", &StreamSettings::remaining_noise, 0, 1, false},
+};
+
+// What older checkpoints call it.
+std::string present_name(const std::string& name) {
+  if (name == "caution") return "noise_bias";
+  if (name == "doubt") return "variance_scale";
+  return name;
+}
+
+ReadOutKind read_kind(const Json& value) {
+  if (value.text == "auto" || value.text == "mean") return ReadOutKind::mean;
+  if (value.text == "mean_compressed") return ReadOutKind::mean_compressed;
+  if (value.text == "wiener") return ReadOutKind::wiener;
+  if (value.text == "blend") return ReadOutKind::blend;
+  throw Error("readout: expected auto, mean, mean_compressed, wiener or blend, got " + value.text.substr(0, 32));
+}
+
+// Settings that are unknown here are of other samplers, or of overlapping blocks.
+void apply(const Json& section, StreamSettings& settings) {
+  for (const auto& [given, value] : section.members) {
+    const std::string name = present_name(given);
+    if (name == "readout") settings.readout = read_kind(value);
+    if (value.kind != Json::number) continue;
+    if (name == "corrector_snr" && value.value != 0)
+      throw Error("corrector_snr: expected 0 in a checkpoint for streams, got " + std::to_string(value.value));
+    for (const Whole& number : whole_numbers)
+      if (name == number.name) settings.*number.field = std::llround(value.value);
+    for (const Real& number : real_numbers)
+      if (name == number.name) settings.*number.field = value.value;
+  }
+}
+
+}  // namespace
+
+StreamSettings read_settings(const Json* inference) {
+  StreamSettings settings;
+  if (!inference) return settings;
+  const Json *const sampler = inference->find("sampler"), *const all = inference->find("all"),
+                    *const own = inference->find("ddrm");
+  if (sampler && sampler->text != "ddrm")
+    throw Error("expected a checkpoint for the sampler ddrm, got one for " + sampler->text.substr(0, 32));
+  Json merged = all ? *all : Json{};
+  if (own)
+    for (const auto& [name, value] : own->members) merged.members[name] = value;
+  apply(merged, settings);
+  return settings;
+}
+
+void check(const StreamSettings& settings) {
+  for (const Whole& number : whole_numbers) {
+    const std::int64_t value = settings.*number.field;
+    if (value < number.least || value > number.most)
+      throw Error(std::string(number.name) + ": expected " + std::to_string(number.least) + " to " +
+                  std::to_string(number.most) + ", got " + std::to_string(value));
+  }
+  for (const Real& number : real_numbers) {
+    const double value = settings.*number.field;
+    if (!(value >= number.least && value <= number.most) || (number.positive && value == 0))
+      throw Error(std::string(number.name) + ": expected " + (number.positive ? "more than " : "") +
+                  std::to_string(number.least) + " to " + std::to_string(number.most) + ", got " +
+                  std::to_string(value));
+  }
+  if (!(settings.end_time < settings.start_time))
+    throw Error("expected end_time < start_time, got " + std::to_string(settings.end_time) + " and " +
+                std::to_string(settings.start_time));
+}
+
+}  // namespace udse

@@ -1,0 +1,30 @@
+// How a stream enhances: what a checkpoint recommends, and what a caller may set.
+#pragma once
+
+#include "stream/json.hpp"
+#include "udse_core.hpp"
+
+namespace udse {
+
+enum class ReadOutKind { mean, mean_compressed, wiener, blend };
+
+// As `InferenceSettings` and the options of DDRM in Python, with the same names, defaults and ranges.
+struct StreamSettings {
+  std::int64_t steps = 30, samples = 4, rank = 4, nmf_iterations = 1, block_frames = 0;
+  double start_time = 1, end_time = 0.03;
+  double eta = 0.85, noise_bias = 1.3, variance_scale = 1;
+  double start_share = 1;
+  ReadOutKind readout = ReadOutKind::mean;
+  double wiener_exponent = 1, blend_ratio = 1;
+  double forgetting_seconds = 6, forgetting_spread = 1, level_seconds = 5;
+  double remaining_noise = 0;  // factor of the noise that is left in
+  std::uint64_t seed = 0;
+};
+
+// Settings of a checkpoint's section "inference" for the sampler DDRM, which it must recommend or leave open.
+StreamSettings read_settings(const Json* inference);
+
+// Throws Error, which names the setting, the range and the value.
+void check(const StreamSettings& settings);
+
+}  // namespace udse

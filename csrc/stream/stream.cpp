@@ -1,0 +1,252 @@
+#include "stream/stream.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include "stream/denormals.hpp"
+#include "stream/fingerprint.hpp"
+
+namespace udse {
+namespace {
+
+using std::int64_t;
+using std::size_t;
+
+constexpr int64_t piece_frames = 256;  // that go through the stream at a time
+constexpr int64_t least_rate = 8000, most_rate = 1'000'000, most_channels = 64;
+constexpr std::uint64_t state_version = 1;
+
+constexpr int64_t everything = std::numeric_limits<int64_t>::max();
+
+// In front of a saved state
+struct StateHeader {
+  std::uint64_t version, facts, size, checksum;
+};
+
+StreamSettings checked(const StreamSettings& settings, int64_t sample_rate, int64_t channels) {
+  check(settings);
+  if (sample_rate < least_rate || sample_rate > most_rate)
+    throw Error("sample_rate: expected 8000 to 1000000 Hz, got " + std::to_string(sample_rate));
+  if (channels < 1 || channels > most_channels)
+    throw Error("channels: expected 1 to 64, got " + std::to_string(channels));
+  return settings;
+}
+
+template <class... Numbers>
+std::uint64_t hash_of(const Numbers&... numbers) {
+  std::uint64_t hash = fingerprint(nullptr, 0);
+  const auto add = [&](const auto& number) {
+    unsigned char bytes[sizeof number];
+    std::memcpy(bytes, &number, sizeof number);
+    hash = fingerprint(bytes, sizeof number, hash);
+  };
+  (add(numbers), ...);
+  return hash;
+}
+
+}  // namespace
+
+Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& settings, int64_t sample_rate,
+               int64_t channels)
+    : prior_(std::move(prior)),
+      settings_(checked(settings, sample_rate, channels)),
+      sample_rate_(sample_rate),
+      channel_count_(channels),
+      workspace_(prior_->network.workspace(0, 1, {})),
+      mixture_(channels, piece_frames + 1),
+      remaining_noise_(static_cast<float>(settings.remaining_noise)) {
+  isa();  // throws where one is forced that is not there
+  const int64_t network_rate = prior_->spectral.settings().sample_rate;
+  const auto down = resampling_filter(sample_rate, network_rate), up = resampling_filter(network_rate, sample_rate);
+  most_pushed_ = Resampler(down).most(piece_frames);
+  for (int64_t c = 0; c < channels; ++c)
+    channels_.push_back(
+        std::unique_ptr<Channel>(new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up)}));
+  Channel& first = *channels_[0];
+  workspace_ = prior_->network.workspace(channels * settings.samples, settings.block_frames,
+                                         first.blocks.sampler().noise_levels());
+  requests_.reserve(static_cast<size_t>(channels));
+  active_.resize(static_cast<size_t>(channels));
+  piece_.resize(piece_frames);
+  resampled_.resize(static_cast<size_t>(most_pushed_));
+  const int64_t longest_silence = std::max({first.after.delay(), piece_frames, most_pushed_});
+  silence_.resize(static_cast<size_t>(longest_silence));
+  mixture_ = Ring(channels, latency() + piece_frames + 1);
+  given_.resize(static_cast<size_t>(first.after.most(std::max(first.blocks.advance(), longest_silence))));
+}
+
+int64_t Stream::latency() const {
+  const Channel& channel = *channels_[0];
+  const int64_t network_hz = prior_->spectral.settings().sample_rate, common = std::gcd(sample_rate_, network_hz);
+  const int64_t rate = sample_rate_ / common, network_rate = network_hz / common;
+  // in units of 1 / network_rate of our samples
+  const int64_t held = (channel.blocks.window() - 1 + channel.after.delay()) * rate;
+  // blocks end at samples first - 1, first - 1 + advance, ... of the network's rate, which are not all of ours: the
+  // whole sample that is missing where none of them falls late enough between two
+  const int64_t end = (channel.blocks.first() - 1) * rate % std::gcd(channel.blocks.advance(), network_rate);
+  return channel.before.delay() + held / network_rate - (end > held % network_rate);
+}
+
+int64_t Stream::most(int64_t frames) const {
+  const Channel& channel = *channels_[0];
+  const int64_t advance = channel.blocks.advance();
+  return channel.after.most((channel.before.most(frames) + advance - 1) / advance * advance);
+}
+
+void Stream::push(const float* in, int64_t frames) {
+  for (int64_t c = 0; c < channel_count_; ++c) {
+    Channel& channel = *channels_[static_cast<size_t>(c)];
+    for (int64_t i = 0; i < frames; ++i) {
+      const float sample = in[i * channel_count_ + c];
+      mixture_.frame(received_ + i)[c] = piece_[static_cast<size_t>(i)] = std::isfinite(sample) ? sample : 0.f;
+    }
+    channel.blocks.push(resampled_.data(), channel.before.process(piece_.data(), frames, resampled_.data()));
+  }
+  received_ += frames;
+}
+
+void Stream::give(Channel& channel, int64_t number, const float* speech, int64_t n, Writer& to) {
+  const int64_t count = std::min(channel.after.process(speech, n, given_.data()), remaining());
+  for (int64_t i = 0; i < count; ++i) {
+    const float mixture = mixture_.frame(returned_ + i)[number], own = given_[static_cast<size_t>(i)];
+    const float given = (1 - remaining_noise_) * own + remaining_noise_ * mixture;
+    const int64_t at = (to.written + i) * channel_count_ + number;
+    to.out.speech[at] = given;
+    if (to.out.noise) to.out.noise[at] = mixture - given;
+  }
+  if (number < channel_count_ - 1) return;
+  to.written += count;  // as many of every channel
+  returned_ += count;
+}
+
+int64_t Stream::run_block(int64_t most_given, Writer& to) {
+  for (size_t c = 0; c < channels_.size(); ++c) active_[c] = channels_[c]->blocks.begin();
+  const size_t calls = channels_[0]->blocks.sampler().noise_levels().size();
+  for (size_t call = 0; call < calls; ++call) {
+    requests_.clear();
+    for (size_t c = 0; c < channels_.size(); ++c)
+      if (active_[c]) requests_.push_back(channels_[c]->blocks.sampler().request(call));
+    if (requests_.empty()) break;
+    prior_->network.step(requests_.data(), requests_.size(), workspace_);
+    for (size_t c = 0; c < channels_.size(); ++c)
+      if (active_[c]) channels_[c]->blocks.sampler().answer(call, channels_[c]->blocks.noise_model());
+  }
+  for (auto& channel : channels_) channel->blocks.end();
+  const int64_t count = std::min(channels_[0]->blocks.count(), most_given);
+  for (int64_t c = 0; c < channel_count_; ++c) {
+    Channel& channel = *channels_[static_cast<size_t>(c)];
+    give(channel, c, channel.blocks.speech(), count, to);
+  }
+  return count;
+}
+
+int64_t Stream::process(const float* in, int64_t frames, const Output& out) {
+  const DenormalsOff denormals_off;
+  Writer to{out, 0};
+  for (int64_t taken = 0; taken < frames;) {
+    const int64_t count = std::min(piece_frames, frames - taken);
+    push(in + taken * channel_count_, count);
+    taken += count;
+    while (channels_[0]->blocks.ready()) run_block(everything, to);
+  }
+  return to.written;
+}
+
+int64_t Stream::flush(const Output& out) {
+  const DenormalsOff denormals_off;
+  const CausalBlocks& blocks = channels_[0]->blocks;
+  Writer to{out, 0};
+  // as if silence followed: first in front of the blocks, until all of the signal has come to them
+  for (int64_t left = channels_[0]->before.delay(); left > 0;) {
+    const int64_t count = std::min(piece_frames, left);
+    left -= count;
+    for (auto& channel : channels_)
+      channel->blocks.push(resampled_.data(), channel->before.process(silence_.data(), count, resampled_.data()));
+    while (blocks.ready()) run_block(everything, to);
+  }
+  // then to the blocks, until they have given all of it
+  int64_t to_give = blocks.remaining();
+  for (int64_t missing = blocks.missing(); missing > 0;) {
+    const int64_t count = std::min(most_pushed_, missing);
+    missing -= count;
+    for (auto& channel : channels_) channel->blocks.push(silence_.data(), count);
+    while (blocks.ready()) to_give -= run_block(to_give, to);
+  }
+  for (int64_t c = 0; c < channel_count_; ++c) {
+    Channel& channel = *channels_[static_cast<size_t>(c)];
+    give(channel, c, silence_.data(), channel.after.delay(), to);
+  }
+  reset();
+  return to.written;
+}
+
+void Stream::reset() {
+  for (auto& channel : channels_) {
+    channel->blocks.reset();
+    channel->before.reset();
+    channel->after.reset();
+  }
+  received_ = returned_ = 0;
+}
+
+int64_t Stream::recovered_blocks() const {
+  int64_t count = 0;
+  for (const auto& channel : channels_) count += channel->blocks.recovered_blocks();
+  return count;
+}
+
+// What the state belongs to
+std::uint64_t Stream::facts() const {
+  const StreamSettings& s = settings_;
+  return hash_of(prior_->fingerprint, sample_rate_, channel_count_, s.steps, s.samples, s.rank, s.nmf_iterations,
+                 s.block_frames, s.start_time, s.end_time, s.eta, s.noise_bias, s.variance_scale, s.start_share,
+                 s.readout, s.wiener_exponent, s.blend_ratio, s.forgetting_seconds, s.forgetting_spread,
+                 s.level_seconds, s.remaining_noise, s.seed);
+}
+
+void Stream::exchange(State& state) {
+  for (auto& channel : channels_) {
+    channel->blocks.exchange(state);
+    channel->before.exchange(state);
+    channel->after.exchange(state);
+  }
+  mixture_.exchange(state);
+  state(received_, int64_t{0}, everything);
+  state(returned_, int64_t{0}, everything);
+}
+
+size_t Stream::state_size() {
+  State state(State::measure);
+  exchange(state);
+  return sizeof(StateHeader) + state.size();
+}
+
+void Stream::save(unsigned char* bytes) {
+  State state(State::save, bytes + sizeof(StateHeader));
+  exchange(state);
+  const StateHeader header{state_version, facts(), state.size(),
+                           fingerprint(bytes + sizeof(StateHeader), state.size())};
+  std::memcpy(bytes, &header, sizeof header);
+}
+
+void Stream::restore(const unsigned char* bytes, size_t size) {
+  StateHeader header{};
+  if (size >= sizeof header) std::memcpy(&header, bytes, sizeof header);
+  if (size < sizeof header || header.version != state_version)
+    throw Error("restore: expected what save of a stream gave, got other bytes");
+  if (header.facts != facts() || size != state_size())
+    throw Error("restore: expected the state of a stream with the same checkpoint, rate, channels and settings");
+  const unsigned char* const content = bytes + sizeof header;
+  State checking(State::check, content);
+  exchange(checking);
+  if (header.size != checking.size() || header.checksum != fingerprint(content, checking.size()) || !checking.valid())
+    throw Error("restore: expected a state as save gave it, got one that was damaged since");
+  State restoring(State::restore, content);
+  exchange(restoring);
+}
+
+}  // namespace udse

@@ -1,0 +1,85 @@
+// A running signal, from samples to samples: any number of frames in, what is ready out, aligned sample for sample.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "stream/causal_blocks.hpp"
+#include "stream/resampler.hpp"
+#include "stream/ring.hpp"
+
+namespace udse {
+
+// Where a call writes: frames of interleaved channels. `noise`, which is what was taken away, may be null.
+struct Output {
+  float* speech;
+  float* noise;
+};
+
+// The output does not depend on how the input is cut, bit for bit. After the constructor nothing is allocated, no lock
+// is taken and nothing is thrown, but by `restore`. One thread at a time.
+class Stream {
+ public:
+  // Throws Error for settings, a rate or a number of channels that cannot be.
+  Stream(std::shared_ptr<const Prior> prior, const StreamSettings& settings, std::int64_t sample_rate,
+         std::int64_t channels);
+
+  std::int64_t channels() const { return channel_count_; }
+  std::int64_t sample_rate() const { return sample_rate_; }
+  // Frames that must follow one before it is given, at most: exact
+  std::int64_t latency() const;
+  // Frames that `process` of so many gives, at most
+  std::int64_t most(std::int64_t frames) const;
+  // Frames that came in and were not given yet
+  std::int64_t remaining() const { return received_ - returned_; }
+
+  // Room for `most(frames)` frames; gives the number of frames written. NaN and infinite samples count as silence.
+  std::int64_t process(const float* in, std::int64_t frames, const Output& out);
+  // Room for `remaining()`; afterwards the stream starts anew
+  std::int64_t flush(const Output& out);
+  void reset();
+  // Factor of the noise that is left in, 0 to 1, from the next block on
+  void set_remaining_noise(float factor) { remaining_noise_ = factor; }
+
+  std::size_t state_size();
+  void save(unsigned char* bytes);  // room for `state_size()`
+  // Throws Error for bytes that are damaged or of a stream with other settings; this stream is then as before.
+  void restore(const unsigned char* bytes, std::size_t size);
+
+  // Blocks whose computing broke down, and that were given as they came, 20 dB down
+  std::int64_t recovered_blocks() const;
+
+ private:
+  struct Channel {
+    CausalBlocks blocks;
+    Resampler before, after;
+  };
+
+  struct Writer {
+    Output out;
+    std::int64_t written;  // frames
+  };
+
+  void push(const float* in, std::int64_t frames);
+  // Enhances the block that is ready; all channels are in step. Of the samples that it gives at most `most_given`
+  // count.
+  std::int64_t run_block(std::int64_t most_given, Writer& to);
+  void give(Channel& channel, std::int64_t number, const float* speech, std::int64_t n, Writer& to);
+  void exchange(State& state);
+  std::uint64_t facts() const;
+
+  std::shared_ptr<const Prior> prior_;
+  StreamSettings settings_;
+  std::int64_t sample_rate_, channel_count_;
+  std::int64_t most_pushed_ = 0;  // samples at the network's rate of a piece
+  std::vector<std::unique_ptr<Channel>> channels_;
+  CausalNetwork::Workspace workspace_;
+  std::vector<NetworkBlock> requests_;
+  std::vector<char> active_;  // channels that are not silent
+  std::vector<float> piece_, resampled_, silence_, given_;
+  Ring mixture_;  // frames that came, those that were not given yet among them
+  float remaining_noise_;
+  std::int64_t received_ = 0, returned_ = 0;
+};
+
+}  // namespace udse

@@ -1,0 +1,85 @@
+// Any calls of the C interface, in any order, with any samples and lengths: codes, never a crash, and as many frames
+// out as went in. UDSE_PRIOR names the checkpoint.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "udse.h"
+
+namespace {
+
+struct Bytes {
+  const unsigned char* at;
+  const unsigned char* end;
+
+  template <class Number>
+  Number take() {
+    Number number{};
+    const auto n = std::min<std::ptrdiff_t>(sizeof number, end - at);
+    std::memcpy(&number, at, static_cast<std::size_t>(n));
+    at += n;
+    return number;
+  }
+};
+
+void require(bool condition) {
+  if (!condition) std::abort();
+}
+
+void run(Bytes bytes, udse_prior* prior) {
+  constexpr uint32_t rates[] = {8000, 11025, 16000, 44100, 48000, 8001};
+  udse_options options = udse_default_options();
+  options.sample_rate = rates[bytes.take<uint8_t>() % 6];
+  options.channels = 1 + bytes.take<uint8_t>() % 2;
+  options.block_frames = bytes.take<uint8_t>() % 6;
+  options.steps = options.samples = 1;
+  udse_stream* const stream = udse_open_with(prior, &options, nullptr);
+  require(stream != nullptr);
+  int64_t in_frames = 0, out_frames = 0;
+  std::vector<unsigned char> state;
+  while (bytes.at < bytes.end) {
+    const unsigned what = bytes.take<uint8_t>() % 8;
+    if (what < 5) {
+      const int64_t frames = bytes.take<uint16_t>() % 3000;
+      std::vector<float> in(static_cast<std::size_t>(frames) * options.channels);
+      const float pattern[] = {bytes.take<float>(), bytes.take<float>(), bytes.take<float>()};
+      for (std::size_t i = 0; i < in.size(); ++i) in[i] = pattern[i % 3];
+      const int64_t room = udse_most(stream, frames) - (what == 4);
+      std::vector<float> out(static_cast<std::size_t>(room) * options.channels);
+      const int64_t n = udse_process(stream, in.data(), frames, out.data(), room);
+      require(what == 4 ? n == UDSE_CAPACITY : n >= 0 && n <= room);
+      if (n < 0) continue;
+      in_frames += frames;
+      out_frames += n;
+      for (int64_t i = 0; i < n * options.channels; ++i) require(std::isfinite(out[static_cast<std::size_t>(i)]));
+      require(udse_remaining(stream) == in_frames - out_frames);
+    } else if (what == 5) {
+      std::vector<float> out(static_cast<std::size_t>(udse_remaining(stream)) * options.channels);
+      require(udse_flush(stream, out.data(), udse_remaining(stream)) == in_frames - out_frames);
+      in_frames = out_frames = 0;
+    } else if (what == 6) {
+      state.resize(static_cast<std::size_t>(udse_state_size(stream)));
+      require(udse_save(stream, state.data(), state.size()) > 0);
+    } else {
+      std::vector<unsigned char> changed = state;
+      if (!changed.empty() && bytes.take<uint8_t>() % 2) changed[bytes.take<uint32_t>() % changed.size()] ^= 1;
+      if (udse_restore(stream, changed.data(), changed.size()) == UDSE_OK) {
+        in_frames = udse_remaining(stream);
+        out_frames = 0;
+      }
+    }
+  }
+  udse_close(stream);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char* bytes, std::size_t size) {
+  static udse_prior* const prior = udse_read_prior(std::getenv("UDSE_PRIOR"), nullptr);
+  require(prior != nullptr);
+  run({bytes, bytes + std::min<std::size_t>(size, 400)}, prior);
+  return 0;
+}

@@ -1,0 +1,267 @@
+// Streams with the built-in prior: what a pipeline must be able to rely on. The file of the prior is the argument.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "calls_watched.hpp"
+#include "checking.hpp"
+#include "stream/stream.hpp"
+
+using std::int64_t;
+using std::size_t;
+using Samples = std::vector<float>;
+
+namespace {
+
+std::shared_ptr<const udse::Prior> prior;
+std::mt19937 generator(1);
+
+float noise() { return std::normal_distribution<float>(0, 0.05f)(generator); }
+
+// Something like vowels, in noise
+Samples signal(int64_t frames, int64_t rate, int64_t channels = 1) {
+  Samples x(static_cast<size_t>(frames * channels));
+  for (int64_t i = 0; i < frames; ++i) {
+    const double t = double(i) / double(rate), voice = std::sin(6.283185 * 3 * t) > 0 ? 0.02 : 0;
+    double tone = 0;
+    for (int k = 1; k < 12; ++k) tone += std::sin(6.283185 * 140 * k * t) / k;
+    for (int64_t c = 0; c < channels; ++c) x[size_t(i * channels + c)] = float(voice * tone) + noise();
+  }
+  return x;
+}
+
+udse::StreamSettings settings(int64_t steps, int64_t samples) {
+  udse::StreamSettings chosen = prior->recommended;
+  chosen.steps = steps;
+  chosen.samples = samples;
+  return chosen;
+}
+
+udse::Stream make_stream(int64_t rate = 16000, int64_t channels = 1, int64_t steps = 2, int64_t samples = 1) {
+  return {prior, settings(steps, samples), rate, channels};
+}
+
+// A whole signal, in pieces of the lengths that `length` gives
+template <class Length>
+Samples run(udse::Stream& stream, const Samples& in, Length length, Samples* noise_out = nullptr) {
+  const int64_t channels = stream.channels(), frames = int64_t(in.size()) / channels;
+  Samples out, piece, noise_piece;
+  const auto add = [&](int64_t count) {
+    out.insert(out.end(), piece.begin(), piece.begin() + count * channels);
+    if (noise_out) noise_out->insert(noise_out->end(), noise_piece.begin(), noise_piece.begin() + count * channels);
+  };
+  const auto make_room = [&](int64_t room) {
+    piece.assign(size_t(room * channels), 1e9f);
+    noise_piece.assign(size_t(room * channels), 1e9f);
+  };
+  for (int64_t at = 0; at < frames;) {
+    const int64_t n = std::min<int64_t>(length(), frames - at);
+    make_room(stream.most(n));
+    const int64_t count = stream.process(in.data() + at * channels, n, {piece.data(), noise_piece.data()});
+    CHECK(count <= stream.most(n));
+    add(count);
+    at += n;
+  }
+  make_room(stream.remaining());
+  add(stream.flush({piece.data(), noise_piece.data()}));
+  return out;
+}
+
+bool same(const Samples& a, const Samples& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+bool all_finite(const Samples& x) {
+  return std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); });
+}
+
+double energy(const Samples& x) {
+  double sum = 0;
+  for (const float value : x) sum += double(value) * double(value);
+  return sum;
+}
+
+void any_cut_gives_the_same_bits(int64_t rate, int cuts, int64_t steps, int64_t samples) {
+  const Samples in = signal(rate * 4 / 10, rate);
+  udse::Stream stream = make_stream(rate, 1, steps, samples);
+  const Samples whole = run(stream, in, [] { return int64_t{1} << 30; });
+  CHECK(whole.size() == in.size());
+  for (int i = 0; i < cuts; ++i) {
+    const int64_t longest = int64_t{1} << (generator() % 13);
+    CHECK(same(whole, run(stream, in, [&] { return int64_t(generator() % (2 * longest)); })));
+  }
+}
+
+void every_rate_and_channel_keeps_its_length() {
+  for (const int64_t rate : {8000, 11025, 16000, 22050, 44100, 48000, 96000})
+    for (const int64_t channels : {1, 2})
+      for (const int64_t frames : {0, 1, 100, 5000}) {
+        udse::Stream stream = make_stream(rate, channels);
+        CHECK(run(stream, signal(frames, rate, channels), [] { return 777; }).size() == size_t(frames * channels));
+      }
+}
+
+// Frame by frame: what has come in and was not given never exceeds the latency, and reaches it.
+void latency_is_exact() {
+  for (const int64_t rate : {8000, 16000, 44100, 48000}) {
+    udse::Stream stream = make_stream(rate, 1, 1, 1);
+    Samples out(size_t(stream.most(1)));
+    int64_t most_waiting = 0;
+    for (int64_t i = 0; i < rate; ++i) {
+      const float x = noise();
+      stream.process(&x, 1, {out.data(), nullptr});
+      most_waiting = std::max(most_waiting, stream.remaining());
+    }
+    CHECK(most_waiting == stream.latency());
+  }
+}
+
+void channels_are_enhanced_one_by_one() {
+  const Samples left = signal(9000, 48000), right = signal(9000, 48000);
+  Samples both(18000);
+  for (size_t i = 0; i < 9000; ++i) both[2 * i] = left[i], both[2 * i + 1] = right[i];
+  udse::Stream mono = make_stream(48000), stereo = make_stream(48000, 2);
+  const auto chunks = [] { return 480; };
+  const Samples of_left = run(mono, left, chunks), of_right = run(mono, right, chunks), out = run(stereo, both, chunks);
+  for (size_t i = 0; i < 9000; ++i) CHECK(out[2 * i] == of_left[i] && out[2 * i + 1] == of_right[i]);
+}
+
+void speech_and_noise_add_up_to_the_input() {
+  const Samples in = signal(20000, 16000);
+  udse::Stream stream = make_stream();
+  Samples noise_out;
+  const Samples speech = run(stream, in, [] { return 500; }, &noise_out);
+  for (size_t i = 0; i < in.size(); ++i) CHECK(std::abs(speech[i] + noise_out[i] - in[i]) < 1e-6f);
+  CHECK(energy(speech) < 0.8 * energy(in));
+}
+
+void an_attenuation_limit_leaves_noise_in() {
+  const Samples in = signal(16000, 16000);
+  udse::StreamSettings limited = settings(2, 1);
+  limited.remaining_noise = 1;
+  udse::Stream stream(prior, limited, 16000, 1);
+  const Samples out = run(stream, in, [] { return 160; });
+  for (size_t i = 0; i < in.size(); ++i) CHECK(std::abs(out[i] - in[i]) < 1e-6f);
+}
+
+void a_state_goes_on_to_the_bit(int64_t rate) {
+  const Samples in = signal(rate, rate);
+  const int64_t half = int64_t(in.size()) / 2 + 7;
+  udse::Stream one = make_stream(rate, 1, 3, 2), other = make_stream(rate, 1, 3, 2);
+  Samples first(size_t(one.most(half))), a(size_t(one.most(half))), b(a.size());
+  one.process(in.data(), half, {first.data(), nullptr});
+  std::vector<unsigned char> state(one.state_size());
+  one.save(state.data());
+  other.process(in.data(), 999, {b.data(), nullptr});  // has heard something else
+  other.restore(state.data(), state.size());
+  const int64_t rest = int64_t(in.size()) - half;
+  const int64_t n = one.process(in.data() + half, rest, {a.data(), nullptr});
+  CHECK(other.process(in.data() + half, rest, {b.data(), nullptr}) == n);
+  CHECK(std::memcmp(a.data(), b.data(), size_t(n) * sizeof(float)) == 0);
+
+  const auto refused = [&](udse::Stream& stream, const std::vector<unsigned char>& bytes) {
+    try {
+      stream.restore(bytes.data(), bytes.size());
+      return false;
+    } catch (const udse::Error&) {
+      return true;
+    }
+  };
+  for (const size_t at : {size_t{0}, size_t{9}, size_t{40}, state.size() / 2, state.size() - 1}) {
+    std::vector<unsigned char> damaged = state;
+    damaged[at] ^= 1;
+    CHECK(refused(other, damaged));
+  }
+  CHECK(refused(other, {state.begin(), state.end() - 1}));
+  CHECK(refused(other, {}));
+  udse::Stream different = make_stream(rate, 1, 2, 2);
+  CHECK(refused(different, state));
+}
+
+void nothing_is_allocated_or_locked() {
+  if (!calls_are_watched) return;
+  for (const int64_t rate : {16000, 44100}) {
+    const Samples in = signal(rate, rate, 2);
+    udse::Stream stream = make_stream(rate, 2, 12, 2);
+    Samples out(size_t(2 * stream.most(rate)));
+    std::vector<unsigned char> state(stream.state_size());
+    start_watching();
+    const int64_t n = stream.process(in.data(), rate, {out.data(), nullptr});
+    stream.save(state.data());
+    stream.flush({out.data(), nullptr});
+    stream.restore(state.data(), state.size());
+    stream.reset();
+    const WatchedCalls calls = stop_watching();
+    CHECK(n > 0 && calls.allocations == 0 && calls.locks == 0);
+  }
+}
+
+void broken_samples_count_as_silence() {
+  Samples in = signal(32000, 16000), clean = in;
+  for (size_t i = 5000; i < 6000; ++i) {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    in[i] = i % 3 ? std::numeric_limits<float>::quiet_NaN() : i % 2 ? infinity : -infinity;
+    clean[i] = 0;
+  }
+  udse::Stream stream = make_stream();
+  const auto chunks = [] { return 333; };
+  CHECK(same(run(stream, in, chunks), run(stream, clean, chunks)));
+}
+
+void levels_may_jump() {
+  Samples in = signal(64000, 16000);
+  const float gains[] = {1, 0.01f, 100, 0, 1e-20f, 1e20f, 3e38f, 1};
+  for (size_t i = 0; i < in.size(); ++i) in[i] = std::clamp(in[i] * gains[i / 8000], -3e38f, 3e38f);
+  udse::Stream stream = make_stream(16000, 1, 4, 2);
+  CHECK(all_finite(run(stream, in, [] { return 100; })));
+}
+
+void silence_stays_silence() {
+  udse::Stream stream = make_stream();
+  const Samples out = run(stream, Samples(20000), [] { return 100; });
+  CHECK(std::all_of(out.begin(), out.end(), [](float x) { return x == 0; }));
+}
+
+void misuse_is_refused() {
+  const auto refused = [](const udse::StreamSettings& chosen, int64_t rate, int64_t channels) {
+    try {
+      udse::Stream stream(prior, chosen, rate, channels);
+      return false;
+    } catch (const udse::Error&) {
+      return true;
+    }
+  };
+  const udse::StreamSettings good = settings(1, 1);
+  CHECK(!refused(good, 16000, 1));
+  CHECK(refused(good, 7999, 1) && refused(good, 1'000'001, 1) && refused(good, 16000, 0) && refused(good, 16000, 65));
+  CHECK(refused(settings(0, 1), 16000, 1) && refused(settings(1, 65), 16000, 1));
+  udse::StreamSettings bad = good;
+  bad.noise_bias = std::numeric_limits<double>::quiet_NaN();
+  CHECK(refused(bad, 16000, 1));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CHECK(argc == 2);
+  prior = udse::read_prior(argv[1]);
+  any_cut_gives_the_same_bits(16000, 700, 1, 1);
+  any_cut_gives_the_same_bits(48000, 300, 1, 1);
+  any_cut_gives_the_same_bits(44100, 3, 12, 2);
+  every_rate_and_channel_keeps_its_length();
+  latency_is_exact();
+  channels_are_enhanced_one_by_one();
+  speech_and_noise_add_up_to_the_input();
+  an_attenuation_limit_leaves_noise_in();
+  for (const int64_t rate : {8000, 44100}) a_state_goes_on_to_the_bit(rate);
+  nothing_is_allocated_or_locked();
+  broken_samples_count_as_silence();
+  levels_may_jump();
+  silence_stays_silence();
+  misuse_is_refused();
+  std::printf("streams: ok (%s)\n", udse::isa());
+}

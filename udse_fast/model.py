@@ -1,0 +1,159 @@
+"""`Model`: a prior on its device, with the sampler and the settings that suit it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from udse_fast.audio.spectral import Spectral
+from udse_fast.backends.cuda_graphs import Replayed, addresses
+from udse_fast.checkpoints.checkpoint import fingerprint, load_network
+from udse_fast.devices import fast_bfloat16, usable_device
+from udse_fast.errors import UdseError
+from udse_fast.networks.optimised import optimised_or_plain
+from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
+from udse_fast.prior import NetworkPrior
+from udse_fast.sampling.samplers import OPTIONS, find_sampler, recommended_sampler
+from udse_fast.sampling.sde import SDE
+from udse_fast.settings import InferenceSettings, setting_names
+
+BUILT_IN, BUILT_IN_JOINT, BUILT_IN_CAUSAL = "speech", "joint", "causal"
+"""Of the priors that come with the package: of speech, of speech and noise, and of speech for causal streams."""
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Networks, and how to sample with them. Streams may have settings of their own."""
+
+    network: ScoreNetwork
+    noise_network: ScoreNetwork
+    """The same where the prior is a joint one, or the sampler needs none of noise."""
+    sampler: str
+    settings: InferenceSettings
+    options: dict[str, Any]
+    """Of the sampler, see `udse_fast.sampling.samplers.SAMPLERS`."""
+    device: torch.device
+    precision: str
+    passes: Replayed | None = None
+    """Where reverse passes of whole blocks are recorded; on CUDA devices only."""
+
+    @cached_property
+    def spectral(self) -> Spectral:
+        """The domain that the prior was trained in."""
+        return Spectral(**{**self.network.config["stft"], **self.network.config["compression"]})
+
+    @property
+    def sde(self) -> SDE:
+        """The forward process of the prior."""
+        return self.network.sde
+
+    @cached_property
+    def prior(self) -> NetworkPrior:
+        """The score of whole blocks."""
+        return NetworkPrior(self.network, self.noise_network)
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, str]:
+        """Of both networks' weights."""
+        return fingerprint(self.network), fingerprint(self.noise_network)
+
+
+def load_model(
+    checkpoint: Path | None,
+    noise_checkpoint: Path | None,
+    sampler: str | None,
+    device: str,
+    precision: str,
+    given: Mapping[str, Any],
+) -> Model:
+    """Load a prior, choose what is left open.
+
+    Args:
+        checkpoint, noise_checkpoint, sampler, device, precision: see `udse_fast.Enhancer`.
+        given: settings and options of the sampler that take the place of the recommended ones.
+
+    Raises:
+        UdseError: an unreadable checkpoint, or things that do not exist or do not fit each other.
+    """
+    on = usable_device(device)
+    network = load_network(checkpoint, on)
+    chosen = sampler or recommended_sampler(network.config)
+    needs_noise = find_sampler(chosen).noise == "score"
+    if chosen == "prior":
+        raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
+    recommended = _recommended(network, chosen, checkpoint)
+    settings, options = _settings_and_options(chosen, {**recommended, **given})
+    noise_network = network
+    if noise_checkpoint is not None:
+        noise_network = load_network(noise_checkpoint, on)
+        _check_alike(network, noise_network)
+    elif needs_noise and not network.joint:
+        raise UdseError(
+            f"sampler {chosen!r}: expected a joint speech and noise prior, got a checkpoint of one source; "
+            "give noise_checkpoint too, or train with --speech and --noise"
+        )
+    precision, passes = _precision(precision, on, network), None
+    if on.type == "cuda":
+        fast = {n: optimised_or_plain(n, precision) for n in {network, noise_network}}
+        network, noise_network = fast[network], fast[noise_network]
+        graphs = network.graph, noise_network.graph
+        passes = Replayed(lambda: addresses(*graphs))
+    else:
+        for each in (network, noise_network):
+            each.to(on, precision)
+    return Model(network, noise_network, chosen, settings, options, on, precision, passes)
+
+
+def _recommended(network: ScoreNetwork, sampler: str, checkpoint: Path | None) -> dict[str, Any]:
+    """What the checkpoint asks for with this sampler; checked on its own, so that an error names the file."""
+    by_sampler = network.config.get("inference", {})
+    recommended = {**by_sampler.get("all", {}), **by_sampler.get(sampler, {})}
+    try:
+        _settings_and_options(sampler, recommended)
+    except UdseError as error:
+        raise UdseError(f"{checkpoint or 'built-in prior'}: settings for inference: {error}") from error
+    return recommended
+
+
+def _settings_and_options(sampler: str, given: Mapping[str, Any]) -> tuple[InferenceSettings, dict[str, Any]]:
+    """Settings, and options of the sampler, out of one mapping."""
+    row, known = find_sampler(sampler), setting_names()
+    unknown = sorted(given.keys() - row.options.keys() - {*known})
+    if foreign := [name for name in unknown if name in OPTIONS]:
+        has = ", ".join(row.options) or "no options"
+        raise UdseError(f"sampler {sampler!r} has no {', '.join(foreign)}; it has: {has}")
+    if unknown:
+        there = ", ".join([*known, *row.options])
+        raise UdseError(f"Enhancer: unknown setting {', '.join(unknown)}; there are {there}")
+    settings = InferenceSettings(**{name: value for name, value in given.items() if name in known})
+    return settings, row.checked({name: value for name, value in given.items() if name in row.options})
+
+
+def _check_alike(speech: ScoreNetwork, noise: ScoreNetwork) -> None:
+    for section in ("stft", "compression", "sde"):
+        if speech.config[section] != noise.config[section]:
+            raise UdseError(
+                f"noise_checkpoint: expected the {section} settings of the speech prior, {speech.config[section]}, "
+                f"got {noise.config[section]}"
+            )
+
+
+def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
+    """ "auto": 16 bits where the hardware computes in them, else float32; a TorchScript file keeps its own."""
+    if network.scripted:
+        return network.precision if name == "auto" else name
+    if name != "auto":
+        if name not in PRECISIONS:
+            raise UdseError(f"precision: expected auto, {', '.join(PRECISIONS)}, got {name!r}")
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if fast_bfloat16(device) else "float16"
+    if network.causal_block:
+        return "float32"  # what the C++ core computes in
+    return "bfloat16" if fast_bfloat16(device) else "float32"
