@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -247,40 +247,28 @@ def test_wrong_settings_are_told_once_by_processes(fast: list[str], capfd: pytes
     assert enhance("a.wav", "-o", "out", "--jobs", "0", *fast) == 2
 
 
-def work(known: int) -> Any:
-    """In other processes: 7 dies, others are multiplied."""
+WORK = """
+import os, signal
 
-    def perform(task: int) -> tuple[int, str]:
+def work(known):
+    def perform(task):
         if task == 7:
             os.kill(os.getpid(), signal.SIGKILL)
         return task, str(known * task)
-
     return perform
+"""
 
 
 def lost(task: int, how: str) -> tuple[int, str]:
     return task, how
 
 
-def test_a_process_that_dies_costs_its_job_only() -> None:
-    found = dict(run_in_processes(_imported_work(), 3, [1, 7, 2, 3], 2, lost))
+def test_a_process_that_dies_costs_its_job_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work_of_the_test.py").write_text(WORK)  # which new processes can import
+    monkeypatch.syspath_prepend(tmp_path)
+    work = importlib.import_module("work_of_the_test").work
+    found = dict(run_in_processes(work, 3, [1, 7, 2, 3], 2, lost))
     assert found == {1: "3", 2: "6", 3: "9", 7: "its process ended with status -9"}
-
-
-def _imported_work() -> Any:
-    """`work` under a name that new processes can import."""
-    import importlib.util
-
-    specification = importlib.util.spec_from_file_location("batches_work", __file__)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["batches_work"] = module
-    sys.path.insert(0, str(Path(__file__).parent))
-    Path("batches_work.py").write_text(Path(__file__).read_text())
-    os.environ["PYTHONPATH"] = str(Path().resolve())
-    specification.loader.exec_module(module)
-    return module.work
 
 
 @pytest.mark.parametrize(("number", "jobs"), [(signal.SIGHUP, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)])

@@ -231,7 +231,7 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
             settings.forgetting_spread,
         )
         level = Level.over(settings.level_seconds, block_seconds)
-        prior, nothing = CausalPrior(model.network), torch.zeros(0)
+        prior, nothing = CausalPrior(model.network), torch.zeros(0, dtype=torch.float32)
         memory = CausalMemory(prior, noise_model, self.read_out(forgetting), level, nothing)
         return CausalBlocks(model.spectral, frames, memory)
 

@@ -132,9 +132,9 @@ def empty_results(declared: Update, state: torch.Tensor, want_noise: bool = True
         if name != "power":
             results[name] = torch.empty_like(state) if want_noise or name == "next" else None
         elif state.is_cpu:
-            results[name] = torch.empty(bins, frames)
+            results[name] = torch.empty(bins, frames, dtype=torch.float32)
         else:
-            results[name] = torch.empty(bins, frames, device=state.device)
+            results[name] = torch.empty(bins, frames, dtype=torch.float32, device=state.device)
     return results
 
 

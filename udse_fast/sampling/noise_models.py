@@ -73,14 +73,14 @@ class OnlineNMF:
         spread: float = 1.0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._random = 0.5 + torch.rand(bins, rank, generator=generator)
+        self._random = 0.5 + torch.rand(bins, rank, generator=generator, dtype=torch.float32)
         self.forgetting, self.share, self.iterations = forgetting, share, iterations
         # forgetting_r / forgetting, of which the update applies the latter to all columns
-        self._kept = forgetting ** (spread ** torch.linspace(0.5, -0.5, rank) - 1)
+        self._kept = forgetting ** (spread ** torch.linspace(0.5, -0.5, rank, dtype=torch.float32) - 1)
         self.W = self._random / self._random.sum(0)
-        self.H = torch.zeros(rank, 1)
+        self.H = torch.zeros(rank, 1, dtype=torch.float32)
         # numerator and denominator, of the blocks before
-        self._statistics = torch.zeros(bins, rank), torch.zeros(bins, rank)
+        self._statistics = torch.zeros(bins, rank, dtype=torch.float32), torch.zeros(bins, rank, dtype=torch.float32)
         self._latest = self._statistics
         self._started = False
 

@@ -51,7 +51,7 @@ class ReadOut:
             raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {how!r}")
         self.spectral, self.how, self.exponent = spectral, how, exponent
         self.blend_ratio, self.forgetting = blend_ratio, forgetting
-        self._powers = torch.zeros(2, spectral.bins, 1)
+        self._powers = torch.zeros(2, spectral.bins, 1, dtype=torch.float32)
         """Sums over time of the powers of speech and noise, by band."""
 
     def __call__(self, posterior: Posterior, mixture: Tensor, level: Tensor) -> Tensor:

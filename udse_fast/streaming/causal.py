@@ -51,9 +51,11 @@ class CausalBlocks:
         self._hops, self._window = block_frames * hop, (block_frames - 1) * hop + n_fft
         self._reach = n_fft // 2  # frames are centred: the first reaches so far before the signal
         self._weight = spectral.squared_windows(block_frames)
-        nothing = torch.zeros(n_fft - hop)
+        nothing = torch.zeros(n_fft - hop, dtype=torch.float32)
         both = nothing.expand(2, -1).clone()
-        self._state = CausalState(torch.zeros(self._reach), both, nothing, frame=0, skip=self._reach)
+        self._state = CausalState(
+            torch.zeros(self._reach, dtype=torch.float32), both, nothing, frame=0, skip=self._reach
+        )
 
     @property
     def latency(self) -> int:
@@ -80,7 +82,7 @@ class CausalBlocks:
         state, self._ended = self._state, True
         blocks = -(-(state.received - state.returned + state.skip) // self._hops)
         missing = max(0, (blocks - 1) * self._hops + self._window - len(state.input))
-        state.input = torch.cat([state.input, torch.zeros(missing)])
+        state.input = torch.cat([state.input, torch.zeros(missing, dtype=torch.float32)])
 
     def due(self) -> list[Block[CausalMemory]]:
         """The next K frames, once they are complete: one block, as the one after it starts from its memory."""
@@ -110,7 +112,7 @@ class CausalBlocks:
 
     def rest(self) -> Tensor:
         """Nothing: the silence after the end has brought everything out."""
-        return torch.zeros(2, 0)
+        return torch.zeros(2, 0, dtype=torch.float32)
 
     def state(self) -> dict[str, Any]:
         return {**vars(self._state), "memory": self.memory.state()}

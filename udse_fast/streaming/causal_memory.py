@@ -33,7 +33,11 @@ class Level:
     def over(cls, seconds: float, block_seconds: float) -> Level:
         """That of a signal which has not begun."""
         blocks = max(1, round(seconds / block_seconds))
-        return cls(torch.zeros(blocks), torch.zeros(()), math.exp(-block_seconds / RELEASE_SECONDS))
+        return cls(
+            torch.zeros(blocks, dtype=torch.float32),
+            torch.zeros((), dtype=torch.float32),
+            math.exp(-block_seconds / RELEASE_SECONDS),
+        )
 
     def after(self, compressed: Tensor) -> Level:
         """The level with a block (F, K) more."""

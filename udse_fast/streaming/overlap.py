@@ -22,10 +22,10 @@ from udse_fast.streaming.blocks import Block, Enhanced
 class OverlapState:
     """Where a signal is, in samples at the network's rate, and what is still needed of it."""
 
-    input: Tensor = field(default_factory=lambda: torch.zeros(0))
+    input: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
     start: int = 0
     """Absolute number of the first sample in `input`."""
-    tail: Tensor = field(default_factory=lambda: torch.zeros(2, 0))
+    tail: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.float32))
     """(2, m), what the last block says about the samples from `ready` on."""
     ready: int = 0
     """Samples given out so far."""
@@ -104,10 +104,10 @@ class OverlapBlocks:
         new = enhanced.signals[:, state.ready - start :]
         shared = state.tail.shape[1]
         if shared:
-            ramp = torch.zeros(shared)
+            ramp = torch.zeros(shared, dtype=torch.float32)
             inner = min(self.overlap, shared) - 2 * self.guard
             first = shared - self.guard - inner
-            ramp[first : first + inner] = (torch.arange(inner) + 0.5) / inner
+            ramp[first : first + inner] = (torch.arange(inner, dtype=torch.float32) + 0.5) / inner
             ramp[first + inner :] = 1
             new = torch.cat([state.tail * (1 - ramp) + new[:, :shared] * ramp, new[:, shared:]], dim=1)
         kept = new.shape[1] - (0 if self._ended and end == self._end else self.overlap)
