@@ -38,7 +38,8 @@ def wave_chunks(file: IO[bytes]) -> list[Chunk]:
     end = os.fstat(descriptor).st_size
     if not is_wave(os.pread(descriptor, HEADER_BYTES, 0)):
         return []
-    chunks, position, data_bytes = [], HEADER_BYTES, None
+    chunks: list[Chunk] = []
+    position, data_bytes = HEADER_BYTES, None
     while position + 8 <= end and len(chunks) < 10_000:
         name, size = struct.unpack("<4sI", os.pread(descriptor, 8, position))
         position += 8
