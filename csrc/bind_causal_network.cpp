@@ -22,7 +22,8 @@ void register_causal_network(py::module_& m) {
       .def(
           "step",
           [](const udse::CausalNetwork& network, const Complexes& noisy, const Floats& noise_level,
-             const std::optional<Array<int64_t>>& label, Floats memory, Complexes clean, Floats variance, int threads) {
+             const std::optional<Array<int64_t>>& label, Floats memory, Complexes clean, Floats variance, int threads,
+             const std::optional<Floats>& before) {
             if (noisy.ndim() != 3) throw udse::Error("noisy must have shape (B, F, K); got " + text(sizes(noisy)));
             const int64_t B = noisy.shape(0), F = network.bins(), K = noisy.shape(2);
             const udse::NetworkBlock block{B,
@@ -32,11 +33,13 @@ void register_causal_network(py::module_& m) {
                                            label ? in(*label, "label", {B}) : nullptr,
                                            out(memory, "memory", {B, network.memory_size()}),
                                            out(clean, "clean", {B, F, K}),
-                                           out(variance, "variance", {B, F, K})};
+                                           out(variance, "variance", {B, F, K}),
+                                           before ? in(*before, "before", {B, network.memory_size()}) : nullptr};
             py::gil_scoped_release release;
             network.step(block, threads);
           },
           "noisy"_a.noconvert(), "noise_level"_a.noconvert(), "label"_a.noconvert(), "memory"_a.noconvert(),
-          "clean"_a.noconvert(), "variance"_a.noconvert(), "threads"_a,
-          "The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated.");
+          "clean"_a.noconvert(), "variance"_a.noconvert(), "threads"_a, "before"_a.noconvert() = py::none(),
+          "The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated, or "
+          "written where what it is made from is given, before.");
 }

@@ -266,6 +266,7 @@ struct CausalNetwork::Network {
     // of the call
     const NetworkBlock* block = nullptr;
     int64_t sample = 0;
+    const float* before = nullptr;
     float* memory = nullptr;
     float noise_level = 0, data_scale = 0;
     std::shared_ptr<const Floats> film;  // of the noise level
@@ -470,8 +471,9 @@ struct CausalNetwork::Network {
   template <class Frame>
   static void remember(Item& item, Frame frame, int64_t size, int64_t before, int64_t frames) {
     const auto bytes = static_cast<std::size_t>(size) * sizeof(float);
-    for (int64_t t = 0; t < before; ++t) std::memcpy(frame(t - before), item.memory + t * size, bytes);
+    for (int64_t t = 0; t < before; ++t) std::memcpy(frame(t - before), item.before + t * size, bytes);
     for (int64_t t = 0; t < before; ++t) std::memcpy(item.memory + t * size, frame(frames - before + t), bytes);
+    item.before += before * size;
     item.memory += before * size;
   }
 
@@ -483,6 +485,7 @@ struct CausalNetwork::Network {
     const NetworkBlock& block = *item.block;
     const int64_t K = block.frames, b = item.sample;
     const int64_t of_label = joint && block.label ? block.label[b] : 1;
+    item.before = (block.before ? block.before : block.memory) + b * memory_size;
     item.memory = block.memory + b * memory_size;
     item.noise_level = block.noise_level[b];
     item.data_scale = data_scale[of_label];
@@ -492,9 +495,10 @@ struct CausalNetwork::Network {
     for (int64_t k = 0; k < 2; ++k) {
       for (int64_t t = 0; t < K; ++t)
         for (int64_t f = 0; f < bins; ++f) item.u.part(t, k)[f] = u[2 * (f * K + t) + k];
-      std::memcpy(item.u.part(-1, k), item.memory, bins * sizeof(float));
+      std::memcpy(item.u.part(-1, k), item.before, bins * sizeof(float));
       std::memcpy(item.memory, item.u.part(K - 1, k), bins * sizeof(float));
       std::memset(item.u.part(K, k), 0, bins * sizeof(float));
+      item.before += bins;
       item.memory += bins;
     }
     for (int64_t t = 0; t < K; ++t) {

@@ -21,13 +21,14 @@ struct Weight {
 using Weights = std::map<std::string, Weight>;
 
 struct NetworkBlock {
-  std::int64_t samples, frames;  // B, K
-  const cfloat* noisy;           // u, (B, F, K)
-  const float* noise_level;      // a > 0, (B)
-  const std::int64_t* label;     // (B) 1 speech, 0 noise; null is speech
-  float* memory;                 // (B, memory_size), updated; zero before the first block
-  cfloat* clean;                 // E[s_0 | u], (B, F, K)
-  float* variance;               // E|s_0 - E[s_0 | u]|^2, (B, F, K)
+  std::int64_t samples, frames;   // B, K
+  const cfloat* noisy;            // u, (B, F, K)
+  const float* noise_level;       // a > 0, (B)
+  const std::int64_t* label;      // (B) 1 speech, 0 noise; null is speech
+  float* memory;                  // (B, memory_size), updated; zero before the first block
+  cfloat* clean;                  // E[s_0 | u], (B, F, K)
+  float* variance;                // E|s_0 - E[s_0 | u]|^2, (B, F, K)
+  const float* before = nullptr;  // (B, memory_size) that `memory` is made from, and stays; null: `memory` itself
 };
 
 class CausalNetwork {

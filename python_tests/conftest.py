@@ -46,7 +46,10 @@ NEEDS: dict[str, Callable[[], object]] = {
     "gstreamer": lambda: shutil.which("gst-launch-1.0"),
     "nvcc": lambda: shutil.which("nvcc"),
     "ordinary user": lambda: os.geteuid() != 0,
-    **{name: partial(_installed, name) for name in ("onnxruntime", "onnxscript", "triton", "websockets")},
+    **{
+        name: partial(_installed, name)
+        for name in ("mkdocs", "onnxruntime", "onnxscript", "ray", "triton", "websockets")
+    },
 }
 """What `@pytest.mark.needs(name, ...)` may name, and how to find out whether it is here.
 

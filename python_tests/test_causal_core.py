@@ -173,6 +173,22 @@ def test_memories_join_and_part() -> None:
     assert CorePast.joined([CorePast(), CorePast()], sizes).kept == []
 
 
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_copy_goes_on_and_the_original_stays(name: str) -> None:
+    """What makes a block repeatable: the same frames after the original give the same again."""
+    module = network(name)
+    core, memory, level = CausalCore(module), CorePast(), torch.tensor([0.3, 0.1])
+    u, v = blocks(module, 2, [4, 3])
+    core.posterior(u, level, None, memory)
+    before, taken = memory.kept[0].clone(), memory.copy()
+    expected = core.posterior(v, level, None, taken)
+    assert torch.equal(memory.kept[0], before)
+    again = core.posterior(v, level, None, memory)
+    for ours, theirs in zip((*again, *memory.kept), (*expected, *taken.kept), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_goes_on_from_what_was_kept() -> None:
     module = network("odd sizes")
     core, memory, level = CausalCore(module), CorePast(), torch.tensor([0.3])

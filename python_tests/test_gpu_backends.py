@@ -46,9 +46,11 @@ from udse_fast.sampling.noise_models import NMF
 from udse_fast.sampling.passes import run
 from udse_fast.sampling.posterior import ReversePass, SamplerSettings
 from udse_fast.sampling.requests import FunctionPrior
-from udse_fast.sampling.samplers import sampler_names
+from udse_fast.sampling.samplers import SAMPLERS
 from udse_fast.sampling.sde import OUVE
 from udse_fast.streaming.blocks import Block
+
+OF_PRIORS = [name for name, row in SAMPLERS.items() if not row.posterior_network]
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (
@@ -453,7 +455,7 @@ def reverse_pass(
     return outcome.states[0], outcome.noise, *outcome.factors
 
 
-@pytest.mark.parametrize("sampler", sampler_names())
+@pytest.mark.parametrize("sampler", OF_PRIORS)
 def test_whole_pass_is_replayed(backend: Backend, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixture, start of the noise model and frame number of later blocks get into a recorded pass; nothing waits."""
     name = "cuda" if backend.modules["nmf_is"].__name__.endswith("cuda") else "triton"

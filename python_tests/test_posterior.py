@@ -23,10 +23,11 @@ from udse_fast.sampling.noise_models import NMF, FixedVariance, start_nmf
 from udse_fast.sampling.posterior import Posterior, posterior_sample
 from udse_fast.sampling.randomness import Draw
 from udse_fast.sampling.requests import Answer, Pass, Prior, Request
-from udse_fast.sampling.samplers import SAMPLERS, Sampler, sampler_names
+from udse_fast.sampling.samplers import SAMPLERS, Sampler
 from udse_fast.sampling.sde import OUVE, SDE, VE, make_sde
 
 PROCESS = OUVE()
+OF_PRIORS = [name for name, row in SAMPLERS.items() if not row.posterior_network]
 SPEECH = torch.tensor([0.05, 0.3, 0.3, 0.05, 1.0], dtype=torch.float64)[:, None].expand(5, 6)
 NOISE = torch.tensor([0.05, 0.1, 0.3, 0.01, 0.1], dtype=torch.float64)[:, None].expand(5, 6)
 WIENER = SPEECH / (SPEECH + NOISE)
@@ -194,7 +195,7 @@ def test_prior_ignores_the_mixture() -> None:
     assert torch.equal(one.speech, two.speech)
 
 
-@pytest.mark.parametrize("sampler", sampler_names())
+@pytest.mark.parametrize("sampler", OF_PRIORS)
 def test_one_time_per_frame_equals_one_time(sampler: str) -> None:
     times = [1.0, 0.6, 0.3, 0.03]
     runs = [
@@ -204,7 +205,7 @@ def test_one_time_per_frame_equals_one_time(sampler: str) -> None:
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("sampler", sampler_names())
+@pytest.mark.parametrize("sampler", OF_PRIORS)
 def test_the_precision_is_the_mixture_s_and_there_are_no_gradients(sampler: str) -> None:
     """With times and scores of another precision, from an ordinary module."""
     mixture = MIXTURE.to(torch.complex64)
@@ -265,6 +266,80 @@ def test_score_evaluations_are_counted(sampler: str, snr: float, calls: int) -> 
 
     posterior = posterior_sample(MIXTURE, counted, sampler, steps=8, samples=1, em_rounds=3, corrector_snr=snr)
     assert posterior.score_evaluations == len(asked) == calls
+
+
+@pytest.mark.parametrize(
+    ("sampler", "snr", "calls"),
+    [
+        ("udiffse", 0.5, 3 * 8),
+        ("udiffse_plus", 0.5, 8),
+        ("depse_il", 0.5, 8),
+        ("depse_tl", 0.5, 8),
+        ("diffuseen", 0.5, 8),
+        ("ddrm", 0.5, 8),
+        ("paradiffuse_in", 0.5, 16),
+        ("paradiffuse_en", 0.5, 16),
+        ("prior", 0.0, 8),
+    ],
+)
+def test_a_reused_estimate_saves_the_predictor_s_calls(sampler: str, snr: float, calls: int) -> None:
+    asked = list[str]()
+
+    def counted(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        asked.append(source)
+        return gaussian_score(state, time, source)
+
+    posterior = posterior_sample(
+        MIXTURE, counted, sampler, steps=8, samples=1, em_rounds=3, corrector_snr=snr, reuse_estimate=True
+    )
+    assert posterior.score_evaluations == len(asked) == calls
+
+
+@pytest.mark.parametrize("sde", [OUVE(), VE()], ids=["ouve", "ve"])
+def test_a_reused_estimate_gives_the_path_that_is_known(sde: SDE) -> None:
+    """All draws 1, a Gaussian prior: the denoised signal is that of the state before the corrector moved it."""
+    times, dt, r, v = [0.9, 0.6, 0.3], 0.3, 0.4, SPEECH.numpy()
+
+    def score(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        return -state / (sde.delta(time) ** 2 * SPEECH + sde.sigma(time) ** 2)
+
+    drawn = posterior_sample(
+        MIXTURE, score, "prior", samples=1, times=times, dt=dt, corrector_snr=r, sde=sde, reuse_estimate=True,
+        randomness=lambda name, index: torch.ones(1, 5, 6, dtype=torch.complex128),
+    ).speech[0].numpy()  # fmt: skip
+
+    s = np.ones_like(v) * float(sde.sigma(times[0]))
+    for i, t in enumerate(times):
+        delta, variance, g2 = float(sde.delta(t)), float(sde.sigma(t)) ** 2, float(sde.g(t)) ** 2
+        clean = delta * v / (delta**2 * v + variance) * s  # Wiener
+        eps = r**2 * variance
+        s = s + eps * (delta * clean - s) / variance + math.sqrt(2 * eps)
+        s = s + sde.gamma * s * dt + g2 * dt * (delta * clean - s) / variance
+        s = s + (math.sqrt(g2 * dt) if i < 2 else 0)
+    np.testing.assert_allclose(drawn, s, rtol=1e-9)
+
+
+def test_a_reused_estimate_comes_with_its_variance() -> None:
+    """DDRM takes E|s_0 - s0_hat|^2 from the corrector's call, and the estimate that belongs to it."""
+    seen, asked = list[StepInfo](), list[Tensor]()
+
+    class Watched(GaussianPrior):
+        def answer(self, requests: Sequence[Request]) -> list[Answer]:
+            asked.extend(request.state for request in requests)
+            return super().answer(requests)
+
+    posterior_sample(
+        MIXTURE, Watched(), "ddrm", steps=3, samples=2, callback=seen.append, reuse_estimate=True,
+        noise_model=FixedVariance(NOISE),
+    )  # fmt: skip
+    assert len(asked) == len(seen) == 3
+    for state, info in zip(asked, seen, strict=True):
+        t = info.transitions["speech"]
+        assert not torch.allclose(t.state, state)
+        level = float(t.coefficients.sigma / t.coefficients.delta) ** 2
+        assert t.posterior_variance is not None
+        torch.testing.assert_close(t.posterior_variance, (SPEECH * level / (SPEECH + level)).expand(2, 5, 6))
+        torch.testing.assert_close(info.denoised["speech"], SPEECH / (SPEECH + level) * state / t.coefficients.delta)
 
 
 def test_a_callback_sees_every_step() -> None:
@@ -441,3 +516,10 @@ def test_ddrm_options_that_cannot_be(option: dict[str, Any]) -> None:
     mixture = torch.ones(4, 3, dtype=torch.complex64)
     with pytest.raises(UdseError, match=f"{next(iter(option))}: expected a number from 0 to"):
         posterior_sample(mixture, lambda s, t, source: -s, "ddrm", steps=2, samples=1, **option)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_pass_that_diverges_is_an_error(value: float) -> None:
+    mixture = torch.ones(4, 5, dtype=torch.complex64)
+    with pytest.raises(UdseError, match="'udiffse_plus': the reverse pass diverged with 3 steps; give more steps"):
+        posterior_sample(mixture, lambda state, time, source: state * value, "udiffse_plus", steps=3, samples=1)

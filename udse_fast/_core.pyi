@@ -79,5 +79,7 @@ class CausalNetwork:
         clean: _Complexes,
         variance: _Floats,
         threads: int,
+        before: _Floats | None = None,
     ) -> None:
-        """The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated."""
+        """The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated, or
+        written where what it is made from is given, before."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from udse_fast.audio.hum import steady_part
 from udse_fast.model import Model
-from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF, start_nmf
+from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
 from udse_fast.sampling.posterior import Posterior, SamplerSettings, divergence, posterior_pass
 from udse_fast.sampling.read_out import ReadOut
@@ -100,6 +100,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
             times=times,
             dt=dt,
             corrector_snr=settings.corrector_snr,
+            reuse_estimate=settings.reuse_estimate,
             sde=self.model.sde,
             options=self.model.options,
         )
@@ -198,10 +199,11 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         )
 
     def _start_nmf(self, mixture: Tensor, level: Tensor, block: Block[Tensor | None]) -> NMF:
-        """NMF that starts with the basis of the block before, at the power that it would have without."""
+        """NMF; most samplers start with the basis of the block before, at the power that it would have without."""
         settings, basis = self.settings, block.memory
-        W, H = start_nmf(mixture, settings.rank, self.seed, settings.start_share)
-        if basis is not None:
+        likelihood = find_sampler(self.model.sampler).likelihood
+        W, H = likelihood.start_noise(mixture, settings.rank, self.seed, settings.start_share)
+        if basis is not None and likelihood.carries_noise:
             W, H = basis, H * ((W @ H).mean() / (basis @ H).mean())
         return NMF(W, H, iterations=settings.nmf_iterations)
 

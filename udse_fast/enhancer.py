@@ -16,7 +16,14 @@ from udse_fast.audio.spectral import Spectral
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoiseModel, OverlapBlockEnhancer
 from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
-from udse_fast.model import BUILT_IN, BUILT_IN_CAUSAL, BUILT_IN_JOINT, Model, load_model
+from udse_fast.model import (
+    BUILT_IN,
+    BUILT_IN_CAUSAL,
+    BUILT_IN_JOINT,
+    BUILT_IN_POSTERIOR,
+    Model,
+    load_model,
+)
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.samplers import SEEDS, find_sampler
 from udse_fast.settings import STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
@@ -65,12 +72,14 @@ class Enhancer:
             name: value for name, value in (("steps", steps), ("samples", samples)) if value is not None
         }
         is_built_in = checkpoint in (None, BUILT_IN)
-        needs_noise = sampler is not None and find_sampler(sampler).noise == "score"
-        if is_built_in:
-            checkpoint = BUILT_IN_JOINT if needs_noise and noise_checkpoint is None else None
+        row = None if sampler is None else find_sampler(sampler)
+        if is_built_in and row is not None:
+            needs_noise = row.noise == "score" and noise_checkpoint is None
+            checkpoint = BUILT_IN_POSTERIOR if row.posterior_network else BUILT_IN_JOINT if needs_noise else None
         self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
-        self._has_causal_form = is_built_in and find_sampler(self.sampler).noise == "nmf"
+        chosen = find_sampler(self.sampler)
+        self._has_causal_form = is_built_in and chosen.noise == "nmf" and not chosen.posterior_network
         self._asked = sampler, device, precision
         self._stream: Stream | None = None
 

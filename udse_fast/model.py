@@ -24,6 +24,8 @@ from udse_fast.settings import InferenceSettings, setting_names
 
 BUILT_IN, BUILT_IN_JOINT, BUILT_IN_CAUSAL = "speech", "joint", "causal"
 """Of the priors that come with the package: of speech, of speech and noise, and of speech for causal streams."""
+BUILT_IN_POSTERIOR = "posterior"
+"""Of the posterior network that comes with the package, which is told the recording."""
 Path = str | os.PathLike[str]
 
 
@@ -89,6 +91,10 @@ def load_model(
         raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
     recommended = _recommended(network, chosen, checkpoint)
     settings, options = _settings_and_options(chosen, {**recommended, **given})
+    posterior = network.tells_noise_variance
+    if find_sampler(chosen).posterior_network != posterior:
+        kinds = ("a prior", "a posterior network (udse-fast train --network compact-posterior)")
+        raise UdseError(f"sampler {chosen!r}: expected {kinds[not posterior]}, got {kinds[posterior]}")
     noise_network = network
     if noise_checkpoint is not None:
         noise_network = load_network(noise_checkpoint, on)

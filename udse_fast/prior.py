@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from udse_fast.networks.conditions import NOISE_SOURCE, Conditions, labelled
+from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.requests import Answer, Prior, Request, differentiated
 from udse_fast.sampling.sde import Time
@@ -32,6 +33,8 @@ class NetworkPrior(Prior):
         first = requests[0]
         network = self.network(first.source)
         state, time, conditions = batch(requests, network)
+        if first.wants_estimate:
+            return estimates(requests, network.say(*unit_gain(state, time, network), conditions))
         told = first.wants_posterior_variance and network.has_posterior_variance
         if first.wants_vjp:
             variance = network.evaluate(state, time, conditions, posterior_variance=True)[1] if told else None
@@ -58,6 +61,25 @@ def batch(requests: Sequence[Request], network: ScoreNetwork) -> tuple[Tensor, T
         time = torch.cat([_times(r.state, r.time) for r in requests])
     whole = [c.repeat(len(r.state)) for c, r in zip(conditions, requests, strict=True)]
     return torch.cat([r.state for r in requests]), time, Conditions.cat(whole)
+
+
+def unit_gain(state: Tensor, time: Time, network: ScoreNetwork) -> tuple[Tensor, Tensor | float]:
+    """u = s_t / delta and its noise level a."""
+    delta = network.sde.delta(_over_frames(time))
+    return state / delta, network.sde.noise_level(time)
+
+
+def _over_frames(time: Time) -> Time:
+    """Times that multiply states: one, (B, 1, 1) or (B, 1, T)."""
+    if not isinstance(time, Tensor) or time.ndim == 0:
+        return time
+    return time[:, None, None] if time.ndim == 1 else time[:, None]
+
+
+def estimates(requests: Sequence[Request], estimate: Estimate) -> list[Answer]:
+    """The answers of a posterior network to the requests of a batch."""
+    parts = estimate.split([len(request.state) for request in requests])
+    return [Answer.of(part, request) for part, request in zip(parts, requests, strict=True)]
 
 
 def split(requests: Sequence[Request], score: Tensor, posterior_variance: Tensor | None) -> list[Answer]:

@@ -13,7 +13,9 @@ from udse_fast.checks import Range
 from udse_fast.errors import UdseError
 
 SAMPLE_RATES = Range(8000, 1_000_000)
-_INTEGERS = {"int16": (0, 32768), "int32": (0, 2**31), "uint8": (128, 128)}
+INT16_SCALE = 32768
+"""The int16 number of amplitude 1."""
+_INTEGERS = {"int16": (0, INT16_SCALE), "int32": (0, 2**31), "uint8": (128, 128)}
 """dtype -> (silence, full scale)."""
 _OF_TORCH = {
     **{"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16},

@@ -44,50 +44,67 @@ def steady_part(signal: Tensor, sample_rate: int) -> Tensor:
     found = torch.zeros_like(signal)
     if len(signal) < LEAST_SECONDS * sample_rate:
         return found
-    kinds = [_lines(signal, sample_rate, mains, LEAST_POWER) for mains in MAINS]
-    share, mains, lines = max(zip((share for share, _ in kinds), MAINS, (lines for _, lines in kinds), strict=True))
+    amplitudes, power = _amplitudes(signal, sample_rate)
+    if max(float(_shares(lines, power).sum()) for lines in amplitudes.values()) < LEAST_POWER:
+        return found  # the usual case, at little cost
+    steady = {mains: _steady(lines, power, mains, len(signal) / sample_rate) for mains, lines in amplitudes.items()}
+    mains = max(steady, key=lambda mains: steady[mains][0])
+    share, lines = steady[mains]
     if share < LEAST_POWER:
         return found
     for _ in range(ROUNDS):
         found = found + _fitted(signal - found, sample_rate, lines)
         if not any(lines):
             break  # an offset alone
-        lines = _lines(signal - found, sample_rate, mains, LEAST_SHARE)[1]
+        amplitudes, power = _amplitudes(signal - found, sample_rate)
+        lines = _steady(amplitudes[mains], power, mains, len(signal) / sample_rate)[1]
         if not lines:
             break
     return found
 
 
-def _lines(signal: Tensor, sample_rate: int, mains: float, least: float) -> tuple[float, list[float]]:
-    """Steady lines: their share in the power, and their frequencies, Hz; 0 is an offset. None where all that is at
-    these frequencies has less than the `least` share."""
+def _amplitudes(signal: Tensor, sample_rate: int) -> tuple[dict[float, Tensor], float]:
+    """By mains, the amplitudes (pieces, lines) complex at 0, f, 2 f, ...; and the power of the signal."""
     # the boxcar in front of the decimation is no good filter, but what it lets through is not steady
     factor = max(1, int(sample_rate / (2 * HIGHEST)))
     count = len(signal) // (factor * PIECES)
     slow = signal[-count * factor * PIECES :].view(PIECES, count, factor).mean(-1)
-    amplitude = torch.einsum("pc,lpc->lp", slow.to(torch.complex64), _tones(mains, sample_rate / factor, count))
-    number = torch.arange(len(amplitude))
-    twice = torch.where(number == 0, 1.0, 2.0)
-    share = twice * amplitude.abs().square().mean(1) / signal.square().mean().clamp_min(1e-20)
-    if share.sum() < least:
-        return 0.0, []
-    now, following = amplitude[:, :-1], amplitude[:, 1:]
-    product = (following * now.conj()).sum(1)
-    energy = (following.abs().square() + now.abs().square()).sum(1) / 2
-    off = product.angle() / (2 * math.pi * count * factor / sample_rate) / number.clamp_min(1)
+    both = torch.view_as_complex(torch.bmm(slow[:, None], _tones(sample_rate / factor, count)).view(PIECES, -1, 2))
+    power = float(torch.dot(signal, signal)) / len(signal)
+    return dict(zip(MAINS, both.split([_line_count(mains) for mains in MAINS], dim=1), strict=True)), power
+
+
+def _line_count(mains: float) -> int:
+    return int(HIGHEST / mains) + 1
+
+
+@lru_cache(maxsize=16)
+def _tones(rate: float, count: int) -> Tensor:
+    """(pieces, count, 2 lines) cos and -sin of 2 pi f t over the count, for the lines f of all mains."""
+    time = torch.arange(PIECES * count, dtype=torch.float64).view(PIECES, count, 1) / rate
+    lines = torch.cat([mains * torch.arange(_line_count(mains), dtype=torch.float64) for mains in MAINS])
+    phase = 2 * math.pi * time * lines
+    return (torch.stack([phase.cos(), -phase.sin()], dim=-1) / count).flatten(2).float()
+
+
+def _shares(amplitude: Tensor, power: float) -> Tensor:
+    """(lines,), of the power of the signal; a real tone has half of it at the negative frequency."""
+    share = 2 * torch.view_as_real(amplitude).square().sum(-1).mean(0) / max(power, 1e-20)
+    share[0] /= 2
+    return share
+
+
+def _steady(amplitude: Tensor, power: float, mains: float, seconds: float) -> tuple[float, list[float]]:
+    """The lines that go on from piece to piece: their share in the power, and their frequencies, Hz; 0 is an offset."""
+    number, share = torch.arange(amplitude.shape[1]), _shares(amplitude, power)
+    now, following = amplitude[:-1], amplitude[1:]
+    product = (following * now.conj()).sum(0)
+    energy = (following.abs().square() + now.abs().square()).sum(0) / 2
+    off = product.angle() / (2 * math.pi * seconds / PIECES) / number.clamp_min(1)
     steady = (product.abs() > LEAST_STEADINESS * energy) & (share > LEAST_SHARE) & (off.abs() < MOST_OFF)
     weight = share * steady * (number > 0)
     exact = mains + float((weight * off).sum() / weight.sum().clamp_min(1e-20))
     return float((share * steady).sum()), [exact * int(line) for line in steady.nonzero()[:, 0]]
-
-
-@lru_cache(maxsize=16)
-def _tones(mains: float, rate: float, count: int) -> Tensor:
-    """(lines, pieces, count) exp(-2 pi i k f t) / count, by which the amplitudes of the lines 0, f, 2 f are found."""
-    time = torch.arange(PIECES * count, dtype=torch.float64).view(PIECES, count) / rate
-    number = torch.arange(int(HIGHEST / mains) + 1, dtype=torch.float64)
-    phase = 2 * math.pi * mains * number[:, None, None] * time
-    return torch.polar(torch.full_like(phase, 1 / count), -phase).to(torch.complex64)
 
 
 def _fitted(signal: Tensor, sample_rate: int, lines: list[float]) -> Tensor:

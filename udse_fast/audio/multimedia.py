@@ -199,7 +199,7 @@ class MultimediaWriter:
         self._container = av.open(file, "w", format=_FORMATS.get(container, container), options=options)
         layout = {1: "mono", 2: "stereo"}.get(source.channels, f"{source.channels}c")
         self._layout = av.AudioLayout(layout)
-        self._stream: Any = self._container.add_stream(encoder, rate=source.sample_rate, layout=self._layout)
+        self._stream = self._container.add_stream(encoder, rate=source.sample_rate, layout=self._layout)
         self._stream.codec_context.format = self._format
         if subtype in _LOSSY:
             own = source.subtype in _LOSSY or source.subtype == "VORBIS"

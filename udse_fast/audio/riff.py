@@ -39,7 +39,8 @@ def wave_chunks(file: IO[bytes]) -> list[Chunk]:
     if not is_wave(os.pread(descriptor, HEADER_BYTES, 0)):
         return []
     chunks: list[Chunk] = []
-    position, data_bytes = HEADER_BYTES, None
+    data_bytes: int | None = None
+    position = HEADER_BYTES
     while position + 8 <= end and len(chunks) < 10_000:
         name, size = struct.unpack("<4sI", os.pread(descriptor, 8, position))
         position += 8

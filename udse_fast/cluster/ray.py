@@ -7,6 +7,7 @@ had is done again by another.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +29,13 @@ class Worker:
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[bytes]]:
         """Pickled jobs in the column "jobs", their outcomes in "outcomes"; a row is a batch."""
-        done = []
-        for batch in rows["jobs"]:
-            done.append(pickle.dumps([self._perform(job) for job in pickle.loads(batch)]))
-        return {"outcomes": done}
+        return {"outcomes": [pickle.dumps(self._outcomes(pickle.loads(batch))) for batch in rows["jobs"]]}
+
+    def _outcomes(self, jobs: list[Any]) -> list[Any] | UdseError:
+        try:
+            return [self._perform(job) for job in jobs]
+        except UdseError as error:  # a setting that fits no job: for the caller, without Ray's trace around it
+            return error
 
 
 def perform_on_ray(
@@ -46,7 +50,8 @@ def perform_on_ray(
     """Outcomes of all jobs, as batches are done.
 
     Args:
-        make_perform: called in every worker once; what it returns does one job and does not raise.
+        make_perform: called in every worker once; what it returns does one job. A `UdseError` that it raises, for a
+            setting that fits no job, ends everything.
         jobs: with the files that they read and write.
         address: of a Ray cluster ("auto", "ray://host:10001", "host:6379"); "local" starts one on this machine.
         workers: actors; None: as many as the cluster has room for.
@@ -54,7 +59,7 @@ def perform_on_ray(
         gpus: of a worker; 0.5 puts two of them on one.
 
     Raises:
-        UdseError: no Ray, no cluster at the address, or one that lost too many workers.
+        UdseError: no Ray, no cluster at the address, one that lost too many workers, or that of `perform`.
     """
     ray = _connected(address)
     try:
@@ -71,7 +76,10 @@ def perform_on_ray(
             num_gpus=gpus,
         )
         for row in results.iter_rows():
-            yield from pickle.loads(row["outcomes"])
+            outcomes = pickle.loads(row["outcomes"])
+            if isinstance(outcomes, UdseError):
+                raise outcomes
+            yield from outcomes
     except ray.exceptions.RayError as error:
         raise UdseError(f"ray: {reason(error)[:300]}; the same command goes on with what is not finished") from None
     finally:
@@ -86,10 +94,15 @@ def _connected(address: str) -> Any:
     except ImportError:
         raise UdseError("--ray needs Ray; install it with: pip install 'udse-fast[ray]'") from None
     try:
-        ray.init(address=address, include_dashboard=False if address == LOCAL else None, logging_level="ERROR",
-            log_to_driver=False, configure_logging=True)  # fmt: skip
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == LOCAL else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises about a dozen kinds, some of them bare
         raise UdseError(f"--ray {address}: no cluster there: {reason(error)[:200]}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.verbose_stats_logs = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-unreadable", action="store_true", help="inputs that cannot be read are told and are no failure")
     add("--jobs", type=int, default=1, metavar="N",
         help="recordings at a time, each in a process with its share of the cores (default: %(default)s)")  # fmt: skip
+    add("--ray", nargs="?", const="local", metavar="ADDRESS",
+        help="workers on a Ray cluster, or on this machine's cores; what is finished already is left out")  # fmt: skip
     add("--json", action="store_true", help="one JSON object on stdout instead of lines")
     add("--progress", action=argparse.BooleanOptionalAction, help="progress bar (default: on a terminal)")
     add_enhancer_arguments(parser)
@@ -142,6 +145,9 @@ def _outcomes(jobs: list[Job], arguments: argparse.Namespace) -> Iterator[Outcom
     from udse_fast.audio.inputs import is_pipe
     from udse_fast.audio.outputs import is_special
 
+    if arguments.ray is not None:
+        yield from _outcomes_on_ray(jobs, arguments)
+        return
     watched = sys.stderr is not None and sys.stderr.isatty()
     progress = watched if arguments.progress is None else arguments.progress
     elsewhere: list[Job] = []
@@ -155,6 +161,37 @@ def _outcomes(jobs: list[Job], arguments: argparse.Namespace) -> Iterator[Outcom
         if arguments.threads is None:
             arguments.threads = max(1, cores() // arguments.jobs)
         yield from run_in_processes(_performer, arguments, elsewhere, arguments.jobs, _lost)
+
+
+def _outcomes_on_ray(jobs: list[Job], arguments: argparse.Namespace) -> Iterator[Outcome]:
+    """Of every job that is not finished, by the workers of a cluster, which may have another current folder."""
+    from udse_fast.audio.inputs import is_pipe
+    from udse_fast.audio.outputs import is_special
+    from udse_fast.cluster.batches import unfinished
+    from udse_fast.cluster.ray import Progress, perform_on_ray
+
+    if any(is_pipe(job.source) or any(map(is_special, job.targets)) for job in jobs):
+        raise UdseError("--ray: expected files and folders that all workers see, got a pipe or device")
+    left = [job.absolute() for job in unfinished(jobs)]
+    if len(left) < len(jobs):
+        notice(f"{len(jobs) - len(left)} of {len(jobs)} recordings are finished already")
+    if not left:
+        return
+    for name in ("checkpoint", "noise_checkpoint"):
+        if (path := getattr(arguments, name)) is not None and os.path.exists(path):
+            setattr(arguments, name, os.path.abspath(path))
+    arguments.threads = arguments.threads or 1
+    progress = Progress(len(left), notice)
+    for outcome in perform_on_ray(
+        partial(_performer, arguments),
+        left,
+        address=arguments.ray,
+        workers=arguments.jobs if arguments.jobs > 1 else None,
+        threads=arguments.threads,
+        gpus=1 if arguments.device.startswith("cuda") else 0,
+    ):
+        progress.add(outcome.seconds)
+        yield outcome
 
 
 def _performer(arguments: argparse.Namespace, progress: bool = False) -> Callable[[Job], Outcome]:

@@ -23,6 +23,11 @@ class Job:
     def targets(self) -> list[Path]:
         return [path for path in (self.out, self.noise_out, self.plot) if path is not None]
 
+    def absolute(self) -> Job:
+        """The same from whatever folder it is looked at."""
+        noise_out, plot = (None if path is None else path.absolute() for path in (self.noise_out, self.plot))
+        return Job(self.source.absolute(), self.out.absolute(), noise_out, plot)
+
 
 @dataclass(frozen=True)
 class Outcome:

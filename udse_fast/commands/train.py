@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
 from udse_fast.devices import fast_bfloat16, usable_device
@@ -16,17 +17,24 @@ from udse_fast.errors import UdseError
 from udse_fast.networks import build_network, network_class
 from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
-from udse_fast.networks.score_network import PRECISIONS
+from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.curves import draw_curves
+from udse_fast.training.parallel import Processes, processes_of_torchrun
+from udse_fast.training.posterior_batches import PosteriorBatches
+from udse_fast.training.posterior_trainer import PosteriorTrainer
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
+    "compact-posterior": {"name": "compact-posterior"},
+    "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
 }
 SEEDS = Range(0, 2**63 - 1)
+SIGMA_DATA = 0.06
+"""Of the posterior networks, whose weights start from a prior: what that one had, or its default."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +145,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError(
             f"--out: expected a folder that can be written, got {arguments.out.parent}: {error.strerror}"
         ) from None
+    if arguments.noise is not None and network_class(NETWORKS[arguments.network]["name"]).tells_noise_variance:
+        raise UdseError(
+            f"--network {arguments.network}: expected --speech DIR alone, got --noise DIR: its noise is drawn at random"
+        )
     sources = (arguments.speech is not None) + (arguments.noise is not None)
     if NETWORKS[arguments.network].get("joint") and sources < 2:
         raise UdseError(f"--network {arguments.network}: expected --speech DIR and --noise DIR, got one of them")
@@ -149,36 +161,108 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError("--ema and --decay-share: expected numbers in [0, 1)")
 
 
+def _nothing(text: str) -> None:
+    """What the processes after the first say."""
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on training. Return 0 when the run is complete, or was stopped with everything saved."""
     _check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = usable_device(arguments.device)
+    with processes_of_torchrun(usable_device(arguments.device)) as (processes, device):
+        return _train(arguments, processes, device)
+
+
+def _prior_batches(
+    arguments: argparse.Namespace,
+    training: tuple[Corpus | None, Corpus | None],
+    validation: tuple[Corpus | None, Corpus | None],
+    spectral: Spectral,
+    frames: int,
+    augmentation: Augmentation,
+) -> tuple[Any, Any]:
+    """Training and validation batches of a prior, from (speech, noise) of either."""
+    return (
+        Batches(
+            *training, spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation,
+            seed=arguments.seed,
+        ),
+        Batches(*validation, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1),
+    )  # fmt: skip
+
+
+def _posterior_batches(
+    arguments: argparse.Namespace,
+    training: Corpus | None,
+    validation: Corpus | None,
+    spectral: Spectral,
+    frames: int,
+    augmentation: Augmentation,
+) -> tuple[Any, Any]:
+    """Training and validation batches of a posterior network: mixtures with noise that is drawn, not recorded."""
+    assert training is not None
+    assert validation is not None
+    return (
+        PosteriorBatches(
+            training, spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation,
+            seed=arguments.seed,
+        ),
+        PosteriorBatches(validation, spectral, size=16, frames=2 * frames, seed=1),
+    )  # fmt: skip
+
+
+def _facts(
+    arguments: argparse.Namespace, speech: Corpus | None, noise: Corpus | None, initial: ScoreNetwork | None
+) -> dict[str, Any]:
+    """What a checkpoint says about its training, besides what the trainer counts."""
+    facts: dict[str, Any] = {
+        "network": arguments.network,
+        "data": arguments.data_note,
+        "speech_hours": round(speech.seconds / 3600, 3) if speech else 0,
+        "noise_hours": round(noise.seconds / 3600, 3) if noise else 0,
+        "recordings": sum(len(c.files) for c in (speech, noise) if c),
+    }
+    if initial is not None:
+        earlier = initial.config.get("training") or {}
+        facts["started_from"] = {
+            "checkpoint": arguments.init.name,
+            "steps": earlier.get("steps"),
+            "seconds_of_audio_seen": earlier.get("seconds_of_audio_seen"),
+        }
+    return facts
+
+
+def _train(arguments: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """What one of the processes does; the first of them speaks."""
+    if arguments.batch_size % processes.count:
+        raise UdseError(
+            f"--batch-size: expected a multiple of the {processes.count} processes of torchrun, got "
+            f"{arguments.batch_size}"
+        )
+    say = print if processes.is_first else _nothing
     architecture = dict(NETWORKS[arguments.network])
     joint = arguments.speech is not None and arguments.noise is not None
-    architecture["joint"] = joint
     kind = network_class(architecture["name"])
-    spectral = kind.spectral
+    posterior, spectral = kind.tells_noise_variance, kind.spectral
+    if posterior and processes.count > 1:
+        raise UdseError(f"--network {arguments.network}: expected one process, got {processes.count} of torchrun")
+    if not posterior:
+        architecture["joint"] = joint
     rate = spectral.sample_rate
     speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
     noise, valid_noise = _corpora(arguments.noise, arguments.noise_list, arguments.valid_noise, rate)
     frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
     frames = -(-frames // kind.frame_multiple) * kind.frame_multiple
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
-    training = Batches(
-        speech,
-        noise,
-        spectral,
-        size=arguments.batch_size,
-        frames=frames,
-        augmentation=augmentation,
-        seed=arguments.seed,
+    training, validation = (
+        _posterior_batches(arguments, speech, valid_speech, spectral, frames, augmentation)
+        if posterior
+        else _prior_batches(arguments, (speech, noise), (valid_speech, valid_noise), spectral, frames, augmentation)
     )
-    validation = Batches(valid_speech, valid_noise, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1)
     initial = load_network(arguments.init) if arguments.init else None
     if kind.has_data_scale:
-        measured = measure_sigma_data(training)
+        measured = SIGMA_DATA if posterior else measure_sigma_data(training)
         before = initial.config["architecture"].get("sigma_data") if initial else None
         if isinstance(before, float):  # the weights that are started from belong to this preconditioning
             measured = [measured[0], before] if isinstance(measured, list) else before
@@ -196,21 +280,8 @@ def run(arguments: argparse.Namespace) -> int:
         augmentation=augmentation,
         seed=arguments.seed,
     )
-    facts: dict[str, Any] = {
-        "network": arguments.network,
-        "data": arguments.data_note,
-        "speech_hours": round(speech.seconds / 3600, 3) if speech else 0,
-        "noise_hours": round(noise.seconds / 3600, 3) if noise else 0,
-        "recordings": sum(len(c.files) for c in (speech, noise) if c),
-    }
-    if arguments.init:
-        earlier = (initial.config.get("training") or {}) if initial else {}
-        facts["started_from"] = {
-            "checkpoint": arguments.init.name,
-            "steps": earlier.get("steps"),
-            "seconds_of_audio_seen": earlier.get("seconds_of_audio_seen"),
-        }
-    trainer = Trainer(
+    facts = _facts(arguments, speech, noise, initial)
+    trainer = (PosteriorTrainer if posterior else Trainer)(
         settings,
         training,
         validation,
@@ -220,19 +291,22 @@ def run(arguments: argparse.Namespace) -> int:
         facts=facts,
         licence=arguments.licence,
         workers=1 if device.type == "cpu" else 12,
+        processes=processes,
     )
     if trainer.state_file.exists():
         trainer.resume()
-        print(f"resuming {arguments.out} at step {trainer.step}")
+        say(f"resuming {arguments.out} at step {trainer.step}")
     elif initial is not None:
         centred = not initial.config["architecture"].get("causal_block", 0)
         trainer.start_from(initial.graph.module.state_dict(), bool(architecture.get("causal_block")) and centred)
     parameters = sum(p.numel() for p in build_network(architecture).parameters())
-    print(
+    say(
         f"{arguments.network}: {parameters / 1e6:.2f} M parameters, {trainer.precision}, {device}; "
         f"{facts['speech_hours']} h of speech, {facts['noise_hours']} h of noise"
     )
     complete = trainer.run(save_minutes=arguments.save_minutes, validate_minutes=arguments.validate_minutes)
+    if not processes.is_first:
+        return 0
     curves = draw_curves(trainer.history, arguments.out.with_suffix(".png"))
     print(f"{'done' if complete else 'stopped'} at step {trainer.step}: {arguments.out}, {curves}")
     return 0

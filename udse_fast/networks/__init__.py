@@ -11,6 +11,7 @@ from udse_fast.networks.base import Network
 _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
+    "compact-posterior": ("udse_fast.networks.compact_posterior", "CompactPosterior"),
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import NOTHING, SPEECH_LABEL, Conditions, example_condition
+from udse_fast.networks.estimate import Said
 from udse_fast.networks.past import Past
 
 
@@ -38,6 +39,10 @@ class Network(nn.Module):
     """Block lengths that a causal form is trained with, drawn anew for every batch."""
     has_posterior_variance: ClassVar[bool] = False
     """Whether it tells how far from the clean spectrogram its estimate is expected to be (`posterior`)."""
+    tells_noise_variance: ClassVar[bool] = False
+    """Whether it is a posterior network, which is told a recording and its noise variance, and has `say`."""
+    has_causal_core: ClassVar[bool] = False
+    """Whether its causal form has a C++ core (`networks.causal_core`)."""
     conditions: tuple[str, ...] = ()
     """Names of the `Conditions` that it reads, in the order in which an exported graph takes them."""
     spectral: ClassVar[Spectral] = Spectral()
@@ -88,6 +93,17 @@ class Network(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`denoise`, and E|s_0 - E[s_0 | u]|^2 (B, F, T) float32; `past`: what a causal network saw before, updated."""
         raise UdseError(f"{type(self).__name__}: expected a network that tells its variance, got one that does not")
+
+    def say(
+        self,
+        mixture: Tensor,
+        noise_variance: Tensor,
+        state: Tensor | None = None,
+        noise_level: Tensor | None = None,
+        past: Past | None = None,
+    ) -> Said:
+        """One call of a posterior network, see `CompactPosterior`."""
+        raise UdseError(f"{type(self).__name__}: expected a posterior network, got one that is told no recording")
 
     def set_causal_block(self, frames: int) -> None:
         """Another block length for a causal network."""

@@ -65,13 +65,15 @@ class CausalCore:
             levels = noise_level.float().contiguous().numpy()
         else:
             levels = np.full(B, noise_level, np.float32)
+        before, memory = past.to_update(B, self._memory_size)
         self.network.step(
             noisy.to(torch.complex64).contiguous().numpy(),
             levels,
             None if label is None else label.long().contiguous().numpy(),
-            past.values(B, self._memory_size).numpy(),
+            memory.numpy(),
             clean,
             variance,
             self.threads,
+            None if before is None else before.numpy(),
         )
         return torch.from_numpy(clean), torch.from_numpy(variance)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +106,10 @@ class Conv(nn.Module):
             return F.conv2d(x, weight, bias, stride, (self.reach // 2, bands), dilation)
         if self.taps > 3:  # the past only
             return F.conv2d(F.pad(x, (0, 0, self.reach, 0)), weight, bias, stride, (0, bands), dilation)
-        next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
         out = F.conv2d(F.pad(x, (0, 0, 1, 0)), weight[:, :, :2], bias, stride, (0, bands))
+        if self.causal_block == 1:  # no frame has a next one
+            return out
+        next_frame = F.pad(x[:, :, 1:], (0, 0, 0, 1)) * _next_is_in_block(x, self.causal_block)[:, None]
         return out + F.conv2d(next_frame, weight[:, :, 2:], None, stride, (0, bands))
 
     def _next_frames(self, x: Tensor, past: LayerPast) -> Tensor:
@@ -176,7 +178,7 @@ class Blocks(nn.ModuleList):
         return x
 
 
-def _interleave(x: Tensor, factor: int) -> Tensor:
+def interleave(x: Tensor, factor: int) -> Tensor:
     """Pixel shuffle over frequency: (B, factor C, T, F) -> (B, C, T, factor F), a view of a channels_last map."""
     B, C, T, bands = x.shape
     return x.permute(0, 2, 3, 1).reshape(B, T, bands * factor, C // factor).permute(0, 3, 1, 2)
@@ -206,12 +208,13 @@ class Compact(Network):
 
     predicts = "clean"
     has_posterior_variance = True
-    causal_blocks = (2, 3, 4, 5)
+    causal_blocks: ClassVar[Sequence[int]] = (2, 3, 4, 5)
     spectral = Spectral(hop_length=255, window="sqrt_hann")  # half overlap: half the frames, hence half the cost
     learning_rate = 2e-3  # of Muon and AdamW together
     adam_betas = (0.9, 0.98)
     has_data_scale = True
     casts_itself = True
+    has_causal_core = True
 
     def __init__(
         self,
@@ -364,6 +367,12 @@ class Compact(Network):
         return 1 + (noise_level / self.scale(label)).square()
 
     def _network(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> tuple[Tensor, Tensor]:
+        h = self._features(x, embedding, past)
+        out = interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
+        return out.float(), interleave(self.spread(h, past), self.stem)[:, 0].float()
+
+    def _features(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
+        """What the heads read: input planes (B, P, T, F) -> (B, C, T, F / stem)."""
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
         h = self.input(x.to(dtype), past) + self.band.to(dtype)
         skips = []
@@ -375,11 +384,9 @@ class Compact(Network):
         h = h + self._over_time(h, embedding, past)
         for level in reversed(range(len(self.up_blocks))):
             if level < len(self.up):
-                h = _interleave(self.up[level](h), 2) + skips[level]
+                h = interleave(self.up[level](h), 2) + skips[level]
             h = self.up_blocks[level](h, embedding, past)
-        h = F.silu(h)
-        out = _interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
-        return out.float(), _interleave(self.spread(h, past), self.stem)[:, 0].float()
+        return F.silu(h)
 
     def _over_time(self, h: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
         B, C, T, bands = h.shape

@@ -78,15 +78,30 @@ class LayerPast(Past):
 
 
 class CorePast(Past):
-    """One tensor (B, memory_size) for all layers of the C++ core, which updates it in place: it is made of copies."""
+    """One tensor (B, memory_size) for all layers of the C++ core.
+
+    The core updates it in place. Only a `copy` shares the tensor until the core has written the next one, without
+    touching it.
+    """
 
     kind = "core"
+    _shared = False
 
     def __init__(self, kept: list[Tensor] | None = None) -> None:
         super().__init__(None if kept is None else [layer.clone() for layer in kept])
 
-    def values(self, batch: int, size: int) -> Tensor:
-        """(batch, size), zeros before the first block."""
-        if not self.kept:
+    def copy(self) -> CorePast:
+        past = CorePast()
+        past.kept, past._shared = list(self.kept), True
+        return past
+
+    def to_update(self, batch: int, size: int) -> tuple[Tensor | None, Tensor]:
+        """What the core goes on from, where that is not what it writes to, and (batch, size) that it writes to."""
+        if not self.kept:  # zeros before the first block
             self.kept = [torch.zeros(batch, size, dtype=torch.float32)]
-        return self.kept[0]
+        elif self._shared:
+            before = self.kept[0]
+            self.kept = [torch.empty_like(before)]
+            self._shared = False
+            return before, self.kept[0]
+        return None, self.kept[0]

@@ -17,6 +17,7 @@ from udse_fast.networks.base import Float32, Network
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.conditions import NOTHING, Conditions
+from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.past import CorePast, LayerPast, Past
 from udse_fast.sampling.sde import SDE, make_sde
 
@@ -96,6 +97,7 @@ class ScoreNetwork:
 
     Attributes:
         conditions: names of the `Conditions` that it reads.
+        tells_noise_variance: whether it is a posterior network, see `say`.
         has_posterior_variance: whether it tells how far off its estimates are expected to be.
         causal_block: frames of a block of a causal network, else 0.
         graph: what computes; `optimise` puts a faster one here.
@@ -110,6 +112,7 @@ class ScoreNetwork:
         self.conditions = module.conditions
         self.joint = "label" in self.conditions
         self.frame_multiple, self.causal_block = module.frame_multiple, module.causal_block
+        self.tells_noise_variance = module.tells_noise_variance and script is None
         self.has_posterior_variance = module.has_posterior_variance and (
             script is None or "posterior" in config.get("methods", ())
         )
@@ -232,9 +235,33 @@ class ScoreNetwork:
         precision = 1 / sigma**2  # the division of complex numbers is slow
         return clean * (delta * precision) - state * precision, variance.to(state.real.dtype)
 
+    def say(
+        self, state: Tensor, noise_level: Tensor | float, conditions: Conditions, past: Past | None = None
+    ) -> Estimate:
+        """What a posterior network says about a recording.
+
+        Args:
+            state: u = s + a z, (B, F, T) complex.
+            noise_level: its a, one number, (B,) or per frame (B, T); where it is above `HIGHEST_LEVEL`, the state does
+                not matter.
+            conditions: the recording and a guess of its noise variance.
+            past: of a causal network, see `evaluate`.
+
+        Raises:
+            UdseError: another kind of network; conditions that do not fit.
+        """
+        if not self.tells_noise_variance:
+            name = self.config["architecture"].get("name", "of this file")
+            raise UdseError(f"expected a posterior network (train --network compact-posterior), got the network {name}")
+        mixture, variance = conditions.for_network(self.conditions, state, self.device)
+        planes = torch.view_as_real(state).movedim(-1, 1).to(self.device, torch.float32)
+        level = torch.as_tensor(noise_level, dtype=torch.float32, device=self.device)
+        level = level.expand(len(state)) if level.ndim == 0 else level
+        return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
+
     def new_past(self) -> Past:
-        """For the first block of a stream: of the C++ core on CPUs, of torch elsewhere."""
-        if self.device.type != "cpu" or not wanted("cpp"):
+        """For the first block of a stream: of the C++ core on CPUs, where there is one, else of torch."""
+        if self.device.type != "cpu" or not self.module.has_causal_core or not wanted("cpp"):
             return LayerPast()
         if self._causal_core is None:
             assert isinstance(self.module, Compact)

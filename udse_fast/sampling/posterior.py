@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from udse_fast.backends.cuda_graphs import Replayed, WholePass
-from udse_fast.checks import Range, real_number, whole_number
+from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import Conditions
 from udse_fast.sampling.diffusion import Callback, reverse_diffusion
-from udse_fast.sampling.noise_models import NMF, NoiseModel, start_nmf
+from udse_fast.sampling.noise_models import NMF, NoiseModel
 from udse_fast.sampling.passes import run
 from udse_fast.sampling.problem import (
     Problem,
@@ -25,7 +25,7 @@ from udse_fast.sampling.problem import (
     times_for,
 )
 from udse_fast.sampling.randomness import Draw, counter_based
-from udse_fast.sampling.requests import Pass, Prior, Score, as_prior
+from udse_fast.sampling.requests import EStep, Pass, Prior, Score, as_prior
 from udse_fast.sampling.samplers import CORRECTOR_SNR, SEEDS, find_sampler
 from udse_fast.sampling.sde import OUVE, SDE, Time, time_grid
 
@@ -41,6 +41,8 @@ class SamplerSettings:
         dt: step size, one or N; default 1/N.
         corrector_snr: r of the corrector; 0 leaves it out.
         sde: forward process.
+        reuse_estimate: the predictor takes the denoised estimate of the corrector's network call instead of a call of
+            its own: half of the calls where there is a corrector, and none of the published algorithms.
         options: of the sampler, `SAMPLERS[name].options` lists them with their published values.
 
     Raises:
@@ -58,6 +60,7 @@ class SamplerSettings:
     corrector_snr: float = 0.5
     sde: SDE = field(default_factory=OUVE)
     options: Mapping[str, Any] = field(default_factory=dict)
+    reuse_estimate: bool = False
 
     def __post_init__(self) -> None:
         row = find_sampler(self.sampler)
@@ -76,6 +79,7 @@ class SamplerSettings:
             "dt": _checked_dt(1 / len(times) if self.dt is None else self.dt, len(times)),
             "corrector_snr": real_number("corrector_snr", self.corrector_snr, CORRECTOR_SNR),
             "options": row.checked(dict(self.options)),
+            "reuse_estimate": flag("reuse_estimate", self.reuse_estimate),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -147,7 +151,7 @@ class Posterior:
 
 def posterior_sample(
     mixture: Tensor,
-    score: Score | Prior,
+    score: Score | EStep | Prior,
     sampler: str = "diffuseen",
     *,
     steps: int = 30,
@@ -163,6 +167,7 @@ def posterior_sample(
     dt: float | Sequence[float] | None = None,
     corrector_snr: float = 0.5,
     sde: SDE | None = None,
+    reuse_estimate: bool = False,
     conditions: Mapping[str, Conditions] | None = None,
     callback: Callback | None = None,
     **options: Any,
@@ -173,8 +178,10 @@ def posterior_sample(
         mixture: x (F, T) complex64 or complex128, compressed and divided by its largest modulus.
         score: score(state (B, F, T), time, source) -> (B, F, T), or a `Prior`; time is a float or (T,); source the
             name of one, "speech" or "noise".
+            For "amortised": e_step(mixture, noise variance) -> `udse_fast.networks.estimate.Estimate`, see `EStep`.
         sampler: a name of `sampler_names()`.
-        steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, options: see `SamplerSettings`.
+        steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, reuse_estimate, options: see
+            `SamplerSettings`.
         randomness: draw(name, index) -> complex normal (B, F, T); default: counter-based, from `seed`.
         first_frame: of the default randomness; the absolute number of the first frame.
         initial_nmf: W (F, R), H (R, T); default: random with mean(W H) = mean |x|^2.
@@ -200,6 +207,7 @@ def posterior_sample(
         corrector_snr,
         OUVE() if sde is None else sde,
         options,
+        reuse_estimate,
     )
     with torch.no_grad():
         posterior = run(
@@ -252,7 +260,7 @@ class Outcome(NamedTuple):
 
 def posterior_pass(
     mixture: Tensor,
-    score: Score | Prior,
+    score: Score | EStep | Prior,
     settings: SamplerSettings,
     *,
     randomness: Draw | None = None,
@@ -277,7 +285,7 @@ def posterior_pass(
     row = find_sampler(settings.sampler)
     if row.noise == "nmf" and noise_model is None:
         if initial_nmf is None:
-            noise_model = NMF(*start_nmf(mixture, settings.rank, settings.seed))
+            noise_model = NMF(*row.likelihood.start_noise(mixture, settings.rank, settings.seed, 1.0))
         else:
             noise_model = NMF(*checked_factors(initial_nmf, mixture))
     if noise_model is not None and not isinstance(noise_model, NoiseModel):
@@ -345,6 +353,7 @@ class ReversePass:
             draw=self.draw or counter_based(settings.seed, first_frame),
             sde=settings.sde,
             corrector_snr=settings.corrector_snr,
+            reuse_estimate=settings.reuse_estimate,
             callback=self.callback,
         )
         factors = model.variance if isinstance(model, NMF) else ()

@@ -45,6 +45,7 @@ class Problem:
         *,
         posterior_variance: bool = False,
         vjp: bool = False,
+        estimate: bool = False,
     ) -> Request:
         """The next call of this pass, to be yielded.
 
@@ -53,14 +54,24 @@ class Problem:
             time, coefficients: of it.
             source: that the network is asked about.
             conditions: of this call, beside those of every call.
-            posterior_variance, vjp: what the answer shall have beside the score.
+            posterior_variance, vjp, estimate: what the answer shall have beside the score.
         """
         if self.conditions:
             conditions = self.conditions.get(source, NOTHING).merged(conditions)
         call = self.calls.made
         self.calls.made += 1
         return Request(
-            self.prior, state, time, source, coefficients, conditions, self.calls, call, posterior_variance, vjp
+            self.prior,
+            state,
+            time,
+            source,
+            coefficients,
+            conditions,
+            self.calls,
+            call,
+            posterior_variance,
+            vjp,
+            estimate,
         )
 
 

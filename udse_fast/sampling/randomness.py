@@ -6,14 +6,22 @@ A draw is named by what it is for and by its step, and is either an explicit ten
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 
 Draw = Callable[[str, int], Tensor | NoiseKey]
 """draw(name, index) -> circular complex normal (B, F, T), E|z|^2 = 1, or the key it is made from."""
+
+
+def drawn(value: Tensor | NoiseKey, shape: Sequence[int], like: Tensor) -> Tensor:
+    """The numbers of a draw, in the precision and on the device of `like`."""
+    if isinstance(value, NoiseKey):
+        samples, bins, frames = shape
+        return complex_normal(value, (samples, bins, frames), dtype=like.dtype, device=like.device)
+    return value.to(like)
 
 
 def counter_based(seed: int, first_frame: int | Tensor = 0, first_sample: int = 0) -> Draw:

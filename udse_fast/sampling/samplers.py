@@ -8,6 +8,7 @@ from typing import Any
 
 from udse_fast.checks import Range, flag, real_number
 from udse_fast.errors import UdseError
+from udse_fast.sampling.likelihoods.amortised import Amortised
 from udse_fast.sampling.likelihoods.base import Likelihood
 from udse_fast.sampling.likelihoods.ddrm import DDRM
 from udse_fast.sampling.likelihoods.depse import DEPSEIL, DEPSETL
@@ -23,6 +24,8 @@ OPTIONS: dict[str, Range | None] = {
     "observation_variance": Range(0, 100, excluded=True),
     "eta": Range(0, 1),
     "noise_bias": Range(0, 1000),
+    "listening": Range(0, 1),
+    "mixture_share": Range(0, 1),
     "variance_scale": Range(0, 1000),
     "divide_tweedie": None,
     "paper_posterior": None,
@@ -38,6 +41,8 @@ class Sampler:
     likelihood: type[Likelihood]
     noise: str | None
     """Where the noise comes from: "nmf", "score" (a noise prior) or None."""
+    posterior_network: bool = False
+    """Whether it asks a posterior network, which is told the recording, instead of a prior."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -69,6 +74,7 @@ SAMPLERS: dict[str, Sampler] = {
     "paradiffuse_in": Sampler(ParaDiffUSEIN, "score"),
     "paradiffuse_en": Sampler(ParaDiffUSEEN, "score"),
     "ddrm": Sampler(DDRM, "nmf"),
+    "amortised": Sampler(Amortised, "nmf", posterior_network=True),
     "prior": Sampler(Unconditional, None),
 }
 

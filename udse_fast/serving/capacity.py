@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ MOST_STREAMS = 256
 REPETITIONS = 8
 
 
-def real_time_streams(enhancer: Enhancer, **settings: object) -> int:
+def real_time_streams(enhancer: Enhancer, **settings: Any) -> int:
     """Mono streams at 16 kHz that are computed together in `LOAD` of the time; at least 1.
 
     Args:
@@ -36,7 +37,7 @@ def real_time_streams(enhancer: Enhancer, **settings: object) -> int:
     return best
 
 
-def _load(enhancer: Enhancer, count: int, settings: dict[str, object]) -> float:
+def _load(enhancer: Enhancer, count: int, settings: dict[str, Any]) -> float:
     """Seconds of computing per second of audio, for `count` streams together."""
     streams = [enhancer.open_stream(16000, **settings) for _ in range(count)]
     seconds = streams[0].latency_seconds

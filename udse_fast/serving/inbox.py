@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float32]
-"""(channels, n), full scale 1."""
+Samples = NDArray[Any]
+"""(channels, n), of a dtype that streams take."""
 
 
 class Inbox:

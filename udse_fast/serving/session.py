@@ -12,7 +12,8 @@ import numpy as np
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode
 
-from udse_fast.audio.format import INT16_SCALE, check_sample_rate
+from udse_fast.audio.format import check_sample_rate
+from udse_fast.audio.pcm import FORMATS
 from udse_fast.errors import UdseError
 from udse_fast.serving.batcher import Batcher
 from udse_fast.serving.inbox import Inbox, Samples
@@ -20,7 +21,6 @@ from udse_fast.serving.limits import Limits, Pace
 from udse_fast.serving.metrics import Metrics
 from udse_fast.streaming.stream import Stream
 
-FORMATS = {"s16le": "<i2", "f32le": "<f4"}
 WAITING_SECONDS = 1.0
 """Audio that may wait for its turn; what is more stays in the socket."""
 TURN_SECONDS = 0.1
@@ -72,21 +72,17 @@ class Wanted:
         Raises:
             Refused: not a whole number of samples of every channel.
         """
-        dtype = np.dtype(FORMATS[self.format])
-        frame = dtype.itemsize * self.channels
+        frame = FORMATS[self.format].width * self.channels
         if len(message) % frame:
             raise Refused(
                 CloseCode.INVALID_DATA,
                 f"expected whole samples, {frame} bytes for all channels, got {len(message)} bytes",
             )
-        samples = np.frombuffer(message, dtype).reshape(-1, self.channels).T.astype(np.float32)
-        return samples / np.float32(INT16_SCALE) if dtype.kind == "i" else samples
+        return FORMATS[self.format].decode(message).reshape(-1, self.channels).T
 
     def encode(self, samples: Samples) -> bytes:
-        """Interleaved PCM of (channels, n); 16-bit integers are rounded and clipped."""
-        if self.format == "s16le":
-            samples = np.clip(np.rint(samples * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1)
-        return samples.T.astype(FORMATS[self.format]).tobytes()
+        """Interleaved PCM of (channels, n), in the dtype that `decode` gives."""
+        return FORMATS[self.format].encode(np.ascontiguousarray(samples.T).reshape(-1))
 
 
 class Session:

@@ -82,7 +82,7 @@ class CausalBlocks:
         state, self._ended = self._state, True
         blocks = -(-(state.received - state.returned + state.skip) // self._hops)
         missing = max(0, (blocks - 1) * self._hops + self._window - len(state.input))
-        state.input = torch.cat([state.input, torch.zeros(missing, dtype=torch.float32)])
+        state.input = torch.cat([state.input, state.input.new_zeros(missing)])
 
     def due(self) -> list[Block[CausalMemory]]:
         """The next K frames, once they are complete: one block, as the one after it starts from its memory."""
@@ -112,7 +112,7 @@ class CausalBlocks:
 
     def rest(self) -> Tensor:
         """Nothing: the silence after the end has brought everything out."""
-        return torch.zeros(2, 0, dtype=torch.float32)
+        return self._state.sum[:, :0]
 
     def state(self) -> dict[str, Any]:
         return {**vars(self._state), "memory": self.memory.state()}

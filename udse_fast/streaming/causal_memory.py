@@ -33,11 +33,8 @@ class Level:
     def over(cls, seconds: float, block_seconds: float) -> Level:
         """That of a signal which has not begun."""
         blocks = max(1, round(seconds / block_seconds))
-        return cls(
-            torch.zeros(blocks, dtype=torch.float32),
-            torch.zeros((), dtype=torch.float32),
-            math.exp(-block_seconds / RELEASE_SECONDS),
-        )
+        nothing = torch.zeros(blocks, dtype=torch.float32)
+        return cls(nothing, nothing[0].clone(), math.exp(-block_seconds / RELEASE_SECONDS))
 
     def after(self, compressed: Tensor) -> Level:
         """The level with a block (F, K) more."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from udse_fast.errors import UdseError
 from udse_fast.networks.past import Past
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.prior import batch, split
+from udse_fast.prior import batch, estimates, split, unit_gain
 from udse_fast.sampling.requests import Answer, Prior, Request
 
 
@@ -59,12 +59,15 @@ class CausalPrior(Prior):
             raise UdseError("causal prior: expected a sampler that needs no gradient of the network, got one that does")
         pasts = [_of_stream(request).past(request.call) for request in requests]
         state, time, conditions = batch(requests, self.network)
-        if len(pasts) == 1:
-            return split(requests, *self.network.evaluate(state, time, conditions, past=pasts[0]))
         sizes = [len(request.state) for request in requests]
-        together = type(pasts[0]).joined(pasts, sizes)
-        answers = split(requests, *self.network.evaluate(state, time, conditions, past=together))
-        together.give_back(pasts, sizes)
+        past = pasts[0] if len(pasts) == 1 else type(pasts[0]).joined(pasts, sizes)
+        if requests[0].wants_estimate:
+            state, level = unit_gain(state, time, self.network)
+            answers = estimates(requests, self.network.say(state, level, conditions, past))
+        else:
+            answers = split(requests, *self.network.evaluate(state, time, conditions, past=past))
+        if past is not pasts[0]:
+            past.give_back(pasts, sizes)
         return answers
 
     def state(self) -> list[list[Tensor]]:

@@ -104,7 +104,7 @@ class OverlapBlocks:
         new = enhanced.signals[:, state.ready - start :]
         shared = state.tail.shape[1]
         if shared:
-            ramp = torch.zeros(shared, dtype=torch.float32)
+            ramp = state.tail.new_zeros(shared)
             inner = min(self.overlap, shared) - 2 * self.guard
             first = shared - self.guard - inner
             ramp[first : first + inner] = (torch.arange(inner, dtype=torch.float32) + 0.5) / inner

@@ -61,8 +61,11 @@ class Processes:
         return bool(flag)
 
 
+ALONE = Processes()
+
+
 @contextmanager
-def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+def processes_of_torchrun(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """The processes that `torchrun` started, and this one's device; without it, this process alone.
 
     Raises:
@@ -70,7 +73,7 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield Processes(), device
+        yield ALONE, device
         return
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])

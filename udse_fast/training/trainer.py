@@ -29,6 +29,7 @@ from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
 from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Augmentation, Batch, Batches
+from udse_fast.training.parallel import ALONE, Processes
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
 VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
@@ -147,13 +148,13 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
 
 
 class Trainer:
-    """Trains one network and keeps `out` (EMA weights, the checkpoint) and `out`.state (to resume from) up to date."""
+    """Trains a prior and keeps `out` (EMA weights, the checkpoint) and `out`.state (to resume from) up to date."""
 
     def __init__(
         self,
         settings: Settings,
-        training: Batches,
-        validation: Batches,
+        training: Any,
+        validation: Any,
         out: Path,
         *,
         device: torch.device,
@@ -161,10 +162,11 @@ class Trainer:
         facts: dict[str, Any],
         licence: str,
         workers: int = 1,
+        processes: Processes = ALONE,
     ) -> None:
         self.settings, self.training, self.validation, self.out = settings, training, validation, out
         self.device, self.precision, self.facts, self.licence = device, precision, facts, licence
-        self.workers = workers
+        self.workers, self.processes = workers, processes
         self.read_steps = GPU_READ_STEPS if device.type == "cuda" else 1
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
@@ -198,33 +200,44 @@ class Trainer:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _noise(self, shape: torch.Size, number: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Draw t (N,), stratified over [0.03, 1], and z (N, F, T); they depend on seed, step and kind of device."""
+    def _noise(self, shape: torch.Size, number: int, seed: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
+        """Draw t (N,), stratified over [0.03, 1], and z (N, F, T); they depend on seed, step and kind of device.
+
+        Where `processes` share a batch, these are the rows of this one, out of the noise of all.
+        """
+        shape = torch.Size((shape[0] * processes.count, *shape[1:]))
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
         generator = torch.Generator(device).manual_seed((seed * 1_000_003 + number) % 2**62)
         strata = torch.randperm(shape[0], generator=generator, device=device)
         strata = strata + torch.rand(shape[0], generator=generator, device=device)
         t = MIN_TIME + (MAX_TIME - MIN_TIME) * strata / shape[0]
         z = torch.randn(shape, dtype=torch.complex64, generator=generator, device=device)
-        return t.to(self.device), z.to(self.device)
+        return processes.rows(t).to(self.device), processes.rows(z).to(self.device)
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int) -> Any:
         """Return a training batch; for a GPU it lies in pinned memory, which the GPU reads without waiting."""
         batch = self.training[number]
         return batch.mapped(Tensor.pin_memory) if self.device.type == "cuda" else batch
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
+        """Return what is minimised of a batch on the device, ()."""
+        t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed, self.processes)
+        return score_matching_loss(self.graph, batch, t, z)[0].mean()
+
+    def train_step(self, batch: Any) -> Tensor:
         """Make one optimizer step and EMA update. The loss, (), stays on the device: reading it waits for the step."""
+        if self.processes.count > 1:
+            batch = batch.mapped(self.processes.rows)
         batch = batch.to(self.device)
-        t, z = self._noise(batch.spectrograms.shape, self.step, self.settings.seed)
         if self.module.causal_block:
             lengths = self.module.causal_blocks
             self.module.set_causal_block(lengths[self.step % len(lengths)])
         autocast = not self.module.casts_itself and self.precision != torch.float32
         with torch.autocast(self.device.type, dtype=self.precision, enabled=autocast):
-            loss = score_matching_loss(self.graph, batch, t, z)[0].mean()
+            loss = self._loss(batch)
         self.module.zero_grad(set_to_none=True)
         loss.backward()
+        self.processes.average_gradients(self.module.parameters())
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizers.step(self.settings.learning_rate_factor(self.step))
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
@@ -233,7 +246,7 @@ class Trainer:
             torch._foreach_lerp_([self.ema[n] for n in averages], [self.weights[n] for n in averages], 1 - decay)
         self.step += 1
         self.seconds_seen += self.training.seconds
-        return loss.detach()
+        return self.processes.average(loss.detach())
 
     def _read(self, losses: list[Tensor]) -> list[float]:
         """Return the losses of the last steps as numbers; refuse those that are not finite."""
@@ -250,21 +263,24 @@ class Trainer:
             self.module.set_causal_block(self.settings.architecture["causal_block"])
         current = {name: w.clone() for name, w in self.weights.items()}
         self.module.load_state_dict(self.ema)
-        errors: dict[str, float] = {}
         try:
-            for t in VALIDATION_TIMES:
-                power = error = 0.0
-                for number in range(batches):
-                    batch = self.validation[number].to(self.device)
-                    _, z = self._noise(batch.spectrograms.shape, number, seed=1)
-                    times = torch.full(batch.spectrograms.shape[:1], t, device=self.device)
-                    _, relative = score_matching_loss(self.graph, batch, times, z)
-                    weight = batch.spectrograms.abs().square().mean((1, 2))
-                    power += float(weight.sum())
-                    error += float((weight * relative).sum())
-                errors[f"{t:g}"] = error / power
+            return self._validation_errors(batches)
         finally:
             self.module.load_state_dict(current)
+
+    def _validation_errors(self, batches: int) -> dict[str, float]:
+        errors: dict[str, float] = {}
+        for t in VALIDATION_TIMES:
+            power = error = 0.0
+            for number in range(batches):
+                batch = self.validation[number].to(self.device)
+                _, z = self._noise(batch.spectrograms.shape, number, seed=1)
+                times = torch.full(batch.spectrograms.shape[:1], t, device=self.device)
+                _, relative = score_matching_loss(self.graph, batch, times, z)
+                weight = batch.spectrograms.abs().square().mean((1, 2))
+                power += float(weight.sum())
+                error += float((weight * relative).sum())
+            errors[f"{t:g}"] = error / power
         return errors
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -354,7 +370,7 @@ class Trainer:
 
     def run(self, *, save_minutes: float, validate_minutes: float, progress: bool = True) -> bool:
         """Train to `settings.steps`. Return True there, or False if a signal ended it before, with everything saved."""
-        settings = self.settings
+        settings, shown = self.settings, progress and self.processes.is_first
         started = last_save = last_validation = time.monotonic()
         before = self.train_seconds
         losses, unread = list[float](), list[Tensor]()
@@ -362,19 +378,22 @@ class Trainer:
             fastest_convolutions(self.device),
             _stop_on_signal() as stop,
             ThreadPoolExecutor(self.workers) as pool,
-            tqdm(total=settings.steps, initial=self.step, unit="step", disable=not progress) as bar,
+            tqdm(total=settings.steps, initial=self.step, unit="step", disable=not shown) as bar,
         ):
             first_step = self.step
-            ahead: dict[int, Future[Batch]] = {}
-            while self.step < settings.steps and not stop:
+            ahead: dict[int, Future[Any]] = {}
+            stopped = False
+            while self.step < settings.steps and not stopped:
                 for number in range(self.step, min(self.step + 1 + self.workers, settings.steps)):
                     if number not in ahead:
                         ahead[number] = pool.submit(self._batch, number)
                 unread.append(self.train_step(ahead.pop(self.step).result()))
                 done = self.step >= settings.steps
-                now = time.monotonic()
-                validate_now = now - last_validation > 60 * validate_minutes or done or stop
-                save_now = now - last_save > 60 * save_minutes or done or stop
+                if self.processes.count == 1 or self.step % self.read_steps == 0:  # asking waits for the step
+                    stopped = self.processes.any(bool(stop), self.device)
+                now, ends = time.monotonic(), done or stopped
+                validate_now = self.processes.is_first and (now - last_validation > 60 * validate_minutes or ends)
+                save_now = self.processes.is_first and (now - last_save > 60 * save_minutes or ends)
                 bar.update()
                 if len(unread) >= self.read_steps or validate_now or save_now:
                     losses += self._read(unread)
@@ -390,12 +409,13 @@ class Trainer:
                         {"step": self.step, "seconds": self.train_seconds, "loss": loss, "validation": errors}
                     )
                     by_time = " ".join(f"{t}:{error:.3f}" for t, error in errors.items())
-                    bar.write(f"step {self.step}: loss {loss:.4f}, relative error at t {by_time}")
+                    bar.write(f"step {self.step}: loss {loss:.4f}, relative error {by_time}")
                     last_validation = time.monotonic()
-                if save_now or stop:  # which may have come in the meantime
+                if save_now:
                     self.save()
                     last_save = time.monotonic()
-            if not self.out.is_file():  # of a complete run whose state is all that was there
+            # of a complete run whose state is all that was there
+            if self.processes.is_first and not self.out.is_file():
                 self.save()
         return self.step >= settings.steps
 

@@ -13,7 +13,8 @@ from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
 from udse_fast.kernels.step import Step
 from udse_fast.networks.conditions import NOTHING, Conditions
-from udse_fast.sampling.noise_models import NoiseModel
+from udse_fast.networks.estimate import Estimate
+from udse_fast.sampling.noise_models import NoiseModel, start_nmf
 from udse_fast.sampling.problem import Problem
 from udse_fast.sampling.randomness import Draw
 from udse_fast.sampling.requests import Pass
@@ -40,6 +41,8 @@ class Transition(NamedTuple):
     """Of the draws of this step: steps are counted on over the rounds."""
     posterior_variance: Tensor | None = None
     """E|s_0 - s0_hat|^2 (B, F, T) real, for the samplers that ask for it."""
+    estimate: Estimate | None = None
+    """What a posterior network says about the recording, for the samplers that ask for it."""
 
     @property
     def last(self) -> bool:
@@ -61,6 +64,15 @@ class Likelihood(ABC):
     """The sources with a state of their own, in order."""
     needs_posterior_variance: ClassVar[bool] = False
     """Whether transitions say how uncertain the estimate of the clean signal is."""
+    needs_estimate: ClassVar[bool] = False
+    """Whether the prior is a posterior network, whose estimates transitions have; then there is no corrector."""
+    carries_noise: ClassVar[bool] = True
+    """Whether the noise model of a block of a signal starts from that of the block before."""
+
+    @classmethod
+    def start_noise(cls, mixture: Tensor, rank: int, seed: int, share: float) -> tuple[Tensor, Tensor]:
+        """W (F, R) and H (R, T) of the noise before anything is known, at a share of the mixture's power."""
+        return start_nmf(mixture, rank, seed, share)
 
     @property
     def rounds(self) -> int:
