@@ -68,7 +68,7 @@ def main() -> None:
     add("-o", "--output", type=Path, required=True, help="Markdown file")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", help="default: bfloat16, float16 before sm_80, float32 on a CPU")
-    named = [name for name in sampler_names() if name != "prior"]
+    named = [name for name in sampler_names() if name not in ("prior", "sgmse")]
     # the default first, EM, which runs as many passes as it has rounds, last
     add("--samplers", nargs="+", default=sorted(named, key=lambda name: (name == "udiffse") - (name == "diffuseen")))
     add("--checkpoint", type=Path, help="NCSN++ of speech")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from udse_fast.backends.cuda_graphs import MAX_RECORDINGS, CudaGraphs, Replayed, WholePass, addresses, run_alike
+from udse_fast.errors import UdseError
 
 
 class Repeater:
@@ -106,6 +108,56 @@ def test_calls_inside_a_recording_are_a_part_of_it() -> None:
         result = outer(lambda x: inner(doubled, x), torch.tensor([float(call)]))[0]
         assert float(result) == (0, 2, 2)[call]
     assert (once.recorded, of_parts.recorded) == (1, 0)
+
+
+def test_a_thread_that_only_replayed_a_part_can_record_the_whole() -> None:
+    """Libraries remember by thread what to launch, and fail where they have to find that out in a recording."""
+    plans, capturing = threading.local(), threading.local()
+
+    def convolution(x: torch.Tensor) -> tuple[Any, ...]:
+        if not vars(plans):
+            assert not vars(capturing), "no plan inside a capture"
+            plans.there = True
+        return doubled(x)
+
+    class Capture(Repeater):
+        def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+            capturing.now = True
+            try:
+                results = function()
+            finally:
+                del capturing.now
+            self.recorded += 1
+            return lambda: None, results
+
+    of_parts, of_wholes = Capture(), Capture()
+    inner, outer = Replayed(recorder=lambda device: of_parts), Replayed(recorder=lambda device: of_wholes)
+
+    def whole() -> None:
+        outer(lambda x: inner(convolution, x), torch.ones(1))
+
+    for _ in range(2):
+        inner(convolution, torch.ones(1))
+    thread = threading.Thread(target=lambda: (whole(), whole()))
+    thread.start()
+    thread.join()
+    assert (of_parts.recorded, of_wholes.recorded, of_wholes.failed) == (1, 1, False)
+
+
+def test_graphs_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    repeater = Repeater()
+    replayed = Replayed(recorder=lambda device: repeater)
+    monkeypatch.setenv("UDSE_CUDA_GRAPHS", "0")
+    for call in range(3):
+        assert replayed(doubled, torch.full((2,), float(call)))[0].tolist() == [2 * call] * 2
+    assert repeater.recorded == 0
+    monkeypatch.setenv("UDSE_CUDA_GRAPHS", "1")
+    for _ in range(2):
+        replayed(doubled, torch.ones(2))
+    assert repeater.recorded == 1
+    monkeypatch.setenv("UDSE_CUDA_GRAPHS", "off")
+    with pytest.raises(UdseError, match="must be 0 or 1; got 'off'"):
+        replayed(doubled, torch.ones(2))
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning() -> None:

@@ -174,3 +174,19 @@ def test_forced_instruction_set(forced: str, status: int) -> None:
     assert (forced if status == 0 else 'UDSE_FORCE_ISA must be scalar, avx2 or avx512; got "neon"') in (
         done.stdout + done.stderr
     )
+
+
+@pytest.mark.parametrize(("version", "there"), [("3.2.0+git1", False), ("3.3.0", True), ("4.0.0", True)])
+def test_a_triton_that_would_end_the_process_is_not_used(
+    version: str, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    _state.cache_clear()
+    try:
+        state = {backend.name: backend for backend in backends()}["triton"]
+    finally:
+        _state.cache_clear()
+    assert state.available == there
+    assert there or "need triton 3.3 or newer, got 3.2" in state.detail

@@ -15,7 +15,7 @@ from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import reference
 from udse_fast.networks import optimised
 from udse_fast.networks.ncsnpp import Downsample, NCSNpp, upsample
-from udse_fast.networks.optimised import FusedResidualBlock, fused_ncsnpp, optimise, optimised_or_plain
+from udse_fast.networks.optimised import FusedResidualBlock, _product, fused_ncsnpp, optimise, optimised_or_plain
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.sde import OUVE
 
@@ -82,6 +82,18 @@ def test_resampling_is_that_of_the_plain_network() -> None:
     torch.testing.assert_close(reference.resample(x, False), Downsample()(x))
 
 
+def test_a_product_is_added_where_the_map_lies() -> None:
+    """The map is as large as all that the layer reads: a copy of it would show in the time of a call."""
+    generator = torch.Generator().manual_seed(1)
+    x, onto = (torch.randn(2, channels, 5, 7, generator=generator) for channels in (6, 4))
+    x, onto = x.to(memory_format=torch.channels_last), onto.to(memory_format=torch.channels_last)
+    weight = torch.randn(4, 6, generator=generator)
+    expected = onto + torch.nn.functional.conv2d(x, weight[:, :, None, None])
+    result = _product(x, weight, onto)
+    torch.testing.assert_close(result, expected)
+    assert result.data_ptr() == onto.data_ptr()
+
+
 def test_all_published_layers_are_fused() -> None:
     with torch.device("meta"):
         plain = NCSNpp(nf=8, ch_mult=(1, 1, 1, 1))
@@ -116,8 +128,26 @@ def _wrong(h: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, factor: float) 
     return h, None
 
 
+def _wrong_in_one_item(*arguments: Any) -> tuple[torch.Tensor, None]:
+    h = reference.residual_sum(*arguments)
+    h[1:, :, :2] = 0
+    return h, None
+
+
+def _wrong_far_on(*arguments: Any) -> tuple[torch.Tensor, None]:
+    h = reference.residual_sum(*arguments)
+    h[..., 240:] *= 0.9
+    return h, None
+
+
 @pytest.mark.parametrize(
-    ("broken", "reason"), [(_no_compiler, "Failed to find C compiler$"), (_wrong, "fused layers differ")]
+    ("broken", "reason"),
+    [
+        (_no_compiler, "Failed to find C compiler$"),
+        (_wrong, "fused layers differ"),
+        (_wrong_in_one_item, "fused layers differ"),
+        (_wrong_far_on, "fused layers differ"),
+    ],
 )
 def test_what_does_not_work_here_falls_back_with_one_warning(
     broken: Any, reason: str, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from udse_fast.errors import UdseError
 from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 from udse_fast.prior import NetworkPrior
-from udse_fast.sampling.samplers import OPTIONS, find_sampler, recommended_sampler
+from udse_fast.sampling.samplers import OPTIONS, SAMPLERS, find_sampler, recommended_sampler
 from udse_fast.sampling.sde import SDE
 from udse_fast.settings import InferenceSettings, setting_names
 
@@ -91,10 +91,7 @@ def load_model(
         raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
     recommended = _recommended(network, chosen, checkpoint)
     settings, options = _settings_and_options(chosen, {**recommended, **given})
-    posterior = network.tells_noise_variance
-    if find_sampler(chosen).posterior_network != posterior:
-        kinds = ("a prior", "a posterior network (udse-fast train --network compact-posterior)")
-        raise UdseError(f"sampler {chosen!r}: expected {kinds[not posterior]}, got {kinds[posterior]}")
+    _check_kind(network, chosen)
     noise_network = network
     if noise_checkpoint is not None:
         noise_network = load_network(noise_checkpoint, on)
@@ -114,6 +111,26 @@ def load_model(
         for each in (network, noise_network):
             each.to(on, precision)
     return Model(network, noise_network, chosen, settings, options, on, precision, passes)
+
+
+def _check_kind(network: ScoreNetwork, sampler: str) -> None:
+    """One line where the sampler is for another kind of network, and which samplers are for this one."""
+
+    def kind(posterior: bool, conditional: bool) -> str:
+        if posterior:
+            return "a posterior network (udse-fast train --network compact-posterior)"
+        return "a conditional network, trained on pairs" if conditional else "a prior"
+
+    row = find_sampler(sampler)
+    wanted = row.posterior_network, row.conditional
+    posterior = network.tells_noise_variance
+    there = posterior, "noisy" in network.conditions and not posterior
+    if wanted != there:
+        fitting = [n for n, r in SAMPLERS.items() if (r.posterior_network, r.conditional) == there and n != "prior"]
+        raise UdseError(
+            f"sampler {sampler!r}: expected {kind(*wanted)}, got {kind(*there)}, for which there are "
+            f"{', '.join(fitting)}"
+        )
 
 
 def _recommended(network: ScoreNetwork, sampler: str, checkpoint: Path | None) -> dict[str, Any]:

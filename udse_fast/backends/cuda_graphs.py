@@ -7,6 +7,7 @@ changes from call to call is therefore a tensor, which is copied to where the gr
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 import weakref
@@ -17,6 +18,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from udse_fast.errors import UdseError
 
 MAX_RECORDINGS = 4
 MAX_FORMS = 64
@@ -78,6 +81,18 @@ class CudaGraphs:
             self.done.record()
 
 
+def graphs_wanted() -> bool:
+    """Whether calls may be recorded: UDSE_CUDA_GRAPHS is not 0. Nothing else reads the variable.
+
+    Raises:
+        UdseError: another value than 0 or 1.
+    """
+    value = os.environ.get("UDSE_CUDA_GRAPHS", "")
+    if value not in ("", "0", "1"):
+        raise UdseError(f"UDSE_CUDA_GRAPHS must be 0 or 1; got {value!r}")
+    return value != "0"
+
+
 @functools.cache
 def cuda_graphs(device: torch.device) -> CudaGraphs:
     """Those of a device."""
@@ -94,9 +109,10 @@ class _Recording:
 class Replayed:
     """Calls of functions of tensors that are recorded once for each form of the arguments and replayed from then on.
 
-    The first call of a form runs as it is: libraries choose their algorithms in it, and kernels are compiled. The
-    second is recorded. If that fails, there is one warning, and calls that are not recorded yet run as they are for
-    good, whoever makes them: a failed capture leaves the allocator in a state in which the next one fails, too.
+    The first call of a form runs as it is: many a form comes once only. The second is recorded, after one more run
+    as it is: libraries choose their algorithms in it, which they remember by thread, and kernels are compiled. If
+    that fails, there is one warning, and calls that are not recorded yet run as they are for good, whoever makes
+    them: a failed capture leaves the allocator in a state in which the next one fails, too.
 
     Args:
         depends: evaluated at every call; a recording holds for one value of it, e.g. `addresses` of the weights.
@@ -119,15 +135,17 @@ class Replayed:
         if getattr(_thread, "records", False):  # a part of what is being recorded
             return function(*inputs)
         device = inputs[0].device
+        if not graphs_wanted():
+            with fastest_convolutions(device):
+                return function(*inputs)
         form = (
             key,
             self._depends() if self._depends is not None else None,
             *((x.shape, x.dtype, x.device) for x in inputs),
         )
-        warm = form, threading.get_ident()  # libraries remember their algorithms by thread
         recorder = self._recorder(device)
         with recorder.in_order():
-            if form not in self._recordings and warm in self._called and not recorder.failed:
+            if form not in self._recordings and form in self._called and not recorder.failed:
                 self._add(form, function, inputs, recorder)
             recording = self._recordings.pop(form, None)
             if recording is not None:
@@ -138,7 +156,7 @@ class Replayed:
                 return tuple(x.clone() if isinstance(x, Tensor) else x for x in recording.results)
         if len(self._called) == MAX_FORMS:
             self._called.clear()
-        self._called[warm] = None
+        self._called[form] = None
         with fastest_convolutions(device):
             return function(*inputs)
 
@@ -151,6 +169,7 @@ class Replayed:
             # made outside inference mode, so that later calls in any mode may write to them
             with torch.inference_mode(False), torch.no_grad(), fastest_convolutions(inputs[0].device):
                 static = tuple(torch.empty_like(x).copy_(x) for x in inputs)
+                function(*static)  # what this thread has never launched, e.g. a part that was replayed until now
                 repeat, results = recorder.record(lambda: function(*static))
             self._recordings[form] = _Recording(repeat, static, results)
         except Exception as error:  # whatever the reason, the work can be done without a graph

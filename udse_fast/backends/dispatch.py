@@ -25,6 +25,8 @@ MODULES: Final = {"reference": "reference", "cpp": "cpp", "triton": "triton_kern
 
 COMPILED: Final = ("cpp", "cuda", "triton")
 """The other backends, in order of preference."""
+TRITON: Final = 3, 3
+"""The oldest version that takes tuples as arguments of kernels; the one before ends the process."""
 DTYPES: Final = frozenset({torch.complex64, torch.float32})
 """What they take and give; the reference takes all."""
 DEVICES: Final = (torch.device, str)
@@ -112,6 +114,9 @@ def _state(name: str, index: int | None = None) -> tuple[bool, str]:
         return False, f"this installation has no {name} kernels; use cpp or reference"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return False, "triton is not installed; pip install udse-fast[triton]"
+    if name == "triton" and (_interpreted() or torch.cuda.is_available()) and _triton_version() < TRITON:
+        needed, there = (".".join(map(str, version)) for version in (TRITON, _triton_version()))
+        return False, f"the kernels need triton {needed} or newer, got {there}; install torch 2.7 or newer"
     if name == "triton" and _interpreted():
         return True, "triton kernels in the interpreter (TRITON_INTERPRET=1)"
     if not torch.cuda.is_available():
@@ -128,6 +133,11 @@ def _state(name: str, index: int | None = None) -> tuple[bool, str]:
         return True, f"CUDA kernels, {cuda_library().path}"
     except UdseError as error:
         return False, str(error)
+
+
+def _triton_version() -> tuple[int, ...]:
+    """(major, minor)."""
+    return tuple(int(number) for number in importlib.import_module("triton").__version__.split(".")[:2])
 
 
 def _interpreted() -> bool:

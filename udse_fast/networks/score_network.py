@@ -284,7 +284,9 @@ class ScoreNetwork:
             )
         batch, _, frames = state.shape
         if not isinstance(time, Tensor):
-            time = torch.full((batch,), real_number("time", time, self.sde.times), device=self.device)
+            time = torch.full(
+                (batch,), real_number("time", time, self.sde.times), dtype=torch.float32, device=self.device
+            )
         time = time.expand(batch) if time.ndim == 0 else time
         if time.shape not in ((batch,), (batch, frames)):
             raise UdseError(

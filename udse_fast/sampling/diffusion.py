@@ -68,10 +68,13 @@ def reverse_diffusion(
         Final state of each source, (B, F, T) complex.
     """
     mixture, wants_variance = likelihood.mixture, likelihood.needs_posterior_variance
-    F, T = mixture.shape
+    F, T = mixture.shape[-2:]
     shape = (samples, F, T)
     sizes = [dt] * len(times) if isinstance(dt, float) else dt
-    coefficients = [sde.coefficients(t, size, corrector_snr) for t, size in zip(times, sizes, strict=True)]
+    coefficients = [
+        sde.coefficients(t, size, corrector_snr * likelihood.corrector_scale)
+        for t, size in zip(times, sizes, strict=True)
+    ]
     states: States = {}
     for round_ in range(likelihood.rounds):
         states = {}
@@ -84,10 +87,11 @@ def reverse_diffusion(
 
             # corrector: s <- s + eps S(s, t) + sqrt(2 eps) z, eps = (r sigma)^2
             corrects = corrector_snr > 0 and not likelihood.needs_estimate
-            if corrects:
+            repeats = likelihood.corrector_steps if corrects else 0
+            for repeat in range(index * repeats, (index + 1) * repeats):
                 answers = yield _requests(likelihood, states, t, c, reuse_estimate and wants_variance)
                 corrected = {
-                    source: corrector(Step(s, answer.score, c, draw(f"corrector_{source}", index)))
+                    source: corrector(Step(s, answer.score, c, draw(f"corrector_{source}", repeat)))
                     for (source, s), answer in zip(states.items(), answers, strict=True)
                 }
                 if reuse_estimate:

@@ -26,7 +26,7 @@ from udse_fast.sampling.problem import (
 )
 from udse_fast.sampling.randomness import Draw, counter_based
 from udse_fast.sampling.requests import EStep, Pass, Prior, Score, as_prior
-from udse_fast.sampling.samplers import CORRECTOR_SNR, SEEDS, find_sampler
+from udse_fast.sampling.samplers import CORRECTOR_SNR, SEEDS, Sampler, find_sampler
 from udse_fast.sampling.sde import OUVE, SDE, Time, time_grid
 
 
@@ -76,13 +76,22 @@ class SamplerSettings:
             "steps": len(times),
             "seed": whole_number("seed", self.seed, SEEDS),
             "times": tuple(times),
-            "dt": _checked_dt(1 / len(times) if self.dt is None else self.dt, len(times)),
+            "dt": _checked_dt(self._published_dt(row, times) if self.dt is None else self.dt, len(times)),
             "corrector_snr": real_number("corrector_snr", self.corrector_snr, CORRECTOR_SNR),
             "options": row.checked(dict(self.options)),
             "reuse_estimate": flag("reuse_estimate", self.reuse_estimate),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _published_dt(row: Sampler, times: Sequence[Time]) -> float | list[float]:
+        """1/N, or of the samplers that go by the grid the differences of the times, the last one down to 0."""
+        if not row.likelihood.steps_by_grid:
+            return 1 / len(times)
+        if any(isinstance(t, Tensor) and t.ndim for t in times):
+            raise UdseError("dt: expected a step size for each of the times, which are given per frame, got none")
+        return [float(t) - float(following) for t, following in zip(times, [*times[1:], 0.0], strict=True)]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -176,8 +185,10 @@ def posterior_sample(
 
     Args:
         mixture: x (F, T) complex64 or complex128, compressed and divided by its largest modulus.
+            For "sgmse": y, (F, T) or one for each sample (B, F, T), which is not normalised again.
         score: score(state (B, F, T), time, source) -> (B, F, T), or a `Prior`; time is a float or (T,); source the
             name of one, "speech" or "noise".
+            For "sgmse": of one that knows the recording.
             For "amortised": e_step(mixture, noise variance) -> `udse_fast.networks.estimate.Estimate`, see `EStep`.
         sampler: a name of `sampler_names()`.
         steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, reuse_estimate, options: see
@@ -195,6 +206,8 @@ def posterior_sample(
     Raises:
         UdseError: unknown sampler or option, wrong shape or dtype, mixture that is not finite, diverged pass.
     """
+    if isinstance(mixture, Tensor) and mixture.ndim == 3:
+        samples = len(mixture)
     settings = SamplerSettings(
         sampler,
         steps,
@@ -281,8 +294,12 @@ def posterior_pass(
 
     The others are those of `posterior_sample`.
     """
-    prior, mixture = as_prior(score), checked_mixture(mixture)
     row = find_sampler(settings.sampler)
+    prior, mixture = as_prior(score), checked_mixture(mixture, batched=row.conditional)
+    if mixture.ndim == 3 and len(mixture) != settings.samples:
+        raise UdseError(
+            f"samples: expected {len(mixture)}, one for each recording of the batch, got {settings.samples}"
+        )
     if row.noise == "nmf" and noise_model is None:
         if initial_nmf is None:
             noise_model = NMF(*row.likelihood.start_noise(mixture, settings.rank, settings.seed, 1.0))
@@ -291,7 +308,7 @@ def posterior_pass(
     if noise_model is not None and not isinstance(noise_model, NoiseModel):
         raise UdseError(f"noise_model: expected one with `variance` and `fit`, got {type(noise_model).__name__}")
     nmf = noise_model if isinstance(noise_model, NMF) else None
-    draw = None if randomness is None else checked_draw(randomness, (settings.samples, *mixture.shape), mixture)
+    draw = None if randomness is None else checked_draw(randomness, (settings.samples, *mixture.shape[-2:]), mixture)
     start = ReversePass(prior, settings, draw, noise_model, dict(conditions or {}), callback)
 
     factors: tuple[Tensor, ...] = () if nmf is None else nmf.variance

@@ -75,13 +75,18 @@ class Problem:
         )
 
 
-def checked_mixture(mixture: Any) -> Tensor:
-    """A complex spectrogram (F, T) of finite numbers.
+def checked_mixture(mixture: Any, batched: bool = False) -> Tensor:
+    """A complex spectrogram (F, T), or where that is allowed (B, F, T), of finite numbers.
 
     Raises:
         UdseError: anything else.
     """
-    if not isinstance(mixture, Tensor) or mixture.ndim != 2 or not mixture.is_complex() or mixture.numel() == 0:
+    if (
+        not isinstance(mixture, Tensor)
+        or mixture.ndim not in ((2, 3) if batched else (2,))
+        or not mixture.is_complex()
+        or mixture.numel() == 0
+    ):
         raise UdseError(
             f"mixture: expected a complex tensor (F, T), compressed and normalised, got {described(mixture)}"
         )
@@ -117,7 +122,7 @@ def times_for(times: Sequence[Time], mixture: Tensor) -> list[Time]:
     Raises:
         UdseError: they are not T.
     """
-    T = mixture.shape[1]
+    T = mixture.shape[-1]
     for step, t in enumerate(times):
         if isinstance(t, Tensor) and t.shape != (T,):
             raise UdseError(f"times[{step}]: expected a number or ({T},) numbers, one per frame, got {described(t)}")

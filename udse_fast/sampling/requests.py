@@ -132,9 +132,10 @@ class FunctionPrior(Prior):
         (request,) = requests
         if request.wants_estimate:
             return [Answer.of(_estimated(self.score, request), request)]
-        if request.conditions.given:
+        told = [name for name in request.conditions.given if name != "noisy"]  # whoever gives the recording knows it
+        if told:
             raise UdseError(
-                f"score: expected a prior that is told {', '.join(request.conditions.given)}, got a function of state, "
+                f"score: expected a prior that is told {', '.join(told)}, got a function of state, "
                 "time and source; give a `Prior`"
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from udse_fast.checks import Range, flag, real_number
+from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.sampling.likelihoods.amortised import Amortised
 from udse_fast.sampling.likelihoods.base import Likelihood
@@ -14,11 +14,14 @@ from udse_fast.sampling.likelihoods.ddrm import DDRM
 from udse_fast.sampling.likelihoods.depse import DEPSEIL, DEPSETL
 from udse_fast.sampling.likelihoods.diffuseen import DiffUSEEN
 from udse_fast.sampling.likelihoods.paradiffuse import ParaDiffUSEEN, ParaDiffUSEIN
+from udse_fast.sampling.likelihoods.sgmse import SGMSE
 from udse_fast.sampling.likelihoods.udiffse import UDiffSE, UDiffSEPlus
 from udse_fast.sampling.likelihoods.unconditional import Unconditional
 
 CORRECTOR_SNR = Range(0, 10)
 SEEDS = Range(0, 2**64 - 1)
+WHOLE = {"corrector_steps": Range(1, 100)}
+"""Options that are whole numbers."""
 OPTIONS: dict[str, Range | None] = {
     "guidance": Range(0, 1000),
     "observation_variance": Range(0, 100, excluded=True),
@@ -30,6 +33,7 @@ OPTIONS: dict[str, Range | None] = {
     "divide_tweedie": None,
     "paper_posterior": None,
     "perturb_residual": None,
+    "corrector_steps": WHOLE["corrector_steps"],
 }
 """Option of a sampler -> range of the number, None: true or false."""
 
@@ -43,6 +47,8 @@ class Sampler:
     """Where the noise comes from: "nmf", "score" (a noise prior) or None."""
     posterior_network: bool = False
     """Whether it asks a posterior network, which is told the recording, instead of a prior."""
+    conditional: bool = False
+    """Whether it asks a network that was trained on pairs, and is told the recording in every call."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -61,6 +67,9 @@ class Sampler:
         checked: dict[str, Any] = {}
         for name, value in options.items():
             bounds, shown = OPTIONS[name], (spelling or {}).get(name, name)
+            if name in WHOLE:
+                checked[name] = whole_number(shown, value, WHOLE[name])
+                continue
             checked[name] = flag(shown, value) if bounds is None else real_number(shown, value, bounds)
         return checked
 
@@ -75,6 +84,7 @@ SAMPLERS: dict[str, Sampler] = {
     "paradiffuse_en": Sampler(ParaDiffUSEEN, "score"),
     "ddrm": Sampler(DDRM, "nmf"),
     "amortised": Sampler(Amortised, "nmf", posterior_network=True),
+    "sgmse": Sampler(SGMSE, None, conditional=True),
     "prior": Sampler(Unconditional, None),
 }
 

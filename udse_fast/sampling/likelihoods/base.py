@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, cast
 
 from torch import Tensor
@@ -66,6 +66,12 @@ class Likelihood(ABC):
     """Whether transitions say how uncertain the estimate of the clean signal is."""
     needs_estimate: ClassVar[bool] = False
     """Whether the prior is a posterior network, whose estimates transitions have; then there is no corrector."""
+    corrector_steps: int = field(default=1, init=False)
+    """Times that the corrector is called in each step."""
+    corrector_scale: ClassVar[float] = 1.0
+    """Of the corrector's r."""
+    steps_by_grid: ClassVar[bool] = False
+    """Whether the step sizes are, where none are given, the differences of the times, down to 0; else all are 1/N."""
     carries_noise: ClassVar[bool] = True
     """Whether the noise model of a block of a signal starts from that of the block before."""
 
