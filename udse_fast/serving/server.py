@@ -179,7 +179,7 @@ class Server:
             pass
         except Exception as error:  # of the computation: this stream ends, the server goes on
             self.metrics.failed.add()
-            report_error(f"a stream failed: {reason(error)}")
+            report_error(f"a stream failed: {reason(error)[:200]}")
             code, text = CloseCode.INTERNAL_ERROR, "the server failed in this stream"
         if code == CloseCode.TRY_AGAIN_LATER:
             self.metrics.refused.add(label="no_room")
