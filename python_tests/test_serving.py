@@ -467,6 +467,9 @@ def test_health_metrics_and_other_addresses(enhancer: Enhancer) -> None:
             assert (await get(f"http://{address}/etc/passwd"))[0] == 404
             assert (await get(f"http://{address}/../server.py"))[0] == 404
             assert (await get(f"http://{address}/stream"))[0] == 426  # no websocket
+            assert (await get(f"http://{address}//["))[0] == 400
+            assert (await get(f"http://{address}/stream", {"Origin": "http://["}))[0] == 400
+            assert (await get(f"http://{address}/stream", {"Origin": "null"}))[0] == 403
 
     checked(check())
 

@@ -121,7 +121,10 @@ class Server:
 
     def _request(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer to a plain request; None goes on to the websocket's handshake."""
-        address = urlsplit(request.path)
+        try:
+            address, origin = urlsplit(request.path), urlsplit(request.headers.get("Origin", ""))
+        except ValueError:  # brackets that are not closed
+            return self._refusal(HTTPStatus.BAD_REQUEST, "expected an address")
         if address.path == "/":
             return _response(HTTPStatus.OK, self._page, "text/html; charset=utf-8", self._page_policy)
         if address.path == "/health":
@@ -138,8 +141,7 @@ class Server:
             return self._refusal(HTTPStatus.UNAUTHORIZED, "expected a token of this server")
         if address.path == "/metrics":
             return _response(HTTPStatus.OK, self.metrics.text().encode(), CONTENT_TYPE)
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+        if "Origin" in request.headers and origin.netloc != request.headers.get("Host"):
             return self._refusal(HTTPStatus.FORBIDDEN, "pages of other servers may not use this one")
         return None
 
@@ -177,7 +179,7 @@ class Server:
             pass
         except Exception as error:  # of the computation: this stream ends, the server goes on
             self.metrics.failed.add()
-            report_error(f"a stream failed: {reason(error)}")
+            report_error(f"a stream failed: {reason(error)[:200]}")
             code, text = CloseCode.INTERNAL_ERROR, "the server failed in this stream"
         if code == CloseCode.TRY_AGAIN_LATER:
             self.metrics.refused.add(label="no_room")
