@@ -9,11 +9,12 @@ using namespace udse::bindings;
 
 void register_causal_network(py::module_& m) {
   const py::metaclass plain(reinterpret_cast<PyObject*>(&PyType_Type));  // pybind11's own has no name a stub could give
-  py::class_<udse::CausalNetwork>(m, "CausalNetwork", plain, "A causal Compact network with its weights.")
+  py::class_<udse::CausalNetwork, std::shared_ptr<udse::CausalNetwork>>(m, "CausalNetwork", plain,
+                                                                        "A causal Compact network with its weights.")
       .def(py::init([](const std::map<std::string, Floats>& arrays, const Sizes& dilations) {
              udse::Weights weights;
              for (const auto& [name, array] : arrays) weights[name] = {sizes(array), array.data()};
-             return std::make_unique<udse::CausalNetwork>(weights, dilations);
+             return std::make_shared<udse::CausalNetwork>(weights, dilations);
            }),
            "weights"_a, "dilations"_a)
       .def_property_readonly("bins", &udse::CausalNetwork::bins)

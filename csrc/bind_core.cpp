@@ -192,6 +192,7 @@ void register_signal(py::module_& m) {
 }  // namespace
 
 void register_causal_network(py::module_& m);  // bind_causal_network.cpp
+void register_stream(py::module_& m);          // bind_stream.cpp
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core: fused posterior updates, NMF-IS and counter-based noise on CPUs.";
@@ -206,6 +207,7 @@ PYBIND11_MODULE(_core, m) {
   register_nmf(m);
   register_signal(m);
   register_causal_network(m);
+  register_stream(m);
   m.def("isa", &udse::isa, "Instruction set in use: scalar, avx2 or avx512.");
   m.def(
       "set_isa", [](const std::string& name) { udse::set_isa(name.c_str()); }, "name"_a,

@@ -1,4 +1,4 @@
-"""The figures of `how-it-works.md`: a reverse pass of the example, from noise to speech.
+"""The figures of `how-it-works.md`: a reverse pass of the example, and noise that posterior networks are trained on.
 
 python docs/figures.py
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import udse_fast
 from udse_fast.sampling.diffusion import StepInfo
+from udse_fast.training.noise_variances import draw_picture
 
 matplotlib.use("Agg")
 FOLDER = Path(__file__).parent / "figures"
@@ -48,7 +49,7 @@ def panels(rows: list[list[tuple[str, Tensor]]]) -> Figure:
 
 
 def main() -> None:
-    """Draw both figures."""
+    """Draw the figures."""
     clean, noisy = recording("clean"), recording("noisy")
     enhancer = udse_fast.Enhancer()
     spectral = enhancer.model.spectral
@@ -93,6 +94,7 @@ def main() -> None:
             ]
         ]
     ).savefig(FOLDER / "noise_model.png", dpi=110)
+    draw_picture(FOLDER / "noise_variances.png", rows=3)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from udse_fast import sampler_names
 from udse_fast.cli import COMMANDS, _parser
+from udse_fast.commands.train import NETWORKS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -52,6 +54,14 @@ def test_the_commands_of_a_page_are_accepted(page: Path) -> None:
             _parser(ours[0]).parse_args(ours)
         else:
             assert words[0] in OTHER_PROGRAMS
+
+
+def test_every_sampler_and_every_network_is_on_its_page() -> None:
+    samplers, networks = (DOCS / page for page in ("samplers.md", "tutorials/prior.md"))
+    for sampler in sampler_names():
+        assert f"`{sampler}`" in samplers.read_text()
+    for network in NETWORKS:
+        assert f"`{network}`" in networks.read_text()
 
 
 def test_shell_and_python_are_the_only_languages() -> None:

@@ -268,6 +268,80 @@ def test_score_evaluations_are_counted(sampler: str, snr: float, calls: int) -> 
     assert posterior.score_evaluations == len(asked) == calls
 
 
+@pytest.mark.parametrize(
+    ("sampler", "snr", "calls"),
+    [
+        ("udiffse", 0.5, 3 * 8),
+        ("udiffse_plus", 0.5, 8),
+        ("depse_il", 0.5, 8),
+        ("depse_tl", 0.5, 8),
+        ("diffuseen", 0.5, 8),
+        ("ddrm", 0.5, 8),
+        ("paradiffuse_in", 0.5, 16),
+        ("paradiffuse_en", 0.5, 16),
+        ("prior", 0.0, 8),
+    ],
+)
+def test_a_reused_estimate_saves_the_predictor_s_calls(sampler: str, snr: float, calls: int) -> None:
+    asked = list[str]()
+
+    def counted(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        asked.append(source)
+        return gaussian_score(state, time, source)
+
+    posterior = posterior_sample(
+        MIXTURE, counted, sampler, steps=8, samples=1, em_rounds=3, corrector_snr=snr, reuse_estimate=True
+    )
+    assert posterior.score_evaluations == len(asked) == calls
+
+
+@pytest.mark.parametrize("sde", [OUVE(), VE()], ids=["ouve", "ve"])
+def test_a_reused_estimate_gives_the_path_that_is_known(sde: SDE) -> None:
+    """All draws 1, a Gaussian prior: the denoised signal is that of the state before the corrector moved it."""
+    times, dt, r, v = [0.9, 0.6, 0.3], 0.3, 0.4, SPEECH.numpy()
+
+    def score(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        return -state / (sde.delta(time) ** 2 * SPEECH + sde.sigma(time) ** 2)
+
+    drawn = posterior_sample(
+        MIXTURE, score, "prior", samples=1, times=times, dt=dt, corrector_snr=r, sde=sde, reuse_estimate=True,
+        randomness=lambda name, index: torch.ones(1, 5, 6, dtype=torch.complex128),
+    ).speech[0].numpy()  # fmt: skip
+
+    s = np.ones_like(v) * float(sde.sigma(times[0]))
+    for i, t in enumerate(times):
+        delta, variance, g2 = float(sde.delta(t)), float(sde.sigma(t)) ** 2, float(sde.g(t)) ** 2
+        clean = delta * v / (delta**2 * v + variance) * s  # Wiener
+        eps = r**2 * variance
+        s = s + eps * (delta * clean - s) / variance + math.sqrt(2 * eps)
+        s = s + sde.gamma * s * dt + g2 * dt * (delta * clean - s) / variance
+        s = s + (math.sqrt(g2 * dt) if i < 2 else 0)
+    np.testing.assert_allclose(drawn, s, rtol=1e-9)
+
+
+def test_a_reused_estimate_comes_with_its_variance() -> None:
+    """DDRM takes E|s_0 - s0_hat|^2 from the corrector's call, and the estimate that belongs to it."""
+    seen, asked = list[StepInfo](), list[Tensor]()
+
+    class Watched(GaussianPrior):
+        def answer(self, requests: Sequence[Request]) -> list[Answer]:
+            asked.extend(request.state for request in requests)
+            return super().answer(requests)
+
+    posterior_sample(
+        MIXTURE, Watched(), "ddrm", steps=3, samples=2, callback=seen.append, reuse_estimate=True,
+        noise_model=FixedVariance(NOISE),
+    )  # fmt: skip
+    assert len(asked) == len(seen) == 3
+    for state, info in zip(asked, seen, strict=True):
+        t = info.transitions["speech"]
+        assert not torch.allclose(t.state, state)
+        level = float(t.coefficients.sigma / t.coefficients.delta) ** 2
+        assert t.posterior_variance is not None
+        torch.testing.assert_close(t.posterior_variance, (SPEECH * level / (SPEECH + level)).expand(2, 5, 6))
+        torch.testing.assert_close(info.denoised["speech"], SPEECH / (SPEECH + level) * state / t.coefficients.delta)
+
+
 def test_a_callback_sees_every_step() -> None:
     seen = list[StepInfo]()
     posterior = posterior_sample(

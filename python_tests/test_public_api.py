@@ -16,7 +16,10 @@ from udse_fast.cli import COMMANDS
 from udse_fast.commands import info, options
 from udse_fast.sampling.read_out import READOUTS
 
-NAMES = ["Enhancer", "Posterior", "Stream", "UdseError", "load_network", "posterior_sample", "sampler_names"]
+NAMES = [
+    "Enhancer", "Posterior", "Separated", "Stream", "UdseError", "load_network", "posterior_sample", "sampler_names",
+    "separate_sources",
+]  # fmt: skip
 SAMPLERS = [
     "udiffse", "udiffse_plus", "depse_il", "depse_tl", "diffuseen", "paradiffuse_in", "paradiffuse_en", "ddrm", "prior",
 ]  # fmt: skip
@@ -41,6 +44,11 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
     (udse_fast.Stream.restore, {"state": ...}),
     (udse_fast.load_network, {"path": None, "device": "cpu"}),
     (udse_fast.sampler_names, {}),
+    (
+        udse_fast.separate_sources,
+        {"mixture": ..., "denoisers": ..., "tau": ..., "zeta": 0.5, "solver": "euler", "rule": "gradient",
+         "domain": "compressed", "exponent": 2 / 3, "start": None},
+    ),
 ]  # fmt: skip
 """Callables and the arguments, in order, that they take, with their defaults (`...`: none). They may take more."""
 

@@ -12,26 +12,31 @@ if TYPE_CHECKING:
     from udse_fast.enhancer import Enhancer
     from udse_fast.sampling.posterior import Posterior, posterior_sample
     from udse_fast.sampling.samplers import sampler_names
+    from udse_fast.sampling.separation import Separated, separate_sources
     from udse_fast.streaming.stream import Stream
 
 __version__ = "0.1.0"
 __all__ = [
     "Enhancer",
     "Posterior",
+    "Separated",
     "Stream",
     "UdseError",
     "load_network",
     "posterior_sample",
     "sampler_names",
+    "separate_sources",
 ]
 
 _HOME = {
     "Enhancer": "enhancer",
     "Posterior": "sampling.posterior",
+    "Separated": "sampling.separation",
     "Stream": "streaming.stream",
     "load_network": "checkpoints.checkpoint",
     "posterior_sample": "sampling.posterior",
     "sampler_names": "sampling.samplers",
+    "separate_sources": "sampling.separation",
 }
 
 

@@ -83,3 +83,37 @@ class CausalNetwork:
     ) -> None:
         """The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated, or
         written where what it is made from is given, before."""
+
+class StreamPrior:
+    """A causal prior of native streams."""
+
+    def __init__(
+        self, network: CausalNetwork, config: Mapping[str, float], sqrt_hann: bool, fingerprint: int
+    ) -> None: ...
+
+class NativeStream:
+    """Samples in, speech and noise out. One thread at a time."""
+
+    def __init__(
+        self,
+        prior: StreamPrior,
+        numbers: Mapping[str, float],
+        words: Mapping[str, str],
+        seed: int,
+        sample_rate: int,
+        channels: int,
+    ) -> None: ...
+    def process(self, samples: _Floats) -> tuple[_Floats, _Floats]:
+        """(n, channels) in, speech and noise (m, channels) out."""
+    def flush(self) -> tuple[_Floats, _Floats]: ...
+    def reset(self) -> None: ...
+    def state(self) -> bytes: ...
+    def restore(self, state: bytes) -> None: ...
+    @property
+    def latency(self) -> int: ...
+    @property
+    def remaining(self) -> int: ...
+    @property
+    def network_calls(self) -> int: ...
+    @property
+    def recovered_blocks(self) -> int: ...

@@ -101,6 +101,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
             times=times,
             dt=dt,
             corrector_snr=settings.corrector_snr,
+            reuse_estimate=settings.reuse_estimate,
             sde=self.model.sde,
             options=self.model.options,
         )

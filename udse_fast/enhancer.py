@@ -28,7 +28,8 @@ from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.samplers import SEEDS, find_sampler
 from udse_fast.settings import STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
 from udse_fast.streaming.channel import Samples
-from udse_fast.streaming.stream import Audio, Stream, flush_together, process_together, separate_together
+from udse_fast.streaming.native import make_stream
+from udse_fast.streaming.stream import CHANNELS, Audio, Stream, flush_together, process_together, separate_together
 
 
 class Enhancer:
@@ -198,7 +199,7 @@ class Enhancer:
         """Speech and noise of (audio, sample rate, name in errors): streams that everything comes into at once."""
         checked = [_checked(*recording) for recording in recordings]
         streams = [
-            Stream(enhancer, int(rate), len(samples), self.max_attenuation_db)
+            make_stream(enhancer, int(rate), len(samples), self.max_attenuation_db)
             for (_, samples), (_, rate, _) in zip(checked, recordings, strict=True)
         ]
         ready = separate_together(streams, [samples for _, samples in checked])
@@ -248,7 +249,8 @@ class Enhancer:
             own = {name: value for name, value in self._given.items() if name in STREAM_BLOCKS}
             settings = {**STREAM_BLOCKS, **own, **settings}
         enhancer = self._block_enhancer(causal, **settings)
-        return Stream(enhancer, check_sample_rate(sample_rate), channels, self.max_attenuation_db)
+        rate, channels = check_sample_rate(sample_rate), whole_number("channels", channels, CHANNELS)
+        return make_stream(enhancer, rate, channels, self.max_attenuation_db)
 
     def _block_enhancer(self, causal: bool, falls_back: bool = True, **settings: Any) -> BlockEnhancer[Any]:
         model = self._causal() if flag("causal", causal) else self.model

@@ -94,5 +94,5 @@ def split(requests: Sequence[Request], score: Tensor, posterior_variance: Tensor
 def _times(state: Tensor, time: Time) -> Tensor:
     """One time per item (B,), or per item and frame (B, T)."""
     count = state.shape[0]
-    t = time if isinstance(time, Tensor) else torch.full((), time, device=state.device)
+    t = time if isinstance(time, Tensor) else torch.full((), time, dtype=torch.float32, device=state.device)
     return t.to(state.real).expand((count,) if t.ndim == 0 else (count, state.shape[-1]))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from udse_fast.checks import Range, real_number, whole_number
+from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.sampling.read_out import READOUTS
 from udse_fast.sampling.samplers import CORRECTOR_SNR
@@ -36,6 +36,10 @@ def _whole(default: int | None, bounds: Range) -> Any:
     return field(default=default, metadata={"check": check})
 
 
+def _flag(default: bool) -> Any:
+    return field(default=default, metadata={"check": flag})
+
+
 @dataclass(frozen=True)
 class Checked:
     """Fields whose kind and range are checked when the object is made."""
@@ -56,6 +60,8 @@ class SamplingSettings(Checked):
     start_time: float = _real(1.0, Range(0, 1, excluded=True))
     end_time: float = _real(0.03, Range(0, 1, excluded=True))
     corrector_snr: float = _real(0.5, CORRECTOR_SNR)
+    reuse_estimate: bool = _flag(False)
+    """The predictor takes the denoised estimate of the corrector's network call, in place of a call of its own."""
     rank: int = _whole(4, Range(1, 1000))
     nmf_iterations: int = _whole(1, Range(1, 1000))
     """Multiplicative updates of the noise model per M-step."""

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace udse {
 namespace {
@@ -14,6 +15,8 @@ constexpr double release_seconds = 0.5;  // in which the level falls to 1/e once
 constexpr float least_squares = 1e-3f;   // of the windows, where a sample is hardly seen
 constexpr float recovered_gain = 0.1f;   // of a block whose computing broke down: 20 dB down
 constexpr float loudest_sample = 1e9f;   // far above full scale; powers of it are finite
+
+constexpr double lowest_of_highest = 5000, highest_of_highest = 7500;  // Hz: what the band above follows
 
 double seconds(const Prior& prior, int64_t samples) {
   return static_cast<double>(samples) / static_cast<double>(prior.spectral.settings().sample_rate);
@@ -34,18 +37,30 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       advance_(frames_ * prior_->spectral.settings().hop),
       window_(advance_ - prior_->spectral.settings().hop + prior_->spectral.settings().n_fft),
       release_(static_cast<float>(std::exp(-seconds(*prior_, advance_) / release_seconds))),
+<<<<<<< HEAD
       noise_model_(prior_->network.bins(), frames_, settings, forgetting(*prior_, settings),
                    seconds(*prior_, advance_)),
+=======
+      removes_hum_(settings.remove_hum),
+      noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings)),
+>>>>>>> main
       sampler_(make_block_sampler(*prior_, settings)),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
       workspace_(prior_->spectral.settings(), frames_),
       input_(static_cast<size_t>(window_ + most_pushed)),
       sum_(static_cast<size_t>(window_)),
+      gain_sum_(sum_.size()),
       squares_(sum_.size()),
+      hum_(prior_->spectral.settings().sample_rate, prior_->spectral.settings().sample_rate + window_),
+      heard_(static_cast<size_t>(prior_->spectral.settings().sample_rate + window_)),
+      unsteady_(heard_.size()),
       loudest_(static_cast<size_t>(std::max(1.0, std::nearbyint(settings.level_seconds / seconds(*prior_, advance_))))),
-      mixture_(static_cast<size_t>(prior_->network.bins() * frames_)),
+      mixture_(static_cast<size_t>(prior_->network->bins() * frames_)),
       spectrogram_(mixture_.size()),
-      speech_(static_cast<size_t>(advance_)) {
+      loud_mixture_(mixture_.size()),
+      speech_(static_cast<size_t>(advance_)),
+      gain_(speech_.size()),
+      given_mixture_(speech_.size()) {
   reset();
 }
 
@@ -53,9 +68,10 @@ void CausalBlocks::reset() {
   noise_model_.reset();
   sampler_->reset();
   read_out_.reset();
-  for (auto* numbers : {&input_, &sum_, &squares_, &loudest_}) std::fill(numbers->begin(), numbers->end(), 0.f);
+  for (auto* numbers : {&input_, &sum_, &gain_sum_, &squares_, &loudest_, &heard_})
+    std::fill(numbers->begin(), numbers->end(), 0.f);
   held_ = skip_ = skipped_at_first();  // centred frames: the first reaches half a window before the signal
-  latest_ = recovered_blocks_ = left_out_ = 0;
+  latest_ = recovered_blocks_ = left_out_ = heard_count_ = 0;
   level_ = 0;
   frame_ = 0;
 }
@@ -73,10 +89,23 @@ void CausalBlocks::update_level() {
   level_ = std::max(*std::max_element(loudest_.begin(), loudest_.end()), level_ * release_);
 }
 
+// The block without its hum, at the end of `unsteady_`
+void CausalBlocks::remove_hum() {
+  const int64_t fresh = heard_count_ ? advance_ : window_, rate = prior_->spectral.settings().sample_rate;
+  std::copy_n(input_.data() + window_ - fresh, fresh, heard_.data() + heard_count_);
+  const int64_t count = heard_count_ + fresh;
+  std::copy_n(heard_.data(), count, unsteady_.data());
+  hum_.remove(unsteady_.data(), count);
+  std::copy(unsteady_.data() + count - window_, unsteady_.data() + count, unsteady_.data());
+  heard_count_ = std::min(count, rate);
+  std::copy(heard_.data() + count - heard_count_, heard_.data() + count, heard_.data());
+}
+
 bool CausalBlocks::begin() {
   const SpectralSettings& settings = prior_->spectral.settings();
   const auto size = static_cast<int64_t>(mixture_.size());
-  prior_->spectral.analyse(input_.data(), frames_, spectrogram_.data(), workspace_);
+  if (removes_hum_) remove_hum();
+  prior_->spectral.analyse(removes_hum_ ? unsteady_.data() : input_.data(), frames_, spectrogram_.data(), workspace_);
   kernels().compression.compress(spectrogram_.data(), settings.exponent, settings.factor, mixture_.data(), {0, size});
   update_level();
   active_ = level_ > least_level;
@@ -93,23 +122,53 @@ void CausalBlocks::recover() {
   noise_model_.reset();
   sampler_->reset();
   read_out_.reset();
-  read_out_.decompress(mixture_.data(), level_, spectrogram_.data());
-  for (cfloat& z : spectrogram_) z *= recovered_gain;
+  for (size_t i = 0; i < spectrogram_.size(); ++i) spectrogram_[i] = recovered_gain * loud_mixture_[i];
+}
+
+void CausalBlocks::estimate() {
+  read_out_.decompress(mixture_.data(), level_, loud_mixture_.data());
+  read_out_.estimate(sampler_->speech(), mixture_.data(), level_, noise_model_, spectrogram_.data());
+  const auto finite = [](cfloat z) { return std::isfinite(z.real()) && std::isfinite(z.imag()); };
+  if (!std::all_of(spectrogram_.begin(), spectrogram_.end(), finite)) recover();
+}
+
+// Real gain up to 1 from the mixture to the speech, by their powers
+float CausalBlocks::gain_of_highest(int64_t frame) const {
+  const SpectralSettings& settings = prior_->spectral.settings();
+  const auto bin = [&](double hertz) {
+    const double at = hertz * static_cast<double>(settings.n_fft) / static_cast<double>(settings.sample_rate);
+    return std::min(settings.bins(), static_cast<int64_t>(std::nearbyint(at)));
+  };
+  float speech = 0, mixture = 0;
+  for (int64_t k = bin(lowest_of_highest); k < bin(highest_of_highest); ++k) {
+    const auto at = static_cast<size_t>(k * frames_ + frame);
+    speech += std::norm(spectrogram_[at]);
+    mixture += std::norm(loud_mixture_[at]);
+  }
+  return std::min(1.f, std::sqrt(speech / std::max(mixture, std::numeric_limits<float>::min())));
 }
 
 void CausalBlocks::end() {
+  const SpectralSettings& settings = prior_->spectral.settings();
+  const std::vector<float>& window = prior_->spectral.window();
   if (active_) {
-    read_out_.estimate(sampler_->speech(), mixture_.data(), level_, noise_model_, spectrogram_.data());
-    const auto finite = [](cfloat z) { return std::isfinite(z.real()) && std::isfinite(z.imag()); };
-    if (!std::all_of(spectrogram_.begin(), spectrogram_.end(), finite)) recover();
     prior_->spectral.overlap_add(spectrogram_.data(), frames_, sum_.data(), workspace_);
+    for (int64_t t = 0; t < frames_; ++t) {
+      const float gain = gain_of_highest(t);
+      for (int64_t n = 0; n < settings.n_fft; ++n) {
+        const float w = window[static_cast<size_t>(n)];
+        gain_sum_[static_cast<size_t>(t * settings.hop + n)] += gain * (w * w);
+      }
+    }
   }
   prior_->spectral.overlap_add_squares(frames_, squares_.data());
   for (int64_t i = 0; i < advance_; ++i) {
     const auto at = static_cast<size_t>(i);
     speech_[at] = sum_[at] / std::max(squares_[at], least_squares);
+    gain_[at] = gain_sum_[at] / std::max(squares_[at], least_squares);
+    given_mixture_[at] = input_[at];
   }
-  for (auto* sums : {&sum_, &squares_}) {
+  for (auto* sums : {&sum_, &gain_sum_, &squares_}) {
     std::copy(sums->begin() + advance_, sums->end(), sums->begin());
     std::fill(sums->end() - advance_, sums->end(), 0.f);
   }
@@ -133,7 +192,10 @@ void CausalBlocks::exchange(State& state) {
   state(held_, int64_t{0}, window_ - 1);
   state(input_);
   state(sum_);
+  state(gain_sum_);
   state(squares_);
+  state(heard_);
+  state(heard_count_, int64_t{0}, prior_->spectral.settings().sample_rate);
   state(loudest_);
   state(latest_, int64_t{0}, static_cast<int64_t>(loudest_.size()) - 1);
   state(level_, 0.f, 1e30f);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "stream/block_sampler.hpp"
+#include "stream/hum.hpp"
 #include "stream/read_out.hpp"
 
 namespace udse {
@@ -25,9 +26,15 @@ class CausalBlocks {
   bool ready() const { return held_ >= window_; }
   // Starts the next block; false for digital silence, of which nothing is asked.
   bool begin();
-  // After the sampler's last answer, or after silence: the speech, `count()` samples
+  // After the sampler's last answer: the speech (F, K) at the level of the input, and the mixture
+  void estimate();
+  std::vector<cfloat>& speech_spectrogram() { return spectrogram_; }
+  const std::vector<cfloat>& mixture_spectrogram() const { return loud_mixture_; }
+  // After the estimate, or after silence: the speech, the gain in the highest bands, and what came, `count()` samples
   void end();
   const float* speech() const { return speech_.data() + left_out_; }
+  const float* gain() const { return gain_.data() + left_out_; }
+  const float* mixture() const { return given_mixture_.data() + left_out_; }
   std::int64_t count() const { return advance_ - left_out_; }
 
   // Samples of the signal that were pushed and not given yet
@@ -41,29 +48,36 @@ class CausalBlocks {
 
  private:
   std::int64_t skipped_at_first() const { return prior_->spectral.settings().n_fft / 2; }
+  void remove_hum();
   void update_level();
+  float gain_of_highest(std::int64_t frame) const;
   void recover();
 
   std::shared_ptr<const Prior> prior_;
   std::int64_t frames_, advance_, window_;
   float release_;
+  bool removes_hum_;
   NoiseModel noise_model_;
   std::unique_ptr<BlockSampler> sampler_;
   ReadOut read_out_;
   Spectral::Workspace workspace_;
 
   std::vector<float> input_;
-  std::int64_t held_ = 0;             // samples of `input_`
-  std::vector<float> sum_, squares_;  // overlap-add of speech, and of the squared windows
-  std::vector<float> loudest_;        // compressed moduli of the last blocks, the latest at `latest_`
+  std::int64_t held_ = 0;                        // samples of `input_`
+  std::vector<float> sum_, gain_sum_, squares_;  // overlap-add of speech, gain, and of the squared windows
+  Hum hum_;
+  std::vector<float> heard_, unsteady_;  // at most a second before the end of the last block; without hum
+  std::int64_t heard_count_ = 0;
+  std::vector<float> loudest_;  // compressed moduli of the last blocks, the latest at `latest_`
   std::int64_t latest_ = 0;
   float level_ = 0;
   std::uint64_t frame_ = 0;  // number of the next block's first
   std::int64_t skip_ = 0;    // samples before the signal starts
   bool active_ = false;      // the block under way is not silent
   std::int64_t left_out_ = 0, recovered_blocks_ = 0;
-  std::vector<cfloat> mixture_, spectrogram_;  // normalised; at the level of the input, (F, K)
-  std::vector<float> speech_;
+  std::vector<cfloat> mixture_;                     // x, (F, K)
+  std::vector<cfloat> spectrogram_, loud_mixture_;  // speech and mixture at the level of the input, (F, K)
+  std::vector<float> speech_, gain_, given_mixture_;
 };
 
 }  // namespace udse

@@ -8,13 +8,13 @@ namespace udse {
 using std::size_t;
 
 DdrmSampler::DdrmSampler(const Prior& prior, const StreamSettings& settings)
-    : shape_{settings.samples, prior.network.bins(), settings.block_frames},
+    : shape_{settings.samples, prior.network->bins(), settings.block_frames},
       seed_(settings.seed),
       eta_(static_cast<float>(settings.eta)),
       noise_bias_(static_cast<float>(settings.noise_bias)),
       variance_scale_(static_cast<float>(settings.variance_scale)),
       level_of_samples_(static_cast<size_t>(settings.samples)),
-      memory_size_(prior.network.memory_size()),
+      memory_size_(prior.network->memory_size()),
       memories_(static_cast<size_t>(settings.steps * settings.samples * memory_size_)),
       state_(static_cast<size_t>(shape_.samples * shape_.bins * shape_.frames)),
       unit_gain_(state_.size()),

@@ -91,7 +91,7 @@ std::vector<float> read_data_scale(const Json& architecture) {
   return scale;
 }
 
-CausalNetwork make_network(SafeTensors& file, const Json& architecture) {
+std::shared_ptr<const CausalNetwork> make_network(SafeTensors& file, const Json& architecture) {
   const Json* const name = architecture.find("name");
   if (!name || name->text != "compact")
     throw Error("expected a checkpoint of the network compact, got " + (name ? name->text.substr(0, 32) : "none"));
@@ -105,7 +105,7 @@ CausalNetwork make_network(SafeTensors& file, const Json& architecture) {
       if (!std::isfinite(value)) throw Error(tensor_name + " of the checkpoint has NaN or infinite numbers");
     weights[tensor_name] = {tensor.shape, tensor.values.data()};
   }
-  return {weights, read_dilations(architecture)};
+  return std::make_shared<const CausalNetwork>(weights, read_dilations(architecture));
 }
 
 std::vector<unsigned char> read_file(const std::string& path) {
@@ -155,9 +155,9 @@ std::shared_ptr<const Prior> parse_prior(const unsigned char* bytes, std::size_t
   auto prior =
       std::shared_ptr<Prior>(new Prior{Spectral(read_spectral(config)), read_sde(config),
                                        make_network(file, *architecture), recommended, fingerprint(bytes, size)});
-  if (prior->network.bins() != prior->spectral.settings().bins())
+  if (prior->network->bins() != prior->spectral.settings().bins())
     throw Error("expected a network of " + std::to_string(prior->spectral.settings().bins()) +
-                " bins in the checkpoint, got " + std::to_string(prior->network.bins()));
+                " bins in the checkpoint, got " + std::to_string(prior->network->bins()));
   return prior;
 }
 

@@ -24,9 +24,9 @@ struct OUVE {
 struct Prior {
   Spectral spectral;
   OUVE sde;
-  CausalNetwork network;
+  std::shared_ptr<const CausalNetwork> network;
   StreamSettings recommended;
-  std::uint64_t fingerprint;  // of the whole file
+  std::uint64_t fingerprint;  // of network and configuration
 };
 
 // Throw Error for a file that cannot be read, is damaged, or holds another kind of network.

@@ -50,30 +50,83 @@ std::string present_name(const std::string& name) {
   return name;
 }
 
-ReadOutKind read_kind(const Json& value) {
-  if (value.text == "auto" || value.text == "mean") return ReadOutKind::mean;
-  if (value.text == "mean_compressed") return ReadOutKind::mean_compressed;
-  if (value.text == "wiener") return ReadOutKind::wiener;
-  if (value.text == "blend") return ReadOutKind::blend;
-  throw Error("readout: expected auto, mean, mean_compressed, wiener or blend, got " + value.text.substr(0, 32));
+bool set_if_known(StreamSettings& settings, const std::string& name, double value) {
+  for (const Whole& number : whole_numbers)
+    if (name == number.name) {
+      settings.*number.field = std::llround(value);
+      return true;
+    }
+  for (const Real& number : real_numbers)
+    if (name == number.name) {
+      settings.*number.field = value;
+      return true;
+    }
+  return false;
+}
+
+template <class Choice>
+struct Word {
+  const char* name;
+  Choice choice;
+};
+
+// The choice of this name
+template <class Choice, std::size_t n>
+Choice chosen(const Word<Choice> (&words)[n], const std::string& setting, const std::string& value) {
+  std::string known;
+  for (const Word<Choice>& word : words) {
+    if (value == word.name) return word.choice;
+    known += (known.empty() ? "" : ", ") + std::string(word.name);
+  }
+  throw Error(setting + ": expected one of " + known + ", got " + value.substr(0, 32));
+}
+
+constexpr Word<ReadOutKind> read_outs[] = {{"auto", ReadOutKind::mean},
+                                           {"mean", ReadOutKind::mean},
+                                           {"mean_compressed", ReadOutKind::mean_compressed},
+                                           {"wiener", ReadOutKind::wiener},
+                                           {"blend", ReadOutKind::blend}};
+constexpr Word<bool> hums[] = {{"remove", true}, {"keep", false}};
+constexpr Word<bool> stereos[] = {{"common", true}, {"separate", false}};
+constexpr Word<HighBand> high_bands[] = {
+    {"follow", HighBand::follow}, {"keep", HighBand::keep}, {"cut", HighBand::cut}};
+
+bool set_word_if_known(StreamSettings& settings, const std::string& name, const std::string& value) {
+  if (name == "readout")
+    settings.readout = chosen(read_outs, name, value);
+  else if (name == "hum")
+    settings.remove_hum = chosen(hums, name, value);
+  else if (name == "stereo")
+    settings.common_gain = chosen(stereos, name, value);
+  else if (name == "high_band")
+    settings.high_band = chosen(high_bands, name, value);
+  else
+    return false;
+  return true;
 }
 
 // Settings that are unknown here are of other samplers, or of overlapping blocks.
 void apply(const Json& section, StreamSettings& settings) {
   for (const auto& [given, value] : section.members) {
     const std::string name = present_name(given);
-    if (name == "readout") settings.readout = read_kind(value);
+    if (value.kind == Json::string) set_word_if_known(settings, name, value.text);
     if (value.kind != Json::number) continue;
     if (name == "corrector_snr" && value.value != 0)
       throw Error("corrector_snr: expected 0 in a checkpoint for streams, got " + std::to_string(value.value));
-    for (const Whole& number : whole_numbers)
-      if (name == number.name) settings.*number.field = std::llround(value.value);
-    for (const Real& number : real_numbers)
-      if (name == number.name) settings.*number.field = value.value;
+    set_if_known(settings, name, value.value);
   }
 }
 
 }  // namespace
+
+void set_number(StreamSettings& settings, const std::string& name, double value) {
+  if (!set_if_known(settings, name, value)) throw Error("expected a setting of streams, got " + name.substr(0, 32));
+}
+
+void set_word(StreamSettings& settings, const std::string& name, const std::string& value) {
+  if (!set_word_if_known(settings, name, value))
+    throw Error("expected a setting of streams, got " + name.substr(0, 32));
+}
 
 StreamSettings read_settings(const Json* inference) {
   StreamSettings settings;

@@ -1,12 +1,15 @@
 // How a stream enhances: what a checkpoint recommends, and what a caller may set.
 #pragma once
 
+#include <string>
+
 #include "stream/json.hpp"
 #include "udse_core.hpp"
 
 namespace udse {
 
 enum class ReadOutKind { mean, mean_compressed, wiener, blend };
+enum class HighBand { follow, keep, cut };  // above the network's band
 
 // As `InferenceSettings` and the options of DDRM in Python, with the same names, defaults and ranges.
 struct StreamSettings {
@@ -17,12 +20,19 @@ struct StreamSettings {
   ReadOutKind readout = ReadOutKind::mean;
   double wiener_exponent = 1, blend_ratio = 1;
   double forgetting_seconds = 6, forgetting_spread = 1, noise_floor = 0, level_seconds = 5;
-  double remaining_noise = 0;  // factor of the noise that is left in
+  double remaining_noise = 0;                   // factor of the noise that is left in
+  bool remove_hum = true, common_gain = false;  // of all channels
+  HighBand high_band = HighBand::follow;
   std::uint64_t seed = 0;
 };
 
 // Settings of a checkpoint's section "inference" for the sampler DDRM, which it must recommend or leave open.
 StreamSettings read_settings(const Json* inference);
+
+// One of the numbers, by its name in Python. Throws Error where there is none of it.
+void set_number(StreamSettings& settings, const std::string& name, double value);
+// Likewise of the words: readout, hum, stereo, high_band.
+void set_word(StreamSettings& settings, const std::string& name, const std::string& value);
 
 // Throws Error, which names the setting, the range and the value.
 void check(const StreamSettings& settings);

@@ -56,7 +56,7 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
       settings_(checked(settings, sample_rate, channels)),
       sample_rate_(sample_rate),
       channel_count_(channels),
-      workspace_(prior_->network.workspace(0, 1, {})),
+      workspace_(prior_->network->workspace(0, 1, {})),
       mixture_(channels, piece_frames + 1),
       remaining_noise_(static_cast<float>(settings.remaining_noise)) {
   isa();  // throws where one is forced that is not there
@@ -64,19 +64,20 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
   const auto down = resampling_filter(sample_rate, network_rate), up = resampling_filter(network_rate, sample_rate);
   most_pushed_ = Resampler(down).most(piece_frames);
   for (int64_t c = 0; c < channels; ++c)
-    channels_.push_back(
-        std::unique_ptr<Channel>(new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up)}));
+    channels_.push_back(std::unique_ptr<Channel>(
+        new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up), Resampler(up), Resampler(up)}));
   Channel& first = *channels_[0];
-  workspace_ = prior_->network.workspace(channels * settings.samples, settings.block_frames,
-                                         first.blocks.sampler().noise_levels());
+  workspace_ = prior_->network->workspace(channels * settings.samples, settings.block_frames,
+                                          first.blocks.sampler().noise_levels());
   requests_.reserve(static_cast<size_t>(channels));
   active_.resize(static_cast<size_t>(channels));
   piece_.resize(piece_frames);
   resampled_.resize(static_cast<size_t>(most_pushed_));
-  const int64_t longest_silence = std::max({first.after.delay(), piece_frames, most_pushed_});
+  const int64_t longest_silence = std::max({first.speech_after.delay(), piece_frames, most_pushed_});
   silence_.resize(static_cast<size_t>(longest_silence));
   mixture_ = Ring(channels, latency() + piece_frames + 1);
-  given_.resize(static_cast<size_t>(first.after.most(std::max(first.blocks.advance(), longest_silence))));
+  for (auto* samples : {&speech_, &gain_, &low_})
+    samples->resize(static_cast<size_t>(first.speech_after.most(std::max(first.blocks.advance(), longest_silence))));
 }
 
 int64_t Stream::latency() const {
@@ -84,7 +85,7 @@ int64_t Stream::latency() const {
   const int64_t network_hz = prior_->spectral.settings().sample_rate, common = std::gcd(sample_rate_, network_hz);
   const int64_t rate = sample_rate_ / common, network_rate = network_hz / common;
   // in units of 1 / network_rate of our samples
-  const int64_t held = (channel.blocks.window() - 1 + channel.after.delay()) * rate;
+  const int64_t held = (channel.blocks.window() - 1 + channel.speech_after.delay()) * rate;
   // blocks end at samples first - 1, first - 1 + advance, ... of the network's rate, which are not all of ours: the
   // whole sample that is missing where none of them falls late enough between two
   const int64_t end = (channel.blocks.first() - 1) * rate % std::gcd(channel.blocks.advance(), network_rate);
@@ -94,7 +95,7 @@ int64_t Stream::latency() const {
 int64_t Stream::most(int64_t frames) const {
   const Channel& channel = *channels_[0];
   const int64_t advance = channel.blocks.advance();
-  return channel.after.most((channel.before.most(frames) + advance - 1) / advance * advance);
+  return channel.speech_after.most((channel.before.most(frames) + advance - 1) / advance * advance);
 }
 
 void Stream::push(const float* in, int64_t frames) {
@@ -109,18 +110,43 @@ void Stream::push(const float* in, int64_t frames) {
   received_ += frames;
 }
 
-void Stream::give(Channel& channel, int64_t number, const float* speech, int64_t n, Writer& to) {
-  const int64_t count = std::min(channel.after.process(speech, n, given_.data()), remaining());
+void Stream::give(Channel& channel, int64_t number, const Part& part, int64_t n, Writer& to) {
+  const bool has_high_band = sample_rate_ > prior_->spectral.settings().sample_rate;
+  const HighBand high_band = has_high_band ? settings_.high_band : HighBand::cut;
+  const int64_t count = std::min(channel.speech_after.process(part.speech, n, speech_.data()), remaining());
+  if (high_band == HighBand::follow) channel.gain_after.process(part.gain, n, gain_.data());
+  if (high_band != HighBand::cut) channel.low_after.process(part.low, n, low_.data());
   for (int64_t i = 0; i < count; ++i) {
-    const float mixture = mixture_.frame(returned_ + i)[number], own = given_[static_cast<size_t>(i)];
+    const auto at = static_cast<size_t>(i);
+    const float mixture = mixture_.frame(returned_ + i)[number];
+    float own = speech_[at];
+    if (high_band == HighBand::keep) own += mixture - low_[at];
+    if (high_band == HighBand::follow) own += std::clamp(gain_[at], 0.f, 1.f) * (mixture - low_[at]);
     const float given = (1 - remaining_noise_) * own + remaining_noise_ * mixture;
-    const int64_t at = (to.written + i) * channel_count_ + number;
-    to.out.speech[at] = given;
-    if (to.out.noise) to.out.noise[at] = mixture - given;
+    const int64_t to_at = (to.written + i) * channel_count_ + number;
+    to.out.speech[to_at] = given;
+    if (to.out.noise) to.out.noise[to_at] = mixture - given;
   }
   if (number < channel_count_ - 1) return;
   to.written += count;  // as many of every channel
   returned_ += count;
+}
+
+// One real gain per bin for all channels that are not silent, so that the image stays
+void Stream::share_gain() {
+  const size_t size = channels_[0]->blocks.mixture_spectrogram().size();
+  for (size_t i = 0; i < size; ++i) {
+    float speech = 0, mixture = 0;
+    for (size_t c = 0; c < channels_.size(); ++c) {
+      if (!active_[c]) continue;
+      speech += std::norm(channels_[c]->blocks.speech_spectrogram()[i]);
+      mixture += std::norm(channels_[c]->blocks.mixture_spectrogram()[i]);
+    }
+    const float gain = std::min(1.f, std::sqrt(speech / std::max(mixture, std::numeric_limits<float>::min())));
+    for (size_t c = 0; c < channels_.size(); ++c)
+      if (active_[c])
+        channels_[c]->blocks.speech_spectrogram()[i] = gain * channels_[c]->blocks.mixture_spectrogram()[i];
+  }
 }
 
 int64_t Stream::run_block(int64_t most_given, Writer& to) {
@@ -131,15 +157,20 @@ int64_t Stream::run_block(int64_t most_given, Writer& to) {
     for (size_t c = 0; c < channels_.size(); ++c)
       if (active_[c]) requests_.push_back(channels_[c]->blocks.sampler().request(call));
     if (requests_.empty()) break;
-    prior_->network.step(requests_.data(), requests_.size(), workspace_);
+    prior_->network->step(requests_.data(), requests_.size(), workspace_);
+    network_calls_ += static_cast<int64_t>(requests_.size());
     for (size_t c = 0; c < channels_.size(); ++c)
       if (active_[c]) channels_[c]->blocks.sampler().answer(call, channels_[c]->blocks.noise_model());
   }
+  for (size_t c = 0; c < channels_.size(); ++c)
+    if (active_[c]) channels_[c]->blocks.estimate();
+  if (settings_.common_gain && std::count(active_.begin(), active_.end(), 1) > 1) share_gain();
   for (auto& channel : channels_) channel->blocks.end();
   const int64_t count = std::min(channels_[0]->blocks.count(), most_given);
   for (int64_t c = 0; c < channel_count_; ++c) {
     Channel& channel = *channels_[static_cast<size_t>(c)];
-    give(channel, c, channel.blocks.speech(), count, to);
+    const CausalBlocks& blocks = channel.blocks;
+    give(channel, c, {blocks.speech(), blocks.gain(), blocks.mixture()}, count, to);
   }
   return count;
 }
@@ -178,19 +209,23 @@ int64_t Stream::flush(const Output& out) {
   }
   for (int64_t c = 0; c < channel_count_; ++c) {
     Channel& channel = *channels_[static_cast<size_t>(c)];
-    give(channel, c, silence_.data(), channel.after.delay(), to);
+    const float* const silence = silence_.data();
+    give(channel, c, {silence, silence, silence}, channel.speech_after.delay(), to);
   }
   reset();
   return to.written;
 }
 
+std::array<Resampler*, 4> Stream::resamplers(Channel& channel) {
+  return {&channel.before, &channel.speech_after, &channel.gain_after, &channel.low_after};
+}
+
 void Stream::reset() {
   for (auto& channel : channels_) {
     channel->blocks.reset();
-    channel->before.reset();
-    channel->after.reset();
+    for (Resampler* resampler : resamplers(*channel)) resampler->reset();
   }
-  received_ = returned_ = 0;
+  received_ = returned_ = network_calls_ = 0;
 }
 
 int64_t Stream::recovered_blocks() const {
@@ -205,14 +240,13 @@ std::uint64_t Stream::facts() const {
   return hash_of(prior_->fingerprint, sample_rate_, channel_count_, s.steps, s.samples, s.rank, s.nmf_iterations,
                  s.block_frames, s.start_time, s.end_time, s.eta, s.noise_bias, s.variance_scale, s.start_share,
                  s.readout, s.wiener_exponent, s.blend_ratio, s.forgetting_seconds, s.forgetting_spread, s.noise_floor,
-                 s.level_seconds, s.remaining_noise, s.seed);
+                 s.level_seconds, s.remaining_noise, s.seed, s.remove_hum, s.common_gain, s.high_band);
 }
 
 void Stream::exchange(State& state) {
   for (auto& channel : channels_) {
     channel->blocks.exchange(state);
-    channel->before.exchange(state);
-    channel->after.exchange(state);
+    for (Resampler* resampler : resamplers(*channel)) resampler->exchange(state);
   }
   mixture_.exchange(state);
   state(received_, int64_t{0}, everything);

@@ -1,6 +1,7 @@
 // A running signal, from samples to samples: any number of frames in, what is ready out, aligned sample for sample.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -46,13 +47,15 @@ class Stream {
   // Throws Error for bytes that are damaged or of a stream with other settings; this stream is then as before.
   void restore(const unsigned char* bytes, std::size_t size);
 
+  // Of this signal: network calls per posterior sample, of all blocks and channels
+  std::int64_t network_calls() const { return network_calls_; }
   // Blocks whose computing broke down, and that were given as they came, 20 dB down
   std::int64_t recovered_blocks() const;
 
  private:
   struct Channel {
     CausalBlocks blocks;
-    Resampler before, after;
+    Resampler before, speech_after, gain_after, low_after;
   };
 
   struct Writer {
@@ -60,11 +63,17 @@ class Stream {
     std::int64_t written;  // frames
   };
 
+  static std::array<Resampler*, 4> resamplers(Channel& channel);
   void push(const float* in, std::int64_t frames);
   // Enhances the block that is ready; all channels are in step. Of the samples that it gives at most `most_given`
   // count.
   std::int64_t run_block(std::int64_t most_given, Writer& to);
-  void give(Channel& channel, std::int64_t number, const float* speech, std::int64_t n, Writer& to);
+  // Samples at the network's rate: speech, gain of the band above, and what came
+  struct Part {
+    const float *speech, *gain, *low;
+  };
+  void give(Channel& channel, std::int64_t number, const Part& part, std::int64_t n, Writer& to);
+  void share_gain();
   void exchange(State& state);
   std::uint64_t facts() const;
 
@@ -76,10 +85,10 @@ class Stream {
   CausalNetwork::Workspace workspace_;
   std::vector<NetworkBlock> requests_;
   std::vector<char> active_;  // channels that are not silent
-  std::vector<float> piece_, resampled_, silence_, given_;
+  std::vector<float> piece_, resampled_, silence_, speech_, gain_, low_;
   Ring mixture_;  // frames that came, those that were not given yet among them
   float remaining_noise_;
-  std::int64_t received_ = 0, returned_ = 0;
+  std::int64_t received_ = 0, returned_ = 0, network_calls_ = 0;
 };
 
 }  // namespace udse

@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 CHUNK_SECONDS = 10.0
+MOST_SAMPLES = 1 << 24  # at a time: headers may say any rate
 _WRITE_FRAMES = 4096  # libsndfile's Vorbis encoder takes the whole of a call onto the stack
 _LONGER = re.compile(r"\b(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")
 _STREAMED = 0x7FFFF000  # the least size of the data by which programs that write to pipes say that they do not know
@@ -140,7 +141,7 @@ class Recording:
         Raises:
             UnreadableError: no audio in the file, damaged data, NaN or infinity.
         """
-        length = max(1, round(seconds * self.layout.sample_rate))
+        length = max(1, min(round(seconds * self.layout.sample_rate), MOST_SAMPLES // self.layout.channels))
         while True:
             try:
                 chunk = self._reader.read(length)

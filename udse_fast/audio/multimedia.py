@@ -81,9 +81,9 @@ class MultimediaReader:
             self.close()
             raise ValueError("no audio in its track")
         context = self._stream.codec_context
-        counted = self._container.format.name.startswith("mov") and self._stream.frames and self._stream.duration
-        if counted:  # the last frame of the codec reaches beyond the end
-            self._left = round(self._stream.duration * self._stream.time_base * self._rate)
+        duration, unit = self._stream.duration, self._stream.time_base
+        if self._container.format.name.startswith("mov") and self._stream.frames and duration and unit:
+            self._left = round(duration * unit * self._rate)  # the last frame of the codec reaches beyond the end
         self.frames = self._left
         self.layout = Layout(
             self._rate,

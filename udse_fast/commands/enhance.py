@@ -148,7 +148,8 @@ def _outcomes(jobs: list[Job], arguments: argparse.Namespace) -> Iterator[Outcom
     if arguments.ray is not None:
         yield from _outcomes_on_ray(jobs, arguments)
         return
-    progress = sys.stderr.isatty() if arguments.progress is None else arguments.progress
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    progress = watched if arguments.progress is None else arguments.progress
     elsewhere: list[Job] = []
     if arguments.jobs > 1 and len(jobs) > 1:
         elsewhere = [job for job in jobs if not is_pipe(job.source) and not any(map(is_special, job.targets))]

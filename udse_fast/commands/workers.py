@@ -103,6 +103,8 @@ def _serve(connection: Connection, work: Work[Task, Result], known: Any) -> None
         connection.send(error)
     except (EOFError, BrokenPipeError):
         pass
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving
 
 
 def cores() -> int:

@@ -38,6 +38,6 @@ def build_network(architecture: dict[str, Any]) -> Network:
     name = arguments.pop("name", None)
     network = network_class(name)
     try:
-        return network(**arguments)
+        return network(**arguments).float()  # whatever torch.set_default_dtype says
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
         raise UdseError(f"these are no arguments of the network {name}: {arguments} ({error})") from error

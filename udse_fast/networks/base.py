@@ -75,8 +75,8 @@ class Network(nn.Module):
     def example(self, batch: int, bins: int, frames: int) -> list[Tensor]:
         """Inputs of a score graph: a random state (B, 2, F, T), times (B,) and the conditions that it reads."""
         generator = torch.Generator().manual_seed(0)
-        state = torch.randn(batch, 2, bins, frames, generator=generator) * 0.4
-        time = torch.linspace(0.9, 0.2, batch)
+        state = torch.randn(batch, 2, bins, frames, generator=generator, dtype=torch.float32) * 0.4
+        time = torch.linspace(0.9, 0.2, batch, dtype=torch.float32)
         sizes = {"B": batch, "F": bins, "T": frames, **self.condition_sizes}
         return [state, time, *(example_condition(name, sizes, generator) for name in self.conditions)]
 

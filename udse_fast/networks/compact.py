@@ -43,7 +43,11 @@ class NoiseLevelFeatures(Float32, nn.Module):
 
     def __init__(self, count: int = 32) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(math.log10(0.2), math.log10(8.0), count), persistent=False)
+        self.register_buffer(
+            "frequencies",
+            torch.logspace(math.log10(0.2), math.log10(8.0), count, dtype=torch.float32),
+            persistent=False,
+        )
 
     def forward(self, noise_level: Tensor) -> Tensor:
         phase = noise_level.log().unsqueeze(-1) * self.frequencies

@@ -208,4 +208,4 @@ def example_condition(name: str, sizes: Mapping[str, int], generator: torch.Gene
         return torch.arange(shape[0]) % 2
     if metadata["kind"] == "complex":
         shape.insert(1, 2)
-    return torch.rand(shape, generator=generator)
+    return torch.rand(shape, generator=generator, dtype=torch.float32)

@@ -263,10 +263,15 @@ class ScoreNetwork:
         """For the first block of a stream: of the C++ core on CPUs, where there is one, else of torch."""
         if self.device.type != "cpu" or not self.module.has_causal_core or not wanted("cpp"):
             return LayerPast()
+        self.causal_core()
+        return CorePast()
+
+    def causal_core(self) -> CausalCore:
+        """The network in the C++ core, made when it is first asked for. Of causal networks only."""
         if self._causal_core is None:
             assert isinstance(self.module, Compact)
             self._causal_core = CausalCore(self.module)
-        return CorePast()
+        return self._causal_core
 
     def _inputs(self, state: Tensor, time: Tensor | float, conditions: Conditions) -> list[Tensor]:
         """State (B, 2, F, T), time (B,) or (B, T), and the conditions that it reads, on the network's device."""
@@ -279,7 +284,9 @@ class ScoreNetwork:
             )
         batch, _, frames = state.shape
         if not isinstance(time, Tensor):
-            time = torch.full((batch,), real_number("time", time, self.sde.times), device=self.device)
+            time = torch.full(
+                (batch,), real_number("time", time, self.sde.times), dtype=torch.float32, device=self.device
+            )
         time = time.expand(batch) if time.ndim == 0 else time
         if time.shape not in ((batch,), (batch, frames)):
             raise UdseError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.predictor_corrector import corrector
 from udse_fast.kernels.predictor_corrector.reference import tweedie_mean
 from udse_fast.kernels.step import Step
 from udse_fast.sampling.likelihoods.base import Likelihood, States, Transition
 from udse_fast.sampling.randomness import Draw, drawn
-from udse_fast.sampling.requests import Pass
+from udse_fast.sampling.requests import Pass, Request
 from udse_fast.sampling.sde import SDE, Time
 
 
@@ -43,6 +44,7 @@ def reverse_diffusion(
     draw: Draw,
     sde: SDE,
     corrector_snr: float = 0.5,
+    reuse_estimate: bool = False,
     callback: Callback | None = None,
 ) -> Pass[States]:
     """Predictor-corrector reverse pass(es) from `times[0]` to `times[-1]` (Song et al. 2021, Alg. 2 and 3).
@@ -55,6 +57,8 @@ def reverse_diffusion(
         draw: noise source.
         sde: forward process.
         corrector_snr: r of the corrector's step (r sigma)^2; 0 leaves the corrector (and its network call) out.
+        reuse_estimate: the predictor takes the denoised estimate of the corrector's network call, in place of a call of
+            its own; without a corrector it changes nothing.
         callback: called in every step.
 
     Yields:
@@ -63,8 +67,8 @@ def reverse_diffusion(
     Returns:
         Final state of each source, (B, F, T) complex.
     """
-    problem, wants_variance = likelihood.problem, likelihood.needs_posterior_variance
-    F, T = problem.mixture.shape
+    mixture, wants_variance = likelihood.mixture, likelihood.needs_posterior_variance
+    F, T = mixture.shape
     shape = (samples, F, T)
     sizes = [dt] * len(times) if isinstance(dt, float) else dt
     coefficients = [sde.coefficients(t, size, corrector_snr) for t, size in zip(times, sizes, strict=True)]
@@ -72,34 +76,30 @@ def reverse_diffusion(
     for round_ in range(likelihood.rounds):
         states = {}
         for source in likelihood.sources:
-            noise = drawn(draw(f"init_{source}", round_), shape, problem.mixture)
+            noise = drawn(draw(f"init_{source}", round_), shape, mixture)
             states[source] = likelihood.start(source, noise, coefficients[0])
         for step, (t, c) in enumerate(zip(times, coefficients, strict=True)):
             index, last = round_ * len(times) + step, step == len(times) - 1
             likelihood.before_step(states, step == 0)
 
             # corrector: s <- s + eps S(s, t) + sqrt(2 eps) z, eps = (r sigma)^2
-            if corrector_snr > 0 and not likelihood.needs_estimate:
-                asked = likelihood.conditions
-                answers = yield [problem.request(s, t, source, c, asked(source)) for source, s in states.items()]
-                for source, answer in zip(likelihood.sources, answers, strict=True):
-                    states[source] = corrector(
-                        Step(states[source], answer.score, c, draw(f"corrector_{source}", index))
-                    )
+            corrects = corrector_snr > 0 and not likelihood.needs_estimate
+            if corrects:
+                answers = yield _requests(likelihood, states, t, c, reuse_estimate and wants_variance)
+                corrected = {
+                    source: corrector(Step(s, answer.score, c, draw(f"corrector_{source}", index)))
+                    for (source, s), answer in zip(states.items(), answers, strict=True)
+                }
+                if reuse_estimate:
+                    pairs = zip(states.values(), corrected.values(), strict=True)
+                    answers = [
+                        answer.moved(before, after, c) for answer, (before, after) in zip(answers, pairs, strict=True)
+                    ]
+                states = corrected
 
             # predictor: N(s + gamma s dt + g^2 S(s, t) dt, g^2 dt)
-            answers = yield [
-                problem.request(
-                    s,
-                    t,
-                    source,
-                    c,
-                    likelihood.conditions(source),
-                    posterior_variance=wants_variance,
-                    estimate=likelihood.needs_estimate,
-                )
-                for source, s in states.items()
-            ]
+            if not (corrects and reuse_estimate):
+                answers = yield _requests(likelihood, states, t, c, wants_variance)
             following = None if last else coefficients[step + 1]
             transitions = {}
             for (source, s), answer in zip(states.items(), answers, strict=True):
@@ -113,3 +113,21 @@ def reverse_diffusion(
             # likelihood: from that Gaussian to the next state
             states = yield from likelihood.advance(transitions, draw)
     return states
+
+
+def _requests(
+    likelihood: Likelihood, states: States, t: Time, c: Coefficients, posterior_variance: bool
+) -> list[Request]:
+    """One network call for each source at one time."""
+    return [
+        likelihood.problem.request(
+            state,
+            t,
+            source,
+            c,
+            likelihood.conditions(source),
+            posterior_variance=posterior_variance,
+            estimate=likelihood.needs_estimate,
+        )
+        for source, state in states.items()
+    ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from udse_fast.backends.cuda_graphs import Replayed, WholePass
-from udse_fast.checks import Range, real_number, whole_number
+from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import Conditions
 from udse_fast.sampling.diffusion import Callback, reverse_diffusion
@@ -41,6 +41,8 @@ class SamplerSettings:
         dt: step size, one or N; default 1/N.
         corrector_snr: r of the corrector; 0 leaves it out.
         sde: forward process.
+        reuse_estimate: the predictor takes the denoised estimate of the corrector's network call instead of a call of
+            its own: half of the calls where there is a corrector, and none of the published algorithms.
         options: of the sampler, `SAMPLERS[name].options` lists them with their published values.
 
     Raises:
@@ -58,6 +60,7 @@ class SamplerSettings:
     corrector_snr: float = 0.5
     sde: SDE = field(default_factory=OUVE)
     options: Mapping[str, Any] = field(default_factory=dict)
+    reuse_estimate: bool = False
 
     def __post_init__(self) -> None:
         row = find_sampler(self.sampler)
@@ -76,6 +79,7 @@ class SamplerSettings:
             "dt": _checked_dt(1 / len(times) if self.dt is None else self.dt, len(times)),
             "corrector_snr": real_number("corrector_snr", self.corrector_snr, CORRECTOR_SNR),
             "options": row.checked(dict(self.options)),
+            "reuse_estimate": flag("reuse_estimate", self.reuse_estimate),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -163,6 +167,7 @@ def posterior_sample(
     dt: float | Sequence[float] | None = None,
     corrector_snr: float = 0.5,
     sde: SDE | None = None,
+    reuse_estimate: bool = False,
     conditions: Mapping[str, Conditions] | None = None,
     callback: Callback | None = None,
     **options: Any,
@@ -175,7 +180,8 @@ def posterior_sample(
             name of one, "speech" or "noise".
             For "amortised": e_step(mixture, noise variance) -> `udse_fast.networks.estimate.Estimate`, see `EStep`.
         sampler: a name of `sampler_names()`.
-        steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, options: see `SamplerSettings`.
+        steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, reuse_estimate, options: see
+            `SamplerSettings`.
         randomness: draw(name, index) -> complex normal (B, F, T); default: counter-based, from `seed`.
         first_frame: of the default randomness; the absolute number of the first frame.
         initial_nmf: W (F, R), H (R, T); default: random with mean(W H) = mean |x|^2.
@@ -201,6 +207,7 @@ def posterior_sample(
         corrector_snr,
         OUVE() if sde is None else sde,
         options,
+        reuse_estimate,
     )
     with torch.no_grad():
         posterior = run(
@@ -346,6 +353,7 @@ class ReversePass:
             draw=self.draw or counter_based(settings.seed, first_frame),
             sde=settings.sde,
             corrector_snr=settings.corrector_snr,
+            reuse_estimate=settings.reuse_estimate,
             callback=self.callback,
         )
         factors = model.variance if isinstance(model, NMF) else ()

@@ -83,6 +83,18 @@ class Answer(NamedTuple):
         score = (c.delta * estimate.speech - request.state) * (1 / c.sigma**2)
         return cls(score, estimate.variance, estimate=estimate)
 
+    def moved(self, before: Tensor, after: Tensor, coefficients: Coefficients) -> Answer:
+        """The score at another state of the same time, if the denoised estimate stays what it is.
+
+        S' = (delta s0_hat - s') / sigma^2 with delta s0_hat = s + sigma^2 S, which is S + (s - s') / sigma^2. The
+        variance of the estimate stays, too.
+
+        Args:
+            before, after: s that the score belongs to, and s', (B, F, T) complex.
+            coefficients: of the time of both.
+        """
+        return Answer(self.score + (before - after) * (1 / coefficients.sigma**2), self.posterior_variance)
+
 
 Result = TypeVar("Result")
 Pass = Generator[Sequence[Request | WholePass], Any, Result]

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from udse_fast.streaming.blocks import Block, Enhanced
 from udse_fast.streaming.channel import Channel, Samples
 from udse_fast.streaming.stored_state import STATE_VERSION, checked_content, stored
 
+CHANNELS: Final = Range(1, 1024)
+"""Of a stream."""
 Audio = TypeVar("Audio", NDArray[Any], Tensor)
 """Audio in the user's form, which is the form of what comes back."""
 _FALL_BACK = (
@@ -57,7 +59,7 @@ class Stream:
     def __init__(
         self, enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None = None
     ) -> None:
-        self.sample_rate, self.channels = sample_rate, whole_number("channels", channels, Range(1, 1024))
+        self.sample_rate, self.channels = sample_rate, whole_number("channels", channels, CHANNELS)
         self.enhancer, self.max_attenuation_db = enhancer, max_attenuation_db
         self._latest_format = AudioFormat(False, "float32", one_dimensional=channels == 1)
         self._lock = threading.RLock()
@@ -172,8 +174,25 @@ class Stream:
             self._counts = Counts()
         self._format = self._latest_format = audio_format
         self._counts.received += samples.shape[1]
+        self._push(samples)
+
+    def _push(self, samples: Samples) -> None:
+        """Samples (channels, n) that come next."""
         for channel, row in zip(self._channels, samples, strict=True):
             channel.push(row)
+
+    def _work_alone(self) -> None:
+        """Do what is not done in blocks together with other streams: here nothing."""
+
+    def _end(self) -> None:
+        """No more samples come."""
+        for channel in self._channels:
+            channel.end()
+
+    def _finish(self) -> None:
+        """Make what is left after the end ready, when no block is due."""
+        for channel in self._channels:
+            channel.finish()
 
     def _due(self) -> list[tuple[Block[Any], ...]]:
         """The blocks that can be enhanced now, of all channels, which are always at the same place."""
@@ -181,11 +200,10 @@ class Stream:
 
     def _accept(self, blocks: Sequence[Block[Any]], results: Sequence[Enhanced[Any]]) -> None:
         for channel, block, enhanced in zip(self._channels, blocks, results, strict=True):
-            if enhanced.diverged and not self.fallbacks:
-                warnings.warn(_FALL_BACK.format(self.enhancer.model.sampler), RuntimeWarning, stacklevel=5)
             channel.accept(block, enhanced)
-            self._counts.fallbacks += enhanced.diverged
             self._counts.network_calls += enhanced.network_calls
+            if enhanced.diverged:
+                self._note_fallbacks(self.fallbacks + 1)
 
     def _taken(self) -> tuple[Any, Any]:
         """What is ready, in the form in which it came."""
@@ -217,9 +235,18 @@ class Stream:
             "sample_rate": self.sample_rate,
             "channels": self.channels,
             "max_attenuation_db": self.max_attenuation_db,
-            **self._channels[0].blocks.facts,
+            **self._block_facts(),
         }
         return own | {name: value for name, value in self.enhancer.facts().items() if name != "block_frames"}
+
+    def _block_facts(self) -> dict[str, Any]:
+        return self._channels[0].blocks.facts
+
+    def _note_fallbacks(self, count: int) -> None:
+        """So many of this signal so far; the first one is worth a word."""
+        if count and not self.fallbacks:
+            warnings.warn(_FALL_BACK.format(self.enhancer.model.sampler), RuntimeWarning, stacklevel=5)
+        self._counts.fallbacks = count
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -242,6 +269,8 @@ def advance(streams: Sequence[Stream]) -> None:
     """
     started = time.perf_counter()
     try:
+        for stream in streams:
+            stream._work_alone()
         while due := [(stream, blocks) for stream in streams for blocks in stream._due()]:
             results = enhance_blocks([(stream.enhancer, blocks) for stream, blocks in due])
             for (stream, blocks), enhanced in zip(due, results, strict=True):
@@ -261,12 +290,10 @@ def flush_together(streams: Sequence[Stream]) -> list[tuple[Any, Any]]:
     try:
         running = [stream for stream in streams if stream._format is not None]  # in others nothing came
         for stream in running:
-            for channel in stream._channels:
-                channel.end()
+            stream._end()
         advance(running)
         for stream in running:
-            for channel in stream._channels:
-                channel.finish()
+            stream._finish()
     except BaseException:
         for stream, content in zip(streams, before, strict=True):
             stream._go_on_from(content)

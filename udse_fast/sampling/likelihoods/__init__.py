@@ -1,1 +1,1 @@
-"""What each sampler adds to the reverse pass (`udse_fast.sampling.diffusion.Likelihood`)."""
+"""What each sampler adds to the reverse pass, a file each: `base.Likelihood` says what that is."""

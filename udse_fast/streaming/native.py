@@ -1,0 +1,137 @@
+"""`NativeStream`: a causal stream that runs in the C++ core, from samples to samples."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from udse_fast import _core
+from udse_fast.backends.dispatch import wanted
+from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer
+from udse_fast.networks.compact import Compact
+from udse_fast.sampling.posterior import divergence
+from udse_fast.settings import CHOICES
+from udse_fast.streaming.channel import Samples
+from udse_fast.streaming.stream import Stream
+
+_NUMBERS: Final = (
+    "steps", "samples", "start_time", "end_time", "rank", "nmf_iterations", "start_share", "wiener_exponent",
+    "blend_ratio", "forgetting_seconds", "forgetting_spread", "noise_floor", "level_seconds",
+)  # fmt: skip
+"""Settings that the core takes."""
+_MOST: Final = {"steps": 64, "samples": 64, "rank": 32}
+"""What it is made for."""
+_MOST_CHANNELS: Final = 64
+
+
+def runs_natively(enhancer: BlockEnhancer[Any], channels: int) -> bool:
+    """Whether the core has all of it: a causal network on the CPU in float32, and DDRM without a corrector."""
+    model, settings = enhancer.model, enhancer.settings
+    return (
+        isinstance(enhancer, CausalBlockEnhancer)
+        and wanted("cpp")
+        and (model.device.type, model.precision, model.sampler) == ("cpu", "float32", "ddrm")
+        and type(model.network.module) is Compact
+        and settings.corrector_snr == 0
+        and all(getattr(settings, name) <= most for name, most in _MOST.items())
+        and channels <= _MOST_CHANNELS
+    )
+
+
+class NativeStream(Stream):
+    """A `Stream` in the core: what it gives is the same, to rounding."""
+
+    def __init__(
+        self,
+        enhancer: BlockEnhancer[Any],
+        sample_rate: int,
+        channels: int,
+        max_attenuation_db: float | None = None,
+    ) -> None:
+        self._core = _core_stream(enhancer, sample_rate, channels, max_attenuation_db)
+        super().__init__(enhancer, sample_rate, channels, max_attenuation_db)
+
+    def _start_anew(self) -> None:
+        super()._start_anew()
+        self._core.reset()
+        self._between_calls()
+
+    def _between_calls(self) -> None:
+        self._waiting: list[Samples] = []  # (channels, n), not worked on yet
+        self._ready: list[tuple[Samples, Samples]] = []  # speech and noise, (m, channels)
+        self._ended = False
+
+    def _new_channels(self) -> list[Any]:
+        return []  # the core has them
+
+    @property
+    def latency_samples(self) -> int:
+        return self._core.latency
+
+    def _push(self, samples: Samples) -> None:
+        self._waiting.append(samples)
+
+    def _end(self) -> None:
+        self._ended = True
+
+    def _work_alone(self) -> None:
+        while self._waiting:
+            self._ready.append(self._core.process(np.ascontiguousarray(self._waiting.pop(0).T)))
+        self._counts.network_calls = self._core.network_calls
+        if self._core.recovered_blocks > self.fallbacks:
+            if not self.enhancer.falls_back:
+                raise divergence(self.enhancer.sampler_settings)
+            self._note_fallbacks(self._core.recovered_blocks)
+        if self._ended:
+            self._ready.append(self._core.flush())
+
+    def _taken(self) -> tuple[Any, Any]:
+        nothing = np.zeros((0, self.channels), np.float32)
+        parts = zip((nothing, nothing), *self._ready, strict=True)
+        speech, noise = (np.ascontiguousarray(np.concatenate(rows).T) for rows in parts)
+        self._ready = []
+        return self._latest_format.from_float(speech), self._latest_format.from_float(noise)
+
+    def _block_facts(self) -> dict[str, Any]:
+        return {"blocks": f"causal, {_block_frames(self.enhancer)} frames", "memory": "native"}
+
+    def _content(self) -> dict[str, Any]:
+        state = torch.frombuffer(bytearray(self._core.state()), dtype=torch.uint8)
+        return {**super()._content(), "core": state}
+
+    def _go_on_from(self, content: dict[str, Any]) -> None:
+        super()._go_on_from(content)
+        self._core.restore(content["core"].numpy().tobytes())
+        self._between_calls()
+
+
+def make_stream(
+    enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None
+) -> Stream:
+    """A stream of the kind that runs these blocks fastest."""
+    kind = NativeStream if runs_natively(enhancer, channels) else Stream
+    return kind(enhancer, sample_rate, channels, max_attenuation_db)
+
+
+def _block_frames(enhancer: BlockEnhancer[Any]) -> int:
+    return enhancer.settings.block_frames or enhancer.model.network.causal_block
+
+
+def _core_stream(
+    enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None
+) -> _core.NativeStream:
+    model, settings = enhancer.model, enhancer.settings
+    config = model.network.config
+    signal = {**config["stft"], **config["compression"]}
+    window = signal.pop("window")
+    sde = {name: value for name, value in config["sde"].items() if name != "name"}
+    prior = _core.StreamPrior(
+        model.network.causal_core().network, {**signal, **sde}, window == "sqrt_hann", int(model.fingerprints[0], 16)
+    )
+    numbers = {name: getattr(settings, name) for name in _NUMBERS} | model.options
+    numbers["block_frames"] = _block_frames(enhancer)
+    numbers["remaining_noise"] = 0.0 if max_attenuation_db is None else 10 ** (-max_attenuation_db / 20)
+    words = {name: getattr(settings, name) for name in CHOICES}
+    return _core.NativeStream(prior, numbers, words, enhancer.seed, sample_rate, channels)
