@@ -37,13 +37,9 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       advance_(frames_ * prior_->spectral.settings().hop),
       window_(advance_ - prior_->spectral.settings().hop + prior_->spectral.settings().n_fft),
       release_(static_cast<float>(std::exp(-seconds(*prior_, advance_) / release_seconds))),
-<<<<<<< HEAD
-      noise_model_(prior_->network.bins(), frames_, settings, forgetting(*prior_, settings),
-                   seconds(*prior_, advance_)),
-=======
       removes_hum_(settings.remove_hum),
-      noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings)),
->>>>>>> main
+      noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings),
+                   seconds(*prior_, advance_)),
       sampler_(make_block_sampler(*prior_, settings)),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
       workspace_(prior_->spectral.settings(), frames_),
