@@ -3,7 +3,8 @@ file(STRINGS udse_fast/__init__.py version_line REGEX "^__version__")
 string(REGEX MATCH "[0-9]+[.][0-9]+[.][0-9]+" _ "${version_line}")
 set(UDSE_VERSION ${CMAKE_MATCH_0})
 
-set(parts causal_blocks ddrm_sampler hum json live noise_model prior read_out resampler safetensors settings spectral stream)
+set(parts causal_blocks ddrm_sampler hum json live noise_floor noise_model prior read_out resampler safetensors settings spectral
+    stream)
 list(TRANSFORM parts PREPEND csrc/stream/)
 list(TRANSFORM parts APPEND .cpp)
 add_library(udse_stream STATIC ${parts} csrc/capi.cpp)

@@ -29,6 +29,7 @@ from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.networks.past import LayerPast
+from udse_fast.sampling.noise_floor import NoiseFloor
 from udse_fast.sampling.noise_models import OnlineNMF
 from udse_fast.streaming.blocks import Enhanced
 
@@ -615,3 +616,84 @@ def test_columns_forget_at_their_own_pace() -> None:
     model.next_block(power.sqrt() + 0j)
     for kept, latest in zip(model._statistics, before, strict=True):
         torch.testing.assert_close(0.8 * kept, latest * 0.8 ** torch.tensor([3.0, 1.0, 1 / 3]))
+
+
+# -- the floor of the noise ------------------------------------------------------------------------------------------
+
+
+def floor_of(power: Tensor, factor: float = 1.0, block: int = 4) -> list[Tensor]:
+    """The floor after each block of frames of a power (F, T)."""
+    floor, each = NoiseFloor.over(len(power), factor, block * HOP / RATE), []
+    for at in range(0, power.shape[1], block):
+        floor = floor.after(power[:, at : at + block])
+        each.append(floor.variance)
+    return each
+
+
+def exponential(bins: int, frames: int) -> Tensor:
+    return torch.empty(bins, frames).exponential_(generator=torch.Generator().manual_seed(0))
+
+
+def test_steady_noise_has_a_floor_after_a_window() -> None:
+    """None before 0.9 s (14 blocks of 4 frames), then close to its variance, and mostly below."""
+    each = floor_of(7 * exponential(64, 240))
+    assert not torch.stack(each[:13]).any()
+    late = torch.stack(each[20:])
+    assert (late > 0.3 * 7).all()
+    assert late.mean() < 7
+    assert (late < 1.5 * 7).all()
+
+
+def test_speech_with_gaps_has_no_floor() -> None:
+    """Half a second of something loud in every second; the factor is one of what is there in between."""
+    loud = torch.arange(480) % 63 < 31
+    power = exponential(64, 480) * (1 + 1e6 * loud)
+    for floor in floor_of(power, factor=2.0)[20:]:
+        assert (floor < 1e5).all()  # what the smoothing leaves of 1e6 in a gap
+    for floor in floor_of(power * ~loud + 1e-9, factor=2.0):
+        assert (floor < 2).all()
+
+
+def test_the_floor_is_at_the_level_of_the_input() -> None:
+    """Blocks are normalised by levels that change: the floor of each is that of the same noise."""
+    power = exponential(20, 400)
+
+    def variances(levels: list[float]) -> list[Tensor]:
+        model = OnlineNMF(20, 2, forgetting=0.5, floor=NoiseFloor.over(20, 2.0, 4 * HOP / RATE))
+        each = []
+        for number, level in enumerate(levels):
+            model.next_block(power[:, 4 * number : 4 * number + 4].sqrt() / level + 0j, level)
+            for _ in range(5):
+                model.fit(torch.full((20, 4), 1e-6))  # the prior has taken all of it for speech
+            each.append(level**2 * (model.W @ model.H))
+        return each
+
+    steady = variances([1.0] * 50)
+    jumping = variances([1.0] * 30 + [30.0] * 20)
+    assert steady[10].max() < 1e-2  # too little, for good
+    for a, b in zip(steady[20:], jumping[20:], strict=True):
+        assert (a > 0.3).all()
+        assert (b > 0.3).all()
+        assert (b < 5).all()
+
+
+def test_white_noise_alone_is_removed() -> None:
+    """The built-in prior takes it for speech as long as nobody knows that it is steady."""
+    x, rate = soundfile.read(Path(__file__).parent / "data/cases/white_noise_only_4s_-30dBFS.flac", dtype="float32")
+    x = x[: 2 * rate]
+    y = streamed(Enhancer(samples=1).open_stream(rate), x, [])
+    assert np.square(y[rate:]).sum() < 0.01 * np.square(x[rate:]).sum()
+
+
+def test_the_floor_is_part_of_the_state(tiny: Enhancer) -> None:
+    x = noise(40_000)
+    stream, other = (tiny.open_stream(noise_floor=50.0) for _ in range(2))
+    stream.process(x[:20_000])
+    other.restore(pickle.loads(pickle.dumps(stream.state())))
+    y = stream.process(x[20_000:])
+    np.testing.assert_array_equal(other.process(x[20_000:]), y)
+    without = tiny.open_stream()
+    without.process(x[:20_000])
+    assert relative(without.process(x[20_000:]), y) > 0.01
+    with pytest.raises(UdseError, match=r"restore: expected the state of a stream with .*noise_floor"):
+        without.restore(stream.state())

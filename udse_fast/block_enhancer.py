@@ -14,6 +14,7 @@ from torch import Tensor
 
 from udse_fast.audio.hum import steady_part
 from udse_fast.model import Model
+from udse_fast.sampling.noise_floor import NoiseFloor
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
 from udse_fast.sampling.posterior import Posterior, SamplerSettings, divergence, posterior_pass
@@ -231,6 +232,7 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
             self.seed,
             settings.nmf_iterations,
             settings.forgetting_spread,
+            NoiseFloor.over(model.spectral.bins, settings.noise_floor, block_seconds) if settings.noise_floor else None,
         )
         level = Level.over(settings.level_seconds, block_seconds)
         prior, nothing = CausalPrior(model.network), torch.zeros(0, dtype=torch.float32)
@@ -247,7 +249,7 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
             return Enhanced(block.signal.new_zeros(2, len(block.signal)), unspoiled)
         memory, now = unspoiled.copy(), level.now.to(self.model.device)
         mixture = compressed / now
-        memory.noise_model.next_block(mixture)
+        memory.noise_model.next_block(mixture, now)
         return Analysed(
             block, mixture, now, memory.prior, memory.noise_model, memory.read_out, lambda: memory, unspoiled
         )

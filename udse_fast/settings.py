@@ -135,6 +135,9 @@ class CausalSettings(Checked):
     """Time after which what was learnt about the noise weighs 1/e, in the geometric mean of the columns of W."""
     forgetting_spread: float = _real(1.0, Range(1, 1e6))
     """The longest of these times over the shortest: columns for noise that changes, and for noise that stays."""
+    noise_floor: float = _real(0.0, Range(0, 100))
+    """Least power of the noise in each band, as a factor of the mixture's smallest within 0.9 s; 0: none. It keeps
+    steady noise from being taken for speech."""
     level_seconds: float = _real(5.0, Range(0, 3600, excluded=True))
     """Time for which the loudest frame sets the level that the prior is shown."""
 

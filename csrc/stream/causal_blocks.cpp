@@ -38,7 +38,8 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       window_(advance_ - prior_->spectral.settings().hop + prior_->spectral.settings().n_fft),
       release_(static_cast<float>(std::exp(-seconds(*prior_, advance_) / release_seconds))),
       removes_hum_(settings.remove_hum),
-      noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings)),
+      noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings),
+                   seconds(*prior_, advance_)),
       sampler_(make_block_sampler(*prior_, settings)),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
       workspace_(prior_->spectral.settings(), frames_),
@@ -106,7 +107,7 @@ bool CausalBlocks::begin() {
   active_ = level_ > least_level;
   if (!active_) return false;
   for (cfloat& z : mixture_) z = {z.real() / level_, z.imag() / level_};
-  noise_model_.next_block(mixture_.data());
+  noise_model_.next_block(mixture_.data(), level_);
   sampler_->start(mixture_.data(), frame_, noise_model_);
   return true;
 }

@@ -27,7 +27,8 @@ void normalise_columns(std::vector<float>& matrix, int64_t rows, int64_t columns
 
 }  // namespace
 
-NoiseModel::NoiseModel(int64_t bins, int64_t frames, const StreamSettings& settings, double forgetting)
+NoiseModel::NoiseModel(int64_t bins, int64_t frames, const StreamSettings& settings, double forgetting,
+                       double block_seconds)
     : bins_(bins),
       frames_(frames),
       rank_(settings.rank),
@@ -41,7 +42,9 @@ NoiseModel::NoiseModel(int64_t bins, int64_t frames, const StreamSettings& setti
       numerator_(random_.size()),
       denominator_(random_.size()),
       next_numerator_(random_.size()),
-      next_denominator_(random_.size()) {
+      next_denominator_(random_.size()),
+      floor_(bins, frames, settings.noise_floor, block_seconds),
+      raised_(area(bins, frames)) {
   std::mt19937 generator(static_cast<std::uint32_t>(settings.seed));
   for (float& x : random_) x = 0.5f + static_cast<float>(generator() & 0xffffff) * 0x1p-24f;
   for (int64_t k = 0; k < rank_; ++k) {
@@ -76,6 +79,7 @@ NoiseModel::NoiseModel(int64_t bins, int64_t frames, const StreamSettings& setti
 
 void NoiseModel::reset() {
   started_ = 0;
+  floor_.reset();
   W_ = random_;
   normalise_columns(W_, bins_, rank_);
   std::fill(H_.begin(), H_.end(), 0.f);
@@ -102,7 +106,8 @@ void NoiseModel::start(const cfloat* mixture) {
   started_ = 1;
 }
 
-void NoiseModel::next_block(const cfloat* mixture) {
+void NoiseModel::next_block(const cfloat* mixture, float level) {
+  if (floor_) floor_.next_block(mixture, level);
   if (!started_) return start(mixture);
   for (int64_t f = 0; f < bins_; ++f)
     for (int64_t k = 0; k < rank_; ++k) {
@@ -118,7 +123,8 @@ void NoiseModel::next_block(const cfloat* mixture) {
 
 void NoiseModel::fit(const float* power) {
   const NMFKernels& run = kernels().nmf;
-  pass_.power = power;
+  if (floor_) floor_.raise(power, raised_.data());
+  pass_.power = floor_ ? raised_.data() : power;
   pass_.A = next_numerator_.data();
   pass_.B = next_denominator_.data();
   next_numerator_ = numerator_;  // of the same size: nothing is allocated
@@ -158,6 +164,7 @@ void NoiseModel::exchange(State& state) {
   state(next_numerator_);
   state(next_denominator_);
   state(started_, std::int32_t{0}, std::int32_t{1});
+  floor_.exchange(state);
 }
 
 }  // namespace udse

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "stream/noise_floor.hpp"
 #include "stream/settings.hpp"
 #include "stream/state.hpp"
 
@@ -12,12 +13,14 @@ namespace udse {
 class NoiseModel {
  public:
   // forgetting: what a block leaves of the statistics, in the geometric mean of the columns of W.
-  NoiseModel(std::int64_t bins, std::int64_t frames, const StreamSettings& settings, double forgetting);
+  NoiseModel(std::int64_t bins, std::int64_t frames, const StreamSettings& settings, double forgetting,
+             double block_seconds);
 
   NoiseModel(const NoiseModel&) = delete;
 
-  // The mixture x (F, K) comes next: its noise starts as that of the last frame, in the first block as the mixture.
-  void next_block(const cfloat* mixture);
+  // The mixture x (F, K), normalised by `level`, comes next: its noise starts as that of the last frame, in the first
+  // block as the mixture.
+  void next_block(const cfloat* mixture, float level);
   // M-step: `power` (F, K) is the expected |noise|^2.
   void fit(const float* power);
 
@@ -39,6 +42,8 @@ class NoiseModel {
   std::vector<float> numerator_, denominator_;            // statistics of the blocks before, (F, R)
   std::vector<float> next_numerator_, next_denominator_;  // with those of the step before
   std::int32_t started_ = 0;
+  NoiseFloor floor_;
+  std::vector<float> raised_;  // power of the M-step, (F, K)
   std::vector<float> scratch_;
   NMFPass pass_{};
 };

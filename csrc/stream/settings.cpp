@@ -38,6 +38,7 @@ constexpr Real real_numbers[] = {
     {"blend_ratio", &StreamSettings::blend_ratio, 0, 1e6, true},
     {"forgetting_seconds", &StreamSettings::forgetting_seconds, 0, 86'400, true},
     {"forgetting_spread", &StreamSettings::forgetting_spread, 1, 1e6, false},
+    {"noise_floor", &StreamSettings::noise_floor, 0, 100, false},
     {"level_seconds", &StreamSettings::level_seconds, 0, 3600, true},
     {"remaining_noise", &StreamSettings::remaining_noise, 0, 1, false},
 };

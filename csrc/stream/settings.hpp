@@ -19,7 +19,7 @@ struct StreamSettings {
   double start_share = 1;
   ReadOutKind readout = ReadOutKind::mean;
   double wiener_exponent = 1, blend_ratio = 1;
-  double forgetting_seconds = 6, forgetting_spread = 1, level_seconds = 5;
+  double forgetting_seconds = 6, forgetting_spread = 1, noise_floor = 0, level_seconds = 5;
   double remaining_noise = 0;                   // factor of the noise that is left in
   bool remove_hum = true, common_gain = false;  // of all channels
   HighBand high_band = HighBand::follow;

@@ -226,6 +226,20 @@ void silence_stays_silence() {
   CHECK(std::all_of(out.begin(), out.end(), [](float x) { return x == 0; }));
 }
 
+// Noise that the prior takes for speech as long as nobody knows it: only a second of it tells.
+void steady_noise_alone_is_removed() {
+  Samples x(32000);
+  for (float& sample : x) sample = noise();
+  udse::Stream stream(prior, settings(12, 1), 16000, 1);
+  const Samples y = run(stream, x, [] { return int64_t{1000}; });
+  double in = 0, out = 0;
+  for (size_t i = 16000; i < x.size(); ++i) {
+    in += double(x[i]) * double(x[i]);
+    out += double(y[i]) * double(y[i]);
+  }
+  CHECK(out < 0.01 * in);
+}
+
 void misuse_is_refused() {
   const auto refused = [](const udse::StreamSettings& chosen, int64_t rate, int64_t channels) {
     try {
@@ -269,6 +283,7 @@ int main(int argc, char** argv) {
   broken_samples_count_as_silence();
   levels_may_jump();
   silence_stays_silence();
+  steady_noise_alone_is_removed();
   misuse_is_refused();
   std::printf("streams: ok (%s)\n", udse::isa());
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from udse_fast.errors import UdseError
 from udse_fast.kernels.nmf_is import nmf_update, online_nmf_update
 from udse_fast.kernels.nmf_is.reference import even_start
+from udse_fast.sampling.noise_floor import NoiseFloor
 
 POWER_FLOOR = 1e-10
 
@@ -60,6 +62,8 @@ class OnlineNMF:
         iterations: multiplicative updates a step.
         spread: the first columns forget faster and the last ones slower: longest time constant over the shortest, that
             of `forgetting` is their geometric mean.
+        floor: the least power of the noise that the M-steps are told. Without it V has a second fixed point: where V is
+            too small, the prior takes steady noise for speech, and what is left of it keeps V small.
     """
 
     def __init__(
@@ -71,10 +75,12 @@ class OnlineNMF:
         seed: int = 0,
         iterations: int = 2,
         spread: float = 1.0,
+        floor: NoiseFloor | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._random = 0.5 + torch.rand(bins, rank, generator=generator, dtype=torch.float32)
         self.forgetting, self.share, self.iterations = forgetting, share, iterations
+        self._floor, self._least = floor, torch.zeros(bins, 1, dtype=torch.float32)
         # forgetting_r / forgetting, of which the update applies the latter to all columns
         self._kept = forgetting ** (spread ** torch.linspace(0.5, -0.5, rank, dtype=torch.float32) - 1)
         self.W = self._random / self._random.sum(0)
@@ -88,12 +94,19 @@ class OnlineNMF:
     def variance(self) -> tuple[Tensor, Tensor]:
         return self.W, self.H
 
-    def next_block(self, mixture: Tensor) -> None:
+    def next_block(self, mixture: Tensor, level: Tensor | float = 1.0) -> None:
         """The frames x (F, K) come next: their noise starts as that of the last frame, the first one's as the mixture.
 
         The spectrum of the very first block, made uneven, is where the columns of W start.
+
+        Args:
+            mixture: compressed and normalised.
+            level: that it was divided by; it may change from block to block.
         """
         power = mixture.abs().square().clamp_min(POWER_FLOOR)
+        if self._floor:
+            self._floor = self._floor.after(power * level**2)
+            self._least = (self._floor.variance / level**2)[:, None]
         if not self._started:
             self.W = self._random.to(power) * power.mean(1, keepdim=True)
             self.W = self.W / self.W.sum(0)
@@ -108,6 +121,8 @@ class OnlineNMF:
 
     def fit(self, power: Tensor) -> None:
         numerator, denominator = self._statistics
+        if self._floor:
+            power = torch.maximum(power, self._least)
         self.W, self.H, *latest = online_nmf_update(
             power, self.W, self.H, numerator, denominator, self.forgetting, self.iterations
         )
@@ -121,6 +136,7 @@ class OnlineNMF:
             "statistics": list(self._statistics),
             "latest": list(self._latest),
             "started": self._started,
+            **({"floor": self._floor.state()} if self._floor else {}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -128,6 +144,8 @@ class OnlineNMF:
         self.W, self.H, self._started = state["W"], state["H"], state["started"]
         (a, b), (c, d) = state["statistics"], state["latest"]
         self._statistics, self._latest = (a, b), (c, d)
+        if self._floor:
+            self._floor = replace(self._floor, **state["floor"])
 
 
 class FixedVariance:

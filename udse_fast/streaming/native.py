@@ -18,7 +18,7 @@ from udse_fast.streaming.stream import Stream
 
 _NUMBERS: Final = (
     "steps", "samples", "start_time", "end_time", "rank", "nmf_iterations", "start_share", "wiener_exponent",
-    "blend_ratio", "forgetting_seconds", "forgetting_spread", "level_seconds",
+    "blend_ratio", "forgetting_seconds", "forgetting_spread", "noise_floor", "level_seconds",
 )  # fmt: skip
 """Settings that the core takes."""
 _MOST: Final = {"steps": 64, "samples": 64, "rank": 32}
