@@ -117,7 +117,7 @@ inline void noise_rows(Width<N> L, const Noise& noise, const Shape& shape, int64
 // Runs an update over pairs of bins: `prepare` once per bin and block, `update` for each sample of it.
 template <int N, class Prepare, class Update>
 inline void sweep_blocks(Width<N> L, const Step& step, Range pairs, Prepare prepare, Update update) {
-  const auto [B, F, T] = step.shape;
+  const int64_t B = step.shape.samples, F = step.shape.bins, T = step.shape.frames;
   const bool same_for_all = constant(step);
   const bool two_draws = step.other_noise.kind != Noise::none;
   Numbers c;

@@ -47,10 +47,10 @@ void run(Bytes bytes, udse_prior* prior) {
       std::vector<float> in(static_cast<std::size_t>(frames) * options.channels);
       const float pattern[] = {bytes.take<float>(), bytes.take<float>(), bytes.take<float>()};
       for (std::size_t i = 0; i < in.size(); ++i) in[i] = pattern[i % 3];
-      const int64_t room = udse_most(stream, frames) - (what == 4);
+      const int64_t most = udse_most(stream, frames), room = what == 4 && most > 0 ? most - 1 : most;
       std::vector<float> out(static_cast<std::size_t>(room) * options.channels);
       const int64_t n = udse_process(stream, in.data(), frames, out.data(), room);
-      require(what == 4 ? n == UDSE_CAPACITY : n >= 0 && n <= room);
+      require(room < most ? n == UDSE_CAPACITY : n >= 0 && n <= room);
       if (n < 0) continue;
       in_frames += frames;
       out_frames += n;
