@@ -230,7 +230,9 @@ void silence_stays_silence() {
 void steady_noise_alone_is_removed() {
   Samples x(32000);
   for (float& sample : x) sample = noise();
-  udse::Stream stream(prior, settings(12, 1), 16000, 1);
+  udse::StreamSettings chosen = settings(12, 1);
+  chosen.noise_floor = 2;
+  udse::Stream stream(prior, chosen, 16000, 1);
   const Samples y = run(stream, x, [] { return int64_t{1000}; });
   double in = 0, out = 0;
   for (size_t i = 16000; i < x.size(); ++i) {
