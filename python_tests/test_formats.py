@@ -204,6 +204,56 @@ def test_tags_go_from_mp3_to_flac(tmp_path: Path) -> None:
         assert (file.title, file.artist, file.tracknumber) == ("T", "A", "3")
 
 
+def video(path: Path, container: str, seconds: int = 2) -> Path:
+    """A moving picture with a tone that begins with it."""
+    with av.open(str(path), "w", format=container) as out:
+        picture: Any = out.add_stream("mpeg4", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        sound: Any = out.add_stream("aac", rate=RATE, layout="mono")
+        for number in range(25 * seconds):
+            pixels = np.full((48, 64, 3), number, np.uint8)
+            pixels[number % 48] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            out.mux(picture.encode(frame))
+            x = tone(seconds)[:, number * RATE // 25 : (number + 1) * RATE // 25]
+            heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(x), "fltp", "mono")
+            heard.sample_rate, heard.pts, heard.time_base = RATE, number * RATE // 25, Fraction(1, RATE)
+            out.mux(sound.encode(heard))
+        out.mux(picture.encode(None))
+        out.mux(sound.encode(None))
+    return path
+
+
+def pictures(path: Path) -> list[tuple[float, bytes]]:
+    with av.open(str(path)) as file:
+        packets = [p for p in file.demux(file.streams.video[0]) if p.size]
+        return [(float(p.pts * p.time_base), bytes(p)) for p in packets]
+
+
+@pytest.mark.parametrize(("suffix", "container"), [("mp4", "mp4"), ("mkv", "matroska"), ("mov", "mov")])
+@pytest.mark.parametrize("target", ["mp4", "mkv"])
+def test_pictures_stay_as_they_are(tmp_path: Path, suffix: str, container: str, target: str) -> None:
+    """Every packet of the video is the same, at the same time; the sound is as long as before, and in time."""
+    source, out = video(tmp_path / f"in.{suffix}", container), tmp_path / f"out.{target}"
+    assert copied(source, out) == []
+    before, after = pictures(source), pictures(out)
+    assert [content for _, content in after] == [content for _, content in before]
+    np.testing.assert_allclose([t for t, _ in after], [t for t, _ in before], atol=0.002)
+    a, b = read_audio(source)[0][:, 0], read_audio(out)[0][:, 0]
+    assert abs(len(a) - len(b)) <= 1024 + RATE // 1000
+    middle = slice(RATE // 2, RATE)
+    lag = np.argmax([a[middle] @ b[RATE // 2 + d : RATE + d] for d in range(-20, 21)]) - 20
+    assert abs(lag) <= 2
+
+
+def test_pictures_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    source = video(tmp_path / "in.mp4", "mp4")
+    assert any("left out" in told for told in copied(source, tmp_path / "out.webm"))
+    assert copied(source, tmp_path / "out.flac") != []  # AAC is not FLAC
+    assert abs(len(read_audio(tmp_path / "out.flac")[0]) - 2 * RATE) < 2048
+
+
 # -- WAV headers -----------------------------------------------------------------------------------------------
 
 
@@ -240,6 +290,15 @@ def test_wav_that_is_really_empty(tmp_path: Path, more: list[tuple[bytes, bytes]
     path = tmp_path / "a.wav"
     path.write_bytes(wave((b"data", b""), *more))
     with pytest.raises(UdseError, match="without samples"):
+        read_audio(path)
+
+
+def test_a_rate_of_zero_is_no_audio(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    content = bytearray(wave((b"data", SAMPLES)))
+    content[24:28] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(UdseError, match="expected audio"):
         read_audio(path)
 
 

@@ -104,7 +104,7 @@ def mutated(files: dict[str, bytes], seed: int) -> tuple[str, bytes]:
 
 def tried(data: bytes, folder: Path) -> str:
     """ "read" or "refused"; any other error comes out."""
-    source, target = folder / "in", folder / "out.wav"
+    source, target = folder / "in", folder / ("out.wav", "out.mka")[len(data) % 2]
     source.write_bytes(data)
     stream = io.BytesIO(data)
     header_of(data[:1500])

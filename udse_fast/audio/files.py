@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from udse_fast.audio.inputs import opened
 from udse_fast.audio.layout import CONTAINERS, MULTIMEDIA, SUFFIXES, Layout, container_of, output_layout
-from udse_fast.audio.multimedia import MultimediaReader, MultimediaWriter, lossy_facts
+from udse_fast.audio.multimedia import MultimediaReader, MultimediaWriter, has_other_tracks, lossy_facts
 from udse_fast.audio.outputs import is_special, result_file
 from udse_fast.audio.riff import append_chunks, data_of_unknown_size, is_wave, other_chunks
 from udse_fast.errors import UdseError, reason
@@ -229,7 +229,11 @@ def _reader(path: Path, source: IO[bytes], remarks: list[str]) -> _Reader:
     told = ""
     for reader in readers:
         try:
-            return reader(source)
+            opened_reader = reader(source)
+            if opened_reader.layout.sample_rate > 0:
+                return opened_reader
+            opened_reader.close()
+            told = told or f"a sample rate of {opened_reader.layout.sample_rate} Hz"
         except _codec_errors() as error:
             told = told or reason(error)
     raise UnreadableError(f"{path}: {_NO_AUDIO}, got something else ({_looks_like(head) or told}); convert it first")
@@ -254,7 +258,7 @@ def _frames(file: Any) -> int:
     """As the header says. libsndfile counts what is there, and notes in its log where the header says more."""
     if noted := _LONGER.search(file.extra_info):
         said, there = int(noted[1]), int(noted[2])
-        if there < said < _STREAMED:
+        if 0 < there < said < _STREAMED:
             return round(file.frames * said / there)
     return int(file.frames)
 
@@ -282,10 +286,12 @@ class _SoundfileWriter:
 class _MultimediaWriter(MultimediaWriter):
     """What PyAV writes, with the file that it goes to."""
 
-    def __init__(self, temporary: Path, container: str, subtype: str, source: Layout) -> None:
+    def __init__(
+        self, temporary: Path, container: str, subtype: str, source: Layout, beside: IO[bytes] | None = None
+    ) -> None:
         self._open = open(temporary, "w+b")  # noqa: SIM115
         try:
-            super().__init__(self._open, container, subtype, source)
+            super().__init__(self._open, container, subtype, source, beside)
         except BaseException:
             self._open.close()
             raise
@@ -315,12 +321,9 @@ def written_audio(
     container, subtype, lost = output_layout(name, source)
     more = other_chunks(beside) if beside is not None and container in ("WAV", "WAVEX", "RF64") else []
     kept = replace(source, metadata={}) if more else source
-    multimedia = container in MULTIMEDIA.values() or subtype in ("OPUS", "MPEG_LAYER_III")
-    writer: _SoundfileWriter | _MultimediaWriter
     with result_file(path) as temporary:
         try:
-            kind = _MultimediaWriter if multimedia else _SoundfileWriter
-            writer = kind(temporary, container, subtype, kept)
+            writer, pictures_kept = _writer(temporary, container, subtype, kept, beside)
         except _codec_errors() as error:
             raise UdseError(
                 f"{path}: {container} {subtype} does not hold {source.channels} channels at "
@@ -328,6 +331,8 @@ def written_audio(
             ) from None
         if lost:
             notice(f"{path}: {lost}")
+        if not pictures_kept:
+            notice(f"{path}: pictures or subtitles of the source do not go into {container}, left out")
         clipped = 0
 
         def write(samples: NDArray[Any]) -> None:
@@ -349,6 +354,20 @@ def written_audio(
             notice(f"{path}: too long for {', '.join(chunk.name.decode() for chunk in more)}, left out")
         if clipped:
             notice(f"{path}: {clipped} samples are above full scale and were clipped; a .wav of FLOAT would keep them")
+
+
+def _writer(
+    temporary: Path, container: str, subtype: str, source: Layout, beside: IO[bytes] | None
+) -> tuple[_SoundfileWriter | _MultimediaWriter, bool]:
+    """What writes such a file, and whether it keeps all of the source that is not sound."""
+    if container in MULTIMEDIA.values() and beside is not None and has_other_tracks(beside):
+        try:
+            return _MultimediaWriter(temporary, container, subtype, source, beside), True
+        except _codec_errors():
+            return _MultimediaWriter(temporary, container, subtype, source), False
+    if container in MULTIMEDIA.values() or subtype in ("OPUS", "MPEG_LAYER_III"):
+        return _MultimediaWriter(temporary, container, subtype, source), True
+    return _SoundfileWriter(temporary, container, subtype, source), True
 
 
 @contextmanager

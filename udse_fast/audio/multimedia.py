@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -41,19 +42,26 @@ _NOT_TAGS = {"encoder", "major_brand", "minor_version", "compatible_brands", "la
 
 
 class _Nameless:
-    """An open file without its name, which FFmpeg would take for a hint of what is in it."""
+    """An open file without its name, which FFmpeg would take for a hint of what is in it.
+
+    It keeps a place of its own: several may read the same open file.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self._descriptor, self._place = file.fileno(), 0
 
     def read(self, size: int) -> bytes:
-        return self._file.read(size)
+        content = os.pread(self._descriptor, size, self._place)
+        self._place += len(content)
+        return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: os.fstat(self._descriptor).st_size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._place
 
 
 class MultimediaReader:
@@ -63,7 +71,6 @@ class MultimediaReader:
         """Raises FFmpeg's errors (`av.FFmpegError`) or ValueError where nothing in it is audio."""
         import av
 
-        file.seek(0)
         self._container = av.open(_Nameless(file), options=OPTIONS)
         if not self._container.streams.audio:
             self.close()
@@ -162,7 +169,6 @@ def lossy_facts(file: IO[bytes]) -> tuple[int | None, dict[str, str], list[dict[
     """(bit rate, tags, chapters) of a file whose samples libsndfile reads; nothing where FFmpeg does not know it."""
     import av
 
-    file.seek(0)
     try:
         with av.open(_Nameless(file), options=OPTIONS) as container:
             stream = container.streams.audio[0]
@@ -187,11 +193,64 @@ def _vorbis_chapters(chapters: Sequence[dict[str, Any]]) -> dict[str, str]:
     return tags
 
 
+def has_other_tracks(file: IO[bytes]) -> bool:
+    """Whether there are pictures or subtitles beside the sound."""
+    import av
+
+    try:
+        with av.open(_Nameless(file), options=OPTIONS) as container:
+            return any(stream.type in ("video", "subtitle") for stream in container.streams)
+    except (av.FFmpegError, ValueError):
+        return False
+
+
+class _OtherTracks:
+    """Pictures and subtitles of a file, copied packet by packet into another."""
+
+    def __init__(self, file: IO[bytes], target: Any) -> None:
+        import av
+
+        self._container = av.open(_Nameless(file), options=OPTIONS)
+        self._target = target
+        self._streams = [s for s in self._container.streams if s.type in ("video", "subtitle")]
+        self._copies = {s.index: target.add_stream_from_template(s) for s in self._streams}
+        for stream in self._streams:
+            self._copies[stream.index].disposition = stream.disposition
+        self._packets = self._container.demux(self._streams)
+        self._held: Any = None
+        sound = self._container.streams.audio[0]
+        self.sound_starts = max(0.0, float((sound.start_time or 0) * sound.time_base)) if sound.time_base else 0.0
+        """In seconds: later than the picture, where somebody began to speak late."""
+
+    def copy_until(self, seconds: float) -> None:
+        """All packets that are due before this time."""
+        while True:
+            packet = self._held if self._held is not None else next(self._packets, None)
+            self._held = None
+            if packet is None:
+                return
+            if packet.dts is None:  # the end of a track
+                continue
+            if float(packet.dts * packet.time_base) > seconds:
+                self._held = packet
+                return
+            packet.stream = self._copies[packet.stream.index]
+            self._target.mux(packet)
+
+    def close(self) -> None:
+        self._container.close()
+
+
 class MultimediaWriter:
     """One audio track in a new file; the length, tags, chapters and the bit rate of a lossy source are kept."""
 
-    def __init__(self, file: IO[bytes], container: str, subtype: str, source: Layout) -> None:
-        """Raises FFmpeg's errors (`av.FFmpegError`) or ValueError where the codec does not take rate or channels."""
+    def __init__(
+        self, file: IO[bytes], container: str, subtype: str, source: Layout, beside: IO[bytes] | None = None
+    ) -> None:
+        """Raises FFmpeg's errors (`av.FFmpegError`) or ValueError where the codec does not take rate or channels.
+
+        `beside`: the source, whose pictures and subtitles are copied as they are.
+        """
         import av
 
         encoder, self._format = _ENCODERS[subtype]
@@ -211,7 +270,10 @@ class MultimediaWriter:
         elif source.chapters:
             self._container.set_chapters(source.chapters)
         self._stream.codec_context.open()
-        self._rate, self._frames = source.sample_rate, 0
+        self._others = None if beside is None else _OtherTracks(beside, self._container)
+        self._rate = source.sample_rate
+        self._frames = 0 if self._others is None else round(self._others.sound_starts * self._rate)
+        self._container.start_encoding()
 
     def write(self, samples: NDArray[Any]) -> None:
         """Append (n, channels) int16 or float32."""
@@ -224,11 +286,16 @@ class MultimediaWriter:
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format=packed, layout=self._layout)
         frame.sample_rate, frame.pts, frame.time_base = self._rate, self._frames, Fraction(1, self._rate)
         self._frames += len(samples)
+        if self._others is not None:
+            self._others.copy_until(self._frames / self._rate)
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
 
     def close(self) -> None:
         """Write the rest, and the index."""
+        if self._others is not None:
+            self._others.copy_until(math.inf)
+            self._others.close()
         for packet in self._stream.encode(None):
             self._container.mux(packet)
         self._container.close()
