@@ -19,6 +19,7 @@ from udse_fast import _core
 from udse_fast.errors import UdseError
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.conditions import NOTHING
 from udse_fast.networks.past import CorePast, LayerPast
 
 LEVEL = torch.tensor([0.3])
@@ -52,7 +53,7 @@ def real_pair(u: Tensor) -> Tensor:
 
 def expected(network: Compact, u: Tensor) -> Tensor:
     network.set_causal_block(u.shape[-1])
-    clean = network.posterior(real_pair(u), LEVEL, None, LayerPast())[0]
+    clean = network.posterior(real_pair(u), LEVEL, NOTHING, LayerPast())[0]
     return torch.complex(clean[:, 0], clean[:, 1])
 
 
@@ -81,4 +82,4 @@ def test_torch(benchmark: Any, network: Compact, block: Tensor) -> None:
     past = LayerPast()
     network.set_causal_block(block.shape[-1])
     u = real_pair(block)
-    measure(benchmark, lambda: network.posterior(u, LEVEL, None, past.rewind()))
+    measure(benchmark, lambda: network.posterior(u, LEVEL, NOTHING, past.rewind()))
