@@ -1,4 +1,7 @@
-"""Streams of many connections, computed together: one batch of network calls for all that wait."""
+"""Streams of many connections, computed together: one worker takes the chunks of all that wait.
+
+Streams in Python share their network calls as one batch; native ones are computed one after the other.
+"""
 
 from __future__ import annotations
 
