@@ -275,7 +275,10 @@ class Enhancer:
 
     @staticmethod
     def process_many(streams: Sequence[Stream], chunks: Sequence[Audio]) -> list[Audio]:
-        """Feed many streams of this Enhancer at once: their network calls are made as one batch.
+        """Feed many streams of this Enhancer at once.
+
+        Streams in Python make their network calls as one batch; native ones are computed one after the
+        other.
 
         Returns:
             What is ready of each, as `streams[i].process(chunks[i])` would give up to rounding.
