@@ -114,13 +114,13 @@ for checkpoint, options in ((sys.argv[2], {}), (sys.argv[3], {}), (sys.argv[4], 
 """
 
 
-def test_the_default_dtype_of_torch_does_not_matter(tiny_checkpoints: dict[str, Path]) -> None:
+def test_the_default_dtype_of_torch_does_not_matter(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Bit for bit; in processes of their own, as it belongs to a whole process."""
     paths = [str(tiny_checkpoints[name]) for name in ("speech", "causal", "joint")]
     said = {}
     for dtype in ("float32", "float64", "float16"):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, dtype, *paths], capture_output=True, text=True, check=False
+            [sys.executable, "-c", SCRIPT, dtype, *paths], capture_output=True, text=True, check=False, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         said[dtype] = done.stdout

@@ -42,7 +42,9 @@ def start(corpus: Path, out: Path, count: int, *options: str) -> list[subprocess
         environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         environment |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(  # beside the corpus: in the checkout its sources would hide the package
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=corpus
+            )
         )
     return processes
 

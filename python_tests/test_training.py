@@ -249,7 +249,8 @@ def test_a_signal_ends_training_with_a_saved_checkpoint(recordings: Path, tmp_pa
     command_line = arguments(
         recordings, out, "--steps", "100000", "--save-minutes", "1e-6", "--validate-minutes", "1e-6"
     )
-    run = subprocess.Popen([sys.executable, "-m", "udse_fast", *command_line], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "udse_fast", *command_line]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)  # not the sources: the package
     give_up = time.monotonic() + 120
     while not out.is_file():  # the first checkpoint: training is under way
         assert run.poll() is None, run.communicate()[1]
