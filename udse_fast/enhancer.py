@@ -76,11 +76,11 @@ class Enhancer:
         row = None if sampler is None else find_sampler(sampler)
         if is_built_in and row is not None:
             needs_noise = row.noise == "score" and noise_checkpoint is None
-            checkpoint = BUILT_IN_POSTERIOR if row.posterior_network else BUILT_IN_JOINT if needs_noise else None
+            checkpoint = BUILT_IN_POSTERIOR if row.network == "posterior" else BUILT_IN_JOINT if needs_noise else None
         self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
         chosen = find_sampler(self.sampler)
-        self._has_causal_form = is_built_in and chosen.noise == "nmf" and not chosen.posterior_network
+        self._has_causal_form = is_built_in and chosen.noise == "nmf" and chosen.network == "prior"
         self._asked = sampler, device, precision
         self._stream: Stream | None = None
 

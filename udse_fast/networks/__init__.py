@@ -10,6 +10,7 @@ from udse_fast.networks.base import Network
 
 _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
+    "ncsnpp-conditional": ("udse_fast.networks.conditional_ncsnpp", "ConditionalNCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
     "compact-posterior": ("udse_fast.networks.compact_posterior", "CompactPosterior"),
 }

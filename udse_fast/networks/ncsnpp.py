@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +160,8 @@ class NCSNpp(Network):
 
     predicts = "noise"
     frame_multiple = 64
+    planes: ClassVar[int] = 2
+    """Real planes of the input, and of the progressive output."""
 
     def __init__(
         self,
@@ -185,7 +187,7 @@ class NCSNpp(Network):
         embedding = 4 * nf
 
         self.downsample = Downsample()
-        self.output_layer = nn.Conv2d(2, 2, 1)
+        self.output_layer = nn.Conv2d(self.planes, 2, 1)
         if joint:
             self.label_emb = nn.Embedding(2, embedding)
 
@@ -193,7 +195,7 @@ class NCSNpp(Network):
             GaussianFourierFeatures(nf),
             _linear(2 * nf, embedding),
             _linear(embedding, embedding),
-            _conv(2, nf, 3),
+            _conv(self.planes, nf, 3),
         ]
         skips, channels = [nf], nf
         for level, multiple in enumerate(ch_mult):
@@ -205,7 +207,7 @@ class NCSNpp(Network):
                 skips.append(channels)
             if level < levels - 1:
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="down"))
-                modules.append(PyramidInput(2, channels))
+                modules.append(PyramidInput(self.planes, channels))
                 skips.append(channels)
         modules += [
             ResidualBlock(channels, channels, embedding, joint),
@@ -218,7 +220,7 @@ class NCSNpp(Network):
                 channels = nf * multiple
             if level in self.attention_levels:
                 modules.append(Attention(channels))
-            modules += [_group_norm(channels, ActivatedNorm), _conv(channels, 2, 3, scale=0.0)]
+            modules += [_group_norm(channels, ActivatedNorm), _conv(channels, self.planes, 3, scale=0.0)]
             if level > 0:
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="up"))
         self.all_modules = nn.ModuleList(modules)
@@ -234,10 +236,15 @@ class NCSNpp(Network):
         Returns:
             (B, 2, F, T) float32.
         """
+        noise: Tensor = self.output_layer(self._progressive(state, time, conditions))
+        return noise.float()
+
+    def _progressive(self, planes: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        """The progressive output, (B, P, F, T), of the input planes (B, P, F, T)."""
         module = iter(self.all_modules)
         dtype = self.output_layer.weight.dtype
         time = time if time.ndim == 2 else time[:, None]  # (B, 1 or T)
-        x = state.to(dtype)
+        x = planes.to(dtype)
 
         embedding = next(module)(time).to(dtype)
         embedding = next(module)(embedding)
@@ -279,9 +286,7 @@ class NCSNpp(Network):
             pyramid = output if level == self.levels - 1 else upsample(pyramid) + output
             if level > 0:
                 h = next(module)(h, embeddings[level - 1])
-
-        noise: Tensor = self.output_layer(pyramid)
-        return noise.float()
+        return pyramid
 
 
 def upsample(x: Tensor) -> Tensor:
