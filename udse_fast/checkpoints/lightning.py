@@ -329,15 +329,15 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
     }
     try:
         architecture = architecture_of({name: tensor.shape for name, tensor in network.items()})
-        if architecture["name"] == "ncsnpp-conditional":
-            architecture |= _forward_pass(_mapping(checkpoint.get("hyper_parameters")))
-        with torch.device("meta"):
-            parameters = dict(build_network(architecture).named_parameters())
     except (KeyError, IndexError, ValueError) as error:
         raise UdseError(
             "expected a score model whose state_dict holds an NCSN++ (dnn.all_modules.0.W and on), got "
             f"{len(network)} weights of another network: give a checkpoint of UDiffSE(+), ParaDiffUSE or SGMSE+"
         ) from error
+    if architecture["name"] == "ncsnpp-conditional":
+        architecture |= _forward_pass(_mapping(checkpoint.get("hyper_parameters")))
+    with torch.device("meta"):
+        parameters = dict(build_network(architecture).named_parameters())
     shadow = _mapping(checkpoint.get("ema")).get("shadow_params")
     if shadow:
         # Newer torch_ema keeps every parameter, older only the trainable ones.
@@ -398,7 +398,7 @@ def _forward_pass(settings: dict[Any, Any]) -> dict[str, Any]:
     """
     backbone = settings.get("backbone", "ncsnpp")
     if backbone not in FORWARD["backbone"]:
-        raise UdseError(f"expected the backbone {' or '.join(FORWARD['backbone'])}, got {backbone!r}")
+        raise UdseError(f"expected the backbone {' or '.join(map(str, FORWARD['backbone']))}, got {backbone!r}")
     if backbone == "ncsnpp":  # whatever the others say: they came with its successor, and it reads none of them
         return {"backbone": backbone}
     given = {name: settings[name] for name in (*FORWARD, "sigma_data") if name in settings}

@@ -12,6 +12,7 @@ _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
     "ncsnpp-conditional": ("udse_fast.networks.conditional_ncsnpp", "ConditionalNCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
+    "compact-conditional": ("udse_fast.networks.compact_conditional", "CompactConditional"),
     "compact-posterior": ("udse_fast.networks.compact_posterior", "CompactPosterior"),
 }
 

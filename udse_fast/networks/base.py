@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +14,8 @@ from udse_fast.networks.conditions import NOTHING, SPEECH_LABEL, Conditions, exa
 from udse_fast.networks.estimate import Said
 from udse_fast.networks.past import Past
 from udse_fast.sampling.sde import SDE
+
+Prediction = Literal["noise", "clean", "score"]
 
 
 class Float32:
@@ -35,7 +37,7 @@ class Network(nn.Module):
     (x_t - (1 - delta) y) / delta: a "clean" network sees u and estimates x_0 as any other does.
     """
 
-    predicts: ClassVar[Literal["noise", "clean", "score"]] = "noise"
+    predicts: ClassVar[Prediction] = "noise"
     frame_multiple: ClassVar[int] = 1
     """Number of frames must be a multiple of this; the score graph pads."""
     causal_block: int = 0
@@ -58,7 +60,7 @@ class Network(nn.Module):
     """In training, where no other is asked for."""
     has_data_scale: ClassVar[bool] = False
     """Whether its argument `sigma_data` is the root mean square of the training spectrograms."""
-    condition_sizes: ClassVar[dict[str, int]] = {}
+    condition_sizes: Mapping[str, int] = {}
     """Of the axes of its conditions that the state does not have, by name: {"p": 768}."""
     adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     casts_itself: ClassVar[bool] = False
@@ -119,6 +121,11 @@ class Network(nn.Module):
     def set_causal_block(self, frames: int) -> None:
         """Another block length for a causal network."""
         raise UdseError(f"{type(self).__name__}: expected a network that can be causal, got one that cannot")
+
+    @classmethod
+    def from_prior(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a network that is told less as the start of one of this kind."""
+        return weights
 
     @classmethod
     def made_causal(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:

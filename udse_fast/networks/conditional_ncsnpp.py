@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from udse_fast.audio.spectral import PEAK_PADDINGS, PeakSpectral
+from udse_fast.checks import Range, real_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.ncsnpp import NCSNpp
@@ -89,7 +90,8 @@ class ConditionalNCSNpp(NCSNpp):
         super().__init__(**arguments)
         self.conditions = ("noisy",)
         self.backbone, self.loss_type, self.network_scaling = backbone, loss_type, network_scaling
-        self.c_in, self.c_out, self.c_skip, self.sigma_data = c_in, c_out, c_skip, sigma_data
+        self.c_in, self.c_out, self.c_skip = c_in, c_out, c_skip
+        self.sigma_data = real_number("sigma_data", sigma_data, Range(0, excluded=True))
         self.spectral = PeakSpectral(frame_multiple=self.frame_multiple, padding=PEAK_PADDINGS[backbone == "ncsnpp_v2"])
 
     def predict_score(self, state: Tensor, time: Tensor, sde: SDE, conditions: Conditions = NOTHING) -> Tensor:
@@ -133,7 +135,8 @@ class ConditionalNCSNpp(NCSNpp):
     def _factor(self, kind: str, place: str, sigma: Tensor) -> Tensor | float:
         """c_in, c_out or c_skip."""
         if kind != "edm":
-            return {"0": 0.0, "1": 1.0, "sigma": sigma, "1/sigma": 1 / sigma}[kind]
+            known: dict[str, Tensor | float] = {"0": 0.0, "1": 1.0, "sigma": sigma, "1/sigma": 1 / sigma}
+            return known[kind]
         d, square = self.sigma_data, sigma**2 + self.sigma_data**2
         return {"in": square**-0.5, "out": sigma * d * square**-0.5, "skip": d**2 / square}[place]
 

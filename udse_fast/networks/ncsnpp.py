@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
-from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.base import Float32, Network, Prediction
 from udse_fast.networks.conditions import NOTHING, Conditions
 
 PUBLISHED_SIZES: dict[str, dict[str, Any]] = {
@@ -158,7 +158,7 @@ class NCSNpp(Network):
         image_size: number of bins F that `attn_resolutions` refer to.
     """
 
-    predicts = "noise"
+    predicts: ClassVar[Prediction] = "noise"
     frame_multiple = 64
     planes: ClassVar[int] = 2
     """Real planes of the input, and of the progressive output."""
