@@ -45,7 +45,7 @@ class Bands(Network):
         self.conditions = ("video",) if video else ()
 
     def denoise(self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING) -> Tensor:
-        v = self.variance
+        v: Tensor = self.variance
         if conditions.video is not None:
             v = v * (1 + conditions.video.mean((1, 2)))[:, None, None, None]
         return noisy * v / (v + noise_level[:, None, None, None] ** 2)

@@ -62,7 +62,9 @@ class Separator:
         known = setting_names(SeparationSettings)
         if unknown := sorted(settings.keys() - {*known}):
             raise UdseError(f"Separator: unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
-        self.settings = SeparationSettings(**settings, **({} if steps is None else {"steps": steps}))
+        if steps is not None:
+            settings["steps"] = steps
+        self.settings = SeparationSettings(**settings)
         self.seed = whole_number("seed", seed, SEEDS)
         self.sources = named_sources(sources)
         defaults = {False: checkpoint or BUILT_IN, True: noise_checkpoint or BUILT_IN_JOINT}
