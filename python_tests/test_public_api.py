@@ -17,8 +17,8 @@ from udse_fast.commands import info, options
 from udse_fast.sampling.read_out import READOUTS
 
 NAMES = [
-    "Enhancer", "Posterior", "Separated", "Separator", "Source", "Stream", "UdseError", "load_network", "posterior_sample",
-    "sampler_names", "separate_sources",
+    "Enhancer", "Posterior", "Separated", "Separator", "Source", "Stream", "UdseError", "load_network",
+    "posterior_sample", "sampler_names", "separate_sources",
 ]  # fmt: skip
 SAMPLERS = [
     "udiffse", "udiffse_plus", "depse_il", "depse_tl", "diffuseen", "paradiffuse_in", "paradiffuse_en", "ddrm", "prior",
