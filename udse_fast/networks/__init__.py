@@ -10,6 +10,7 @@ from udse_fast.networks.base import Network
 
 _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
+    "ncsnpp-av": ("udse_fast.networks.ncsnpp_av", "AudioVisualNCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
     "compact-posterior": ("udse_fast.networks.compact_posterior", "CompactPosterior"),
 }

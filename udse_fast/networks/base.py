@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
-from udse_fast.networks.conditions import NOTHING, SPEECH_LABEL, Conditions, example_condition
+from udse_fast.networks.conditions import NO_WIDTHS, NOTHING, SPEECH_LABEL, Conditions, example_condition
 from udse_fast.networks.estimate import Said
 from udse_fast.networks.past import Past
 
+if TYPE_CHECKING:
+    from udse_fast.networks.visual_encoder import VisualEncoder
+
 
 class Float32:
-    """A mixin of modules whose weights and buffers stay in float32 when the network is rounded to 16 bits."""
+    """A mixin of modules whose weights and buffers stay in float32 when the network is rounded to 16 bits.
+
+    That goes for the modules in them, too.
+    """
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Kernels over maps in the order of channels_last; those over video have no such order."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 class Network(nn.Module):
@@ -51,13 +64,18 @@ class Network(nn.Module):
     """In training, where no other is asked for."""
     has_data_scale: ClassVar[bool] = False
     """Whether its argument `sigma_data` is the root mean square of the training spectrograms."""
-    condition_sizes: ClassVar[dict[str, int]] = {}
+    condition_sizes: Mapping[str, int] = NO_WIDTHS
     """Of the axes of its conditions that the state does not have, by name: {"p": 768}."""
     adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     casts_itself: ClassVar[bool] = False
     """Whether it computes in `training_dtype` by itself; otherwise training in 16 bits is torch's autocast."""
     training_dtype: torch.dtype | None = None
     """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""
+
+    @property
+    def visual_encoder(self) -> VisualEncoder | None:
+        """From mouth crops to the video features that it is told, where it has one."""
+        return None
 
     def conditions_of(self, tensors: Sequence[Tensor]) -> Conditions:
         """Those that it reads, from tensors in the order of their names."""

@@ -13,12 +13,13 @@ from udse_fast.backends.dispatch import wanted
 from udse_fast.checks import Range, described, real_number, whole_number
 from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
-from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.base import Float32, Network, to_channels_last
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.past import CorePast, LayerPast, Past
+from udse_fast.networks.visual_encoder import VisualEncoder
 from udse_fast.sampling.sde import SDE, make_sde
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -125,6 +126,11 @@ class ScoreNetwork:
         self.precision: str = config.get("precision", "float32") if self.scripted else "float32"
         self.to("cpu", self.precision)
 
+    @property
+    def visual_encoder(self) -> VisualEncoder | None:
+        """From mouth crops to the features that an audio-visual network is told, where the checkpoint has it."""
+        return None if self.scripted else self.module.visual_encoder
+
     def to(self, device: str | torch.device | None = None, precision: str | None = None) -> ScoreNetwork:
         """Move and convert the network in place; `precision` is "float32", "bfloat16" or "float16".
 
@@ -148,11 +154,13 @@ class ScoreNetwork:
             self.graph.to(self.device)
             return self
         for graph in {self.graph, self.plain}:
-            for module in graph.modules():
-                dtype = torch.float32 if isinstance(module, Float32) else PRECISIONS[precision]
+            modules: list[nn.Module] = list(graph.modules())
+            exact = {part for module in modules if isinstance(module, Float32) for part in module.modules()}
+            for module in modules:
+                dtype = torch.float32 if module in exact else PRECISIONS[precision]
                 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                     tensor.data = tensor.data.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
-            graph.to(memory_format=torch.channels_last)
+            to_channels_last(graph)
         return self
 
     def score(
@@ -297,7 +305,7 @@ class ScoreNetwork:
         inputs = [real_state.to(self.device, torch.float32), time.to(self.device, torch.float32)]
         if self.conditions or conditions.given:
             complete = self.module.completed(conditions, batch)
-            inputs += complete.for_network(self.conditions, state, self.device)
+            inputs += complete.for_network(self.conditions, state, self.device, self.module.condition_sizes)
         return inputs
 
 

@@ -20,7 +20,7 @@ from udse_fast.sampling.likelihoods.unconditional import Unconditional
 
 CORRECTOR_SNR = Range(0, 10)
 SEEDS = Range(0, 2**64 - 1)
-WHOLE = {"corrector_steps": Range(1, 100)}
+WHOLE = {"corrector_steps": Range(1, 100), "every": Range(1, 1000)}
 """Options that are whole numbers."""
 OPTIONS: dict[str, Range | None] = {
     "guidance": Range(0, 1000),
@@ -33,7 +33,7 @@ OPTIONS: dict[str, Range | None] = {
     "divide_tweedie": None,
     "paper_posterior": None,
     "perturb_residual": None,
-    "corrector_steps": WHOLE["corrector_steps"],
+    **WHOLE,
 }
 """Option of a sampler -> range of the number, None: true or false."""
 

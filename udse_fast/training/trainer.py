@@ -23,7 +23,7 @@ from udse_fast.backends.cuda_graphs import fastest_convolutions
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
-from udse_fast.networks.base import Network
+from udse_fast.networks.base import Network, to_channels_last
 from udse_fast.networks.conditions import NOISE_LABEL, SPEECH_LABEL
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
@@ -170,7 +170,7 @@ class Trainer:
         self.read_steps = GPU_READ_STEPS if device.type == "cuda" else 1
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(self.module)
         if self.module.casts_itself:
             self.module.training_dtype = None if precision == torch.float32 else precision
         self.sde = OUVE()
