@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from udse_fast.separation.block import BlockSeparator
 from udse_fast.separation.order import best_order
 from udse_fast.separation.source import Source
 from udse_fast.separation.stream import SeparationStream
+from udse_fast.separation.videos import TalkerVideo
 from udse_fast.settings import OverlapSettings, SeparationSettings
 from udse_fast.streaming.overlap import OverlapBlocks
 
@@ -74,6 +76,16 @@ def in_band(first: float, last: float, seed: int, length: int = RATE) -> np.ndar
 def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
     target = (estimate @ reference) / (reference @ reference) * reference
     return float(10 * np.log10((target @ target) / ((estimate - target) @ (estimate - target))))
+
+
+@pytest.fixture
+def tiny(tiny_checkpoints: dict[str, Path]) -> Callable[..., udse_fast.Separator]:
+    def make(*arguments: Any, **settings: Any) -> udse_fast.Separator:
+        priors = {"checkpoint": tiny_checkpoints["speech"], "noise_checkpoint": tiny_checkpoints["joint"]}
+        blocks = {"steps": 3, "block_seconds": 0.6, "overlap_seconds": 0.2}
+        return udse_fast.Separator(*arguments, **{**priors, **blocks, **settings})
+
+    return make
 
 
 # -- levels and denoisers ----------------------------------------------------------------------------------------------
@@ -156,6 +168,76 @@ def test_silence_stays_silence() -> None:
     assert not of_bands(steps=2).separate(torch.zeros(1, 3000), 0, {}).any()
 
 
+class SeenBands(Network):
+    """A Gaussian prior of two bands, whose powers at every frame are the features of the video (B, Tv, 2)."""
+
+    predicts = "clean"
+    conditions = ("video",)
+    condition_sizes: ClassVar[Mapping[str, int]] = {"p": 2}
+
+    def denoise(self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING) -> Tensor:
+        assert conditions.video is not None
+        power = nn.functional.interpolate(conditions.video.transpose(1, 2), noisy.shape[-1]).unsqueeze(2)
+        bands = torch.stack([band(*LOW), band(*HIGH)])[:, :, None]
+        v = (power * bands).sum(1)[:, None] + 1e-5
+        return noisy * v / (v + noise_level[:, None, None, None] ** 2)
+
+    def completed(self, conditions: Conditions, batch: int) -> Conditions:
+        return Conditions(video=torch.ones(1, 1, 2)).merged(conditions)
+
+
+@pytest.fixture
+def seeing(tiny: Any) -> udse_fast.Separator:
+    """Two talkers of one prior, which hears nothing and sees which bands they talk in."""
+    separator: udse_fast.Separator = tiny(["left", "right"], steps=12, block_seconds=8.0)
+    stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann"}
+    network = ScoreNetwork(SeenBands(), complete_config({"architecture": {"name": "seen"}, "stft": stft}))
+    separator.networks[:] = [network, network]
+    return separator
+
+
+def test_what_is_seen_decides_who_talks(seeing: udse_fast.Separator) -> None:
+    low, high = in_band(50, 1900, 0), in_band(4100, 7900, 1)
+    swap = np.repeat([[1, 0], [0, 1]], [13, 12], axis=0).astype(np.float32)  # after half a second, at 25 Hz
+    left = np.concatenate([low[: RATE // 2], high[RATE // 2 :]])
+    found = seeing.separate(low + high, RATE, video={"left": swap, "right": 1 - swap})
+    assert si_sdr(left, found["left"]) > 8
+    unseen = seeing.separate(low + high, RATE)
+    assert si_sdr(left, unseen["left"]) < 4
+    guided = [udse_fast.Source("left", guidance=0), udse_fast.Source("right", guidance=0)]
+    seeing._blocks = dataclasses.replace(seeing._blocks, sources=guided)
+    unguided = seeing.separate(low + high, RATE, video={"left": swap, "right": 1 - swap})
+    assert np.abs(unguided["left"] - found["left"]).max() > 1e-4
+
+
+def test_a_block_sees_the_video_of_its_time_and_nothing_after_its_end() -> None:
+    video = TalkerVideo(torch.arange(10.0)[:, None] + 1, 25.0)
+    assert video.during(0.08, 0.2)[0, :, 0].tolist() == [3, 4, 5]
+    assert video.during(0.36, 0.48)[0, :, 0].tolist() == [10, 0, 0]
+    assert video.during(9.0, 9.04)[0, :, 0].tolist() == [0]
+    assert video.during(0.0, 0.001)[0, :, 0].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("video", "line"),
+    [
+        ({"middle": np.zeros((5, 2), np.float32)}, "video: expected the names of sources, left, right, got middle"),
+        ({"left": np.zeros((5, 3), np.float32)}, r"video of left: expected features \(Tv, 2\), got ndarray \(5, 3\)"),
+        ({"left": np.zeros((5, 88, 88), np.uint8)}, r"video of left: expected features \(Tv, 2\)"),
+        ({"left": np.full((5, 2), np.inf, np.float32)}, "video of left: expected finite numbers"),
+        ({"left": "a.mp4"}, "video of left: expected features .* got str"),
+    ],
+)
+def test_videos_that_do_not_fit_are_one_line(seeing: udse_fast.Separator, video: Any, line: str) -> None:
+    with pytest.raises(UdseError, match=line):
+        seeing.separate(np.ones(100, np.float32), RATE, video=video)
+
+
+def test_a_prior_that_sees_nothing_takes_no_video(tiny: Any) -> None:
+    with pytest.raises(UdseError, match="video of talker_1: expected a prior that sees the lips, got compact"):
+        tiny(2).separate(np.ones(100, np.float32), RATE, video={"talker_1": np.zeros((5, 2), np.float32)})
+
+
 # -- blocks one after the other ----------------------------------------------------------------------------------------
 
 
@@ -215,16 +297,6 @@ def test_the_best_of_all_orders() -> None:
 
 
 # -- whole recordings --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny(tiny_checkpoints: dict[str, Path]) -> Callable[..., udse_fast.Separator]:
-    def make(*arguments: Any, **settings: Any) -> udse_fast.Separator:
-        priors = {"checkpoint": tiny_checkpoints["speech"], "noise_checkpoint": tiny_checkpoints["joint"]}
-        blocks = {"steps": 3, "block_seconds": 0.6, "overlap_seconds": 0.2}
-        return udse_fast.Separator(*arguments, **{**priors, **blocks, **settings})
-
-    return make
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
