@@ -97,7 +97,7 @@ def scored(system: str, mixture: Mixture, found: list[Signal], seconds: float) -
         "talker_1": round(gains[0], 3),
         "talker_2": round(gains[1], 3),
         "in_true_order": round(float(np.mean(improvements(mixture.talkers, pieces, mixture.sum))), 3),
-        "rtf": round(seconds / length, 3),
+        "cpu_seconds": round(seconds / length, 3),
         "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
@@ -110,9 +110,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
         gain = np.array([(row["talker_1"] + row["talker_2"]) / 2 for row in own])
         worse = [min(row["talker_1"], row["talker_2"]) for row in own]
         error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-        order, rtf = (np.mean([row[name] for row in own]) for name in ("in_true_order", "rtf"))
+        order, cpu = (np.mean([row[name] for row in own]) for name in ("in_true_order", "cpu_seconds"))
         memory = max(row["memory_mb"] for row in own)
-        numbers = f"{gain.mean():+.2f} ± {error:.2f} | {np.mean(worse):+.2f} | {order:+.2f} | {rtf:.1f} | {memory}"
+        numbers = f"{gain.mean():+.2f} ± {error:.2f} | {np.mean(worse):+.2f} | {order:+.2f} | {cpu:.1f} | {memory}"
         lines.append(f"| {system} | {len(own)} | {numbers} |")
     return "\n".join(lines)
 
@@ -140,14 +140,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with open(arguments.out, "w", newline="") as file:
         for mixture, _ in zip(mixtures, range(arguments.count), strict=False):
-            started = time.perf_counter()
+            started = time.process_time()
             sources_found = separator.separate(mixture.sum, SAMPLE_RATE)
             found = [sources_found["first"], sources_found["second"]]
-            new = [scored(arguments.name, mixture, found, time.perf_counter() - started)]
+            new = [scored(arguments.name, mixture, found, time.process_time() - started)]
             if enhancer is not None:
-                started = time.perf_counter()
+                started = time.process_time()
                 speech = enhancer.enhance(mixture.sum, SAMPLE_RATE)
-                new.append(scored("ddrm, both alike", mixture, [speech, speech], time.perf_counter() - started))
+                new.append(scored("ddrm, both alike", mixture, [speech, speech], time.process_time() - started))
             table = csv.DictWriter(file, list(new[0]))
             if not rows:
                 table.writeheader()
