@@ -62,7 +62,7 @@ def norm_film_silu(norm: Norm) -> torch.Tensor:
         kept.append(_empty_statistics(y, tiling) if known is None else known)
         maps.append(Map(y.data_ptr(), kept[-1].data_ptr(), y.shape[1], known is not None))
     out = torch.empty((B, C, bins, frames), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    scratch = x.new_empty(B * (groups + 2 * C), dtype=torch.float32)
+    scratch = x.new_empty(2 * B * C, dtype=torch.float32)
     before, scale, shift = _rows(before, x), _rows(scale, x), _rows(shift, x)
     arguments = GroupNorm(
         *maps, tiling, weight.data_ptr(), bias.data_ptr(), _pointer(before), _pointer(scale), _pointer(shift),

@@ -36,6 +36,14 @@ class ScoreGraph(nn.Module):
         self.module = module
         self.sde = sde
 
+    def padded(self, state: Tensor, time: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
+        """Arguments of `forward` or `per_frame` with as many frames as the network needs."""
+        missing = -state.shape[-1] % self.module.frame_multiple
+        if not missing:
+            return state, time, *conditions
+        time = F.pad(time, (0, missing), mode="replicate") if time.ndim == 2 else time
+        return F.pad(state, (0, missing)), time, *self._told(conditions).padded(missing).tensors
+
     def forward(self, state: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
         """(B, 2, F, T), one time per item (B,), conditions -> the score, (B, 2, F, T) float32."""
         frames = state.shape[-1]
