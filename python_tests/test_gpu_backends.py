@@ -262,6 +262,14 @@ LAYERS: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {
         "norm_film_silu",
         lambda a: (a.odd, a.bias[:5], a.weight[:5], 1, a.before[:1, :5], a.scale[:, :5], a.shift[:, :5], False),
     ),
+    "norm_film_of_one_map": (  # scale and shift as two halves of it, which are not copied
+        "norm_film_silu",
+        lambda a: (a.x, a.weight, a.bias, 4, a.before[:1], *a.film.chunk(2, 1)),
+    ),
+    "norm_film_of_two_maps": (
+        "norm_film_silu",
+        lambda a: (a.x, a.weight, a.bias, 4, None, a.film.chunk(2, 1)[0], a.shift),
+    ),
     "norm_far_from_zero": ("norm_film_silu", lambda a: (a.far, a.weight, a.bias, 3, a.before, a.scale, a.shift)),
     "norm_of_one_position": ("norm_film_silu", lambda a: (a.x[..., :1, :1], a.weight, a.bias, 2)),
     "norm_of_two_maps": ("norm_film_silu", lambda a: (a.x, a.of(32), a.of(32), 4, *[None] * 3, True, a.far[:, :8])),
@@ -312,6 +320,7 @@ class LayerInputs:
         self.x = normal(2, 24, 47, 33, mean=3).contiguous(memory_format=torch.channels_last)
         self.far = normal(2, 24, 47, 33, mean=20).contiguous(memory_format=torch.channels_last)
         self.before, self.scale, self.shift = (normal(2, 24, 1, 1) for _ in range(3))
+        self.film = normal(2, 48, 1, 1)
         self.weight, self.bias = normal(24), normal(24)
         self.odd = normal(2, 5, 6, 10)
         self.unaligned = normal(1 + 2 * 47 * 33 * 8)[1:].view(2, 47, 33, 8).permute(0, 3, 1, 2)

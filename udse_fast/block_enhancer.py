@@ -128,7 +128,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
             estimate = None if posterior.diverged else analysed.read_out(posterior, analysed.mixture, analysed.level)
             failed = estimate is None or not torch.view_as_real(estimate).isfinite().all()  # decompression squares
             if failed and not self.falls_back:
-                raise divergence(self.sampler_settings)
+                raise divergence(self.sampler_settings, self.model.precision)
             mixture = self.model.spectral.decompress(analysed.mixture * analysed.level)
             mixtures.append(mixture)
             speech.append(FALL_BACK_GAIN * mixture if failed or estimate is None else estimate)

@@ -263,8 +263,11 @@ class ScoreNetwork:
             raise UdseError(f"expected a posterior network (train --network compact-posterior), got the network {name}")
         mixture, variance = conditions.for_network(self.conditions, state, self.device)
         planes = torch.view_as_real(state).movedim(-1, 1).to(self.device, torch.float32)
-        level = torch.as_tensor(noise_level, dtype=torch.float32, device=self.device)
-        level = level.expand(len(state)) if level.ndim == 0 else level
+        if not isinstance(noise_level, Tensor):
+            level = torch.full((len(state),), noise_level, dtype=torch.float32, device=self.device)
+        else:
+            level = noise_level.to(self.device, torch.float32)
+            level = level.expand(len(state)) if level.ndim == 0 else level
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
 
     def new_past(self) -> Past:

@@ -243,11 +243,12 @@ def posterior_sample(
         return posterior
 
 
-def divergence(settings: SamplerSettings) -> UdseError:
-    """The error of a pass that ended in NaN or infinity."""
+def divergence(settings: SamplerSettings, precision: str = "float32") -> UdseError:
+    """The error of a pass that ended in NaN or infinity, with a network that computes in a precision."""
+    or_precision = ", or precision='float32', as the network computes in float16" if precision == "float16" else ""
     return UdseError(
         f"sampler {settings.sampler!r}: the reverse pass diverged with {settings.steps} steps; "
-        "give more steps or less guidance"
+        f"give more steps or less guidance{or_precision}"
     )
 
 
