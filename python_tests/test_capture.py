@@ -37,7 +37,7 @@ from udse_fast.sampling.sde import OUVE
 
 META = torch.device("meta")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-SAMPLED = [name for name, row in SAMPLERS.items() if not row.conditional]
+SAMPLED = [name for name, row in SAMPLERS.items() if row.network != "conditional"]
 VIEWS = (
     "view as_strided slice select unsqueeze squeeze permute transpose t expand split split_with_sizes chunk unbind "
     "detach alias view_as_real view_as_complex _unsafe_view empty empty_like new_empty empty_strided lift_fresh "
@@ -130,7 +130,7 @@ def test_nothing_in_a_pass_waits_or_crosses(
 ) -> None:
     watched, row = Watched(), SAMPLERS[sampler]
     without_memory(monkeypatch, name, watched)
-    if row.posterior_network:
+    if row.network == "posterior":
         network = on_meta(load_network("posterior"))
     elif sampler == "ddrm":  # asks for the variance of a compact network
         network = on_meta(load_network(tiny_checkpoints["speech"]))
