@@ -28,6 +28,7 @@ from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
+    "compact-av": {"name": "compact-av", "encoder": {"name": "compact"}},
     "compact-posterior": {"name": "compact-posterior"},
     "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--speech", type=Path, metavar="DIR", help="folder of clean speech (any format soundfile reads)")
     add("--noise", type=Path, metavar="DIR", help="folder of noise; with --speech: a joint prior of both")
+    add("--video", type=Path, metavar="DIR", help="folder of talking faces, or mouth crops, with clean speech; "
+        "for --network compact-av")  # fmt: skip
+    add("--valid-video", type=Path, metavar="DIR", help="validation videos (default: 4 %% of the speakers)")
     add(
         "--speech-list",
         type=Path,
@@ -120,8 +124,14 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.speech is None and arguments.noise is None:
-        raise UdseError("train: expected --speech DIR, --noise DIR or both (a joint prior), got neither")
+    if arguments.speech is None and arguments.noise is None and arguments.video is None:
+        raise UdseError(
+            "train: expected --speech DIR, --noise DIR or both (a joint prior), or --video DIR, got none of them"
+        )
+    sees = "video" in network_class(NETWORKS[arguments.network]["name"]).trained_on
+    if (arguments.video is not None) != sees or (sees and (arguments.speech or arguments.noise)):
+        wanted = "--video DIR alone" if sees else "no --video"
+        raise UdseError(f"--network {arguments.network}: expected {wanted}, got other folders or none")
     for name in (
         "steps",
         "batch_size",

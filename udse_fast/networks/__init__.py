@@ -12,6 +12,7 @@ _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
     "ncsnpp-av": ("udse_fast.networks.ncsnpp_av", "AudioVisualNCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
+    "compact-av": ("udse_fast.networks.compact_av", "CompactAudioVisual"),
     "compact-posterior": ("udse_fast.networks.compact_posterior", "CompactPosterior"),
 }
 

@@ -302,6 +302,7 @@ class Compact(Network):
         level = noise_level.float()
         level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
         embedding = self.embed(self.noise_level(level).to(self.embed[0].weight.dtype))
+        embedding = self.told(embedding, conditions, noisy.shape[-1])
         label = conditions.label
         if label is None or self.label is None:
             label = torch.ones_like(noisy[:, 0, 0, 0], dtype=torch.long)
@@ -325,6 +326,10 @@ class Compact(Network):
         clean = filtered + unsure.sqrt() * out[..., 18:]
         variance = unsure[..., 0] * (2 * spread).clamp(-12, 6).exp()
         return clean.permute(0, 3, 2, 1), variance.transpose(1, 2)
+
+    def told(self, embedding: Tensor, conditions: Conditions, frames: int) -> Tensor:
+        """The embedding (B, T or 1, E) of networks that are told of more than noise level and label, (B, T or 1, E)."""
+        return embedding
 
     def _filter(self, u: Tensor, real: Tensor, imag: Tensor, past: LayerPast | None) -> Tensor:
         """sum_k w_k u_k: u (B, T, F, 2), complex weights (B, T, F, 9), the bin itself first -> (B, T, F, 2)."""
