@@ -23,6 +23,7 @@ from torch import Tensor
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.av_hubert import UNUSED, av_hubert_arguments
+from udse_fast.networks.conditional_ncsnpp import FORWARD, ConditionalNCSNpp
 
 _STORAGE_DTYPES = {
     "torch.DoubleStorage": torch.float64,
@@ -339,13 +340,15 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
         encoder = _encoder_arguments({name[len(EXTRACTOR) :]: network[name].shape for name in extractor})
         shapes = {name: tensor.shape for name, tensor in network.items() if name not in extractor}
         architecture = audio_visual_architecture(shapes, encoder) if VIDEO_KEYS in shapes else architecture_of(shapes)
-        with torch.device("meta"):
-            parameters = dict(build_network(architecture).named_parameters())
     except (KeyError, IndexError, ValueError) as error:
         raise UdseError(
             "expected a score model whose state_dict holds an NCSN++ (dnn.all_modules.0.W and on), got "
-            f"{len(network)} weights of another network: give a checkpoint of UDiffSE(+) or ParaDiffUSE"
+            f"{len(network)} weights of another network: give a checkpoint of UDiffSE(+), ParaDiffUSE or SGMSE+"
         ) from error
+    if architecture["name"] == "ncsnpp-conditional":
+        architecture |= _forward_pass(_mapping(checkpoint.get("hyper_parameters")))
+    with torch.device("meta"):
+        parameters = dict(build_network(architecture).named_parameters())
     shadow = _mapping(checkpoint.get("ema")).get("shadow_params")
     if shadow:
         network.update(_averaged(parameters, extractor, shadow))
@@ -425,15 +428,34 @@ def architecture_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
             attention.append(image_size >> level)
         index += blocks * (2 if is_attention(index + 1) else 1) + 2
         index += is_fusion(index - 1)
-    return {
+    derived = {
         "name": "ncsnpp",
         "nf": nf,
         "ch_mult": ch_mult,
         "num_res_blocks": blocks,
         "attn_resolutions": attention,
-        "joint": "label_emb.weight" in shapes,
         "image_size": image_size,
     }
+    if shapes["output_layer.weight"][1] == ConditionalNCSNpp.planes:
+        return {**derived, "name": "ncsnpp-conditional"}
+    return {**derived, "joint": "label_emb.weight" in shapes}
+
+
+def _forward_pass(settings: dict[Any, Any]) -> dict[str, Any]:
+    """What the hyper-parameters of SGMSE+ say about the forward pass, as arguments of `ConditionalNCSNpp`.
+
+    Raises:
+        UdseError: a backbone that is not known.
+    """
+    backbone = settings.get("backbone", "ncsnpp")
+    if backbone not in FORWARD["backbone"]:
+        raise UdseError(f"expected the backbone {' or '.join(map(str, FORWARD['backbone']))}, got {backbone!r}")
+    if backbone == "ncsnpp":  # whatever the others say: they came with its successor, and it reads none of them
+        return {"backbone": backbone}
+    given = {name: settings[name] for name in (*FORWARD, "sigma_data") if name in settings}
+    if given.get("loss_type") == "mse":  # of older files
+        given["loss_type"] = "score_matching"
+    return given
 
 
 def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[str, Any]:
@@ -467,7 +489,7 @@ def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[st
             "n_fft": int(number("n_fft", 510)),
             "hop_length": int(number("hop_length", 128)),
             "window": str(settings.get("window", "hann")),
-            "sample_rate": int(number("sample_rate", 16000)),
+            "sample_rate": int(number("sample_rate", number("sr", 16000))),
         },
         "compression": {
             "exponent": 1.0 if plain else number("spec_abs_exponent", 0.5),

@@ -23,6 +23,8 @@ SPEECH_LABEL, NOISE_LABEL = 1, 0
 """`Conditions.label` of a joint network, in training as in use."""
 NOISE_SOURCE = "noise"
 """The one name of a source that is not speech."""
+SPEECH_SOURCE = "speech"
+"""The name of the speech, where there is one talker."""
 
 NO_WIDTHS: Mapping[str, int] = MappingProxyType({})
 Self = TypeVar("Self", bound="Conditions")

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
-from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.base import Float32, Network, Prediction
 from udse_fast.networks.conditions import NOTHING, Conditions
 
 FEW_CHANNELS = 32
@@ -177,8 +177,10 @@ class NCSNpp(Network):
         fusion: of networks that are told more than the label; not for configurations.
     """
 
-    predicts = "noise"
+    predicts: ClassVar[Prediction] = "noise"
     frame_multiple = 64
+    planes: ClassVar[int] = 2
+    """Real planes of the input, and of the progressive output."""
 
     def __init__(
         self,
@@ -205,7 +207,7 @@ class NCSNpp(Network):
         embedding = 4 * nf
 
         self.downsample = Downsample()
-        self.output_layer = nn.Conv2d(2, 2, 1)
+        self.output_layer = nn.Conv2d(self.planes, 2, 1)
         if joint:
             self.label_emb = nn.Embedding(2, embedding)
 
@@ -213,7 +215,7 @@ class NCSNpp(Network):
             GaussianFourierFeatures(nf),
             _linear(2 * nf, embedding),
             _linear(embedding, embedding),
-            _conv(2, nf, 3),
+            _conv(self.planes, nf, 3),
         ]
         self.fuses: list[bool] = []
         """Of the places in order, whether there is a module."""
@@ -235,7 +237,7 @@ class NCSNpp(Network):
             if level < levels - 1:
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="down"))
                 modules += fused("down", level + 1)
-                modules.append(PyramidInput(2, channels))
+                modules.append(PyramidInput(self.planes, channels))
                 skips.append(channels)
         modules += [
             ResidualBlock(channels, channels, embedding, joint),
@@ -250,7 +252,7 @@ class NCSNpp(Network):
             if level in self.attention_levels:
                 modules.append(Attention(channels))
             modules += fused("up", level)
-            modules += [_group_norm(channels, ActivatedNorm), _conv(channels, 2, 3, scale=0.0)]
+            modules += [_group_norm(channels, ActivatedNorm), _conv(channels, self.planes, 3, scale=0.0)]
             if level > 0:
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="up"))
         self.all_modules = nn.ModuleList(modules)
@@ -266,10 +268,15 @@ class NCSNpp(Network):
         Returns:
             (B, 2, F, T) float32.
         """
+        noise: Tensor = self.output_layer(self._progressive(state, time, conditions))
+        return noise.float()
+
+    def _progressive(self, planes: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        """The progressive output, (B, P, F, T), of the input planes (B, P, F, T)."""
         module = iter(self.all_modules)
         dtype = self.output_layer.weight.dtype
         time = time if time.ndim == 2 else time[:, None]  # (B, 1 or T)
-        x = state.to(dtype)
+        x = planes.to(dtype)
 
         embedding = next(module)(time).to(dtype)
         embedding = next(module)(embedding)
@@ -317,9 +324,7 @@ class NCSNpp(Network):
             pyramid = output if level == self.levels - 1 else upsample(pyramid) + output
             if level > 0:
                 h = next(module)(h, embeddings[level - 1])
-
-        noise: Tensor = self.output_layer(pyramid)
-        return noise.float()
+        return pyramid
 
 
 def upsample(x: Tensor) -> Tensor:

@@ -20,7 +20,14 @@ from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.past import CorePast, LayerPast, Past
 from udse_fast.networks.visual_encoder import VisualEncoder
-from udse_fast.sampling.sde import SDE, make_sde
+from udse_fast.sampling.sde import SDE, Time, make_sde
+
+KINDS = {
+    "prior": "a prior",
+    "posterior": "a posterior network (udse-fast train --network compact-posterior)",
+    "conditional": "a conditional network, trained on pairs",
+}
+"""Of networks: what they know is what a sampler asks for."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,10 +77,13 @@ class ScoreGraph(nn.Module):
         return F.pad(state, (0, missing)), self._told(conditions).padded(missing)
 
     def _score(self, state: Tensor, time: Tensor, time_per_bin: Tensor, conditions: Conditions) -> Tensor:
+        if self.module.predicts == "score":
+            return self.module.predict_score(state, time, self.sde, conditions)
         sigma = self.sde.sigma(time_per_bin)
         if self.module.predicts == "noise":
             return -self.module.predict_noise(state, time, conditions) / sigma
         delta = self.sde.delta(time_per_bin)
+        state = self._without_drift(state, delta, conditions)
         clean = self.module.denoise(state / delta, self._level(time), conditions)
         return (delta * clean - state) / sigma**2
 
@@ -81,8 +91,17 @@ class ScoreGraph(nn.Module):
         self, state: Tensor, time: Tensor, time_per_bin: Tensor, conditions: Sequence[Tensor], past: Past | None
     ) -> tuple[Tensor, Tensor]:
         sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
-        clean, variance = self.module.posterior(state / delta, self._level(time), self._told(conditions), past)
+        told = self._told(conditions)
+        state = self._without_drift(state, delta, told)
+        clean, variance = self.module.posterior(state / delta, self._level(time), told, past)
         return (delta * clean - state) / sigma**2, variance
+
+    def _without_drift(self, state: Tensor, delta: Time, conditions: Conditions) -> Tensor:
+        """delta x_0 + sigma z: of a diffusion that drifts to the recording, x_t - (1 - delta) y."""
+        if not self.module.drifts:
+            return state
+        assert conditions.noisy is not None
+        return state - (1 - delta) * conditions.noisy
 
     def _level(self, time: Tensor) -> Tensor:
         return torch.as_tensor(self.sde.noise_level(time))
@@ -98,6 +117,7 @@ class ScoreNetwork:
 
     Attributes:
         conditions: names of the `Conditions` that it reads.
+        kind: what it was trained for, see `KINDS`.
         tells_noise_variance: whether it is a posterior network, see `say`.
         has_posterior_variance: whether it tells how far off its estimates are expected to be.
         causal_block: frames of a block of a causal network, else 0.
@@ -113,6 +133,7 @@ class ScoreNetwork:
         self.conditions = module.conditions
         self.joint = "label" in self.conditions
         self.frame_multiple, self.causal_block = module.frame_multiple, module.causal_block
+        self.kind = _kind(module)
         self.tells_noise_variance = module.tells_noise_variance and script is None
         self.has_posterior_variance = module.has_posterior_variance and (
             script is None or "posterior" in config.get("methods", ())
@@ -307,6 +328,12 @@ class ScoreNetwork:
             complete = self.module.completed(conditions, batch)
             inputs += complete.for_network(self.conditions, state, self.device, self.module.condition_sizes)
         return inputs
+
+
+def _kind(module: Network) -> str:
+    if module.tells_noise_variance:
+        return "posterior"
+    return "conditional" if module.drifts else "prior"
 
 
 def _as_complex(score: Tensor, like: Tensor) -> Tensor:
