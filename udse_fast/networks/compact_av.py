@@ -31,9 +31,7 @@ class CompactAudioVisual(Compact):
     has_causal_core = False
     causal_blocks = ()
 
-    def __init__(
-        self, encoder: Mapping[str, Any] | None = None, embedding: int = 128, **arguments: Any
-    ) -> None:
+    def __init__(self, encoder: Mapping[str, Any] | None = None, embedding: int = 128, **arguments: Any) -> None:
         super().__init__(embedding=embedding, **arguments)
         if self.conditions or self.causal_block:
             raise UdseError("compact-av: expected a network of one source that is not causal, got joint or causal")

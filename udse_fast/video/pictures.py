@@ -35,7 +35,7 @@ class Pictures:
         self.height: int = context.height
 
     def at_rate(self, rate: float) -> Iterator[Any]:
-        """Frames (`av.VideoFrame`) at a constant rate: number j is what is shown (j + 1/2) / rate after the sound starts.
+        """Frames (`av.VideoFrame`) at a rate: number j is what is shown (j + 1/2) / rate after the sound begins.
 
         Before the first picture that one is shown; the last one is held until its own end.
         """
