@@ -19,6 +19,8 @@ from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import complete_config, load_network, save_checkpoint
 from udse_fast.cli import main
 from udse_fast.errors import UdseError
+from udse_fast.evaluation.synthetic_lips import draw_mouths, write_clip
+from udse_fast.networks import build_network
 from udse_fast.networks.base import Network
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.score_network import ScoreNetwork
@@ -28,8 +30,8 @@ from udse_fast.separation.block import BlockSeparator
 from udse_fast.separation.order import best_order
 from udse_fast.separation.source import Source
 from udse_fast.separation.stream import SeparationStream
-from udse_fast.separation.videos import TalkerVideo
 from udse_fast.settings import OverlapSettings, SeparationSettings
+from udse_fast.streaming.blocks import Block
 from udse_fast.streaming.overlap import OverlapBlocks
 
 SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
@@ -210,22 +212,12 @@ def test_what_is_seen_decides_who_talks(seeing: udse_fast.Separator) -> None:
     assert np.abs(unguided["left"] - found["left"]).max() > 1e-4
 
 
-def test_a_block_sees_the_video_of_its_time_and_nothing_after_its_end() -> None:
-    video = TalkerVideo(torch.arange(10.0)[:, None] + 1, 25.0)
-    assert video.during(0.08, 0.2)[0, :, 0].tolist() == [3, 4, 5]
-    assert video.during(0.36, 0.48)[0, :, 0].tolist() == [10, 0, 0]
-    assert video.during(9.0, 9.04)[0, :, 0].tolist() == [0]
-    assert video.during(0.0, 0.001)[0, :, 0].tolist() == [1]
-
-
 @pytest.mark.parametrize(
     ("video", "line"),
     [
         ({"middle": np.zeros((5, 2), np.float32)}, "video: expected the names of sources, left, right, got middle"),
-        ({"left": np.zeros((5, 3), np.float32)}, r"video of left: expected features \(Tv, 2\), got ndarray \(5, 3\)"),
-        ({"left": np.zeros((5, 88, 88), np.uint8)}, r"video of left: expected features \(Tv, 2\)"),
-        ({"left": np.full((5, 2), np.inf, np.float32)}, "video of left: expected finite numbers"),
-        ({"left": "a.mp4"}, "video of left: expected features .* got str"),
+        ({"left": np.zeros((5, 3), np.float32)}, "left: video: expected mouth crops"),
+        ({"right": "a.mp4"}, "right: video: expected mouth crops .* got str"),
     ],
 )
 def test_videos_that_do_not_fit_are_one_line(seeing: udse_fast.Separator, video: Any, line: str) -> None:
@@ -234,19 +226,19 @@ def test_videos_that_do_not_fit_are_one_line(seeing: udse_fast.Separator, video:
 
 
 def test_a_prior_that_sees_nothing_takes_no_video(tiny: Any) -> None:
-    with pytest.raises(UdseError, match="video of talker_1: expected a prior that sees the lips, got compact"):
+    with pytest.raises(UdseError, match="talker_1: video: expected none with a prior that only hears"):
         tiny(2).separate(np.ones(100, np.float32), RATE, video={"talker_1": np.zeros((5, 2), np.float32)})
 
 
 # -- blocks one after the other ----------------------------------------------------------------------------------------
 
 
-def shuffled(parts: np.ndarray) -> tuple[Callable[[Tensor, int], Tensor], list[list[int]]]:
+def shuffled(parts: np.ndarray) -> tuple[Callable[[Tensor, Block[Any]], Tensor], list[list[int]]]:
     """A separation that knows the talkers (K, L), and gives those of every block in another order."""
     rng, orders = np.random.default_rng(0), list[list[int]]()
 
-    def separate(signals: Tensor, first_frame: int) -> Tensor:
-        start = first_frame * SPECTRAL.hop_length
+    def separate(signals: Tensor, of: Block[Any]) -> Tensor:
+        start = of.first_frame * SPECTRAL.hop_length
         padded = np.pad(parts, ((0, 0), (0, len(parts[0]))))
         orders.append(rng.permutation(len(parts)).tolist())
         block = torch.from_numpy(padded[orders[-1], start : start + signals.shape[1]])
@@ -476,3 +468,35 @@ def test_inputs_of_one_name_would_overwrite_each_other(
 def test_nothing_half_written_where_the_sampler_diverges(command: list[str], recording: Path, tmp_path: Path) -> None:
     assert main([*command, str(recording), "-o", str(tmp_path / "out"), "--zeta", "1e6"]) in (0, 2)
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_video_for_each_talker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files are read, their mouths reach the prior, and swapped videos give something else."""
+    architecture = {
+        "name": "compact-av", "encoder": {"name": "compact", "features": 6, "channels": [4, 4, 4]},
+        "channels": [8, 8], "blocks": [1, 1], "frame_channels": 16, "dilations": [1], "embedding": 16,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(architecture)
+        for weight in network.parameters():
+            if not weight.any():  # what starts at zero would hide the video
+                nn.init.normal_(weight, std=0.3)
+    stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": RATE}
+    prior = tmp_path / "av.safetensors"
+    save_checkpoint(prior, network.state_dict(), {"architecture": architecture, "stft": stft})
+    voices = [in_band(50, 2000, 0, RATE), in_band(1000, 6000, 1, RATE) * np.linspace(0, 1, RATE, dtype=np.float32)]
+    for name, voice in zip("ab", voices, strict=True):
+        write_clip(tmp_path / f"{name}.mkv", draw_mouths(voice, RATE), voice, RATE)
+    soundfile.write(tmp_path / "mix.wav", voices[0] + voices[1], RATE, subtype="FLOAT")
+    command = ["separate", str(tmp_path / "mix.wav"), "--checkpoint", str(prior), "--steps", "3", "--sources", "2"]
+    results = []
+    for number, order in enumerate(("ab", "ba")):
+        videos = [str(tmp_path / f"{name}.mkv") for name in order]
+        out = tmp_path / str(number)
+        assert main([*command, "-o", str(out), "--video", *videos]) == 0
+        results.append(soundfile.read(out / "mix_talker_1.wav")[0])
+    assert np.abs(results[0] - results[1]).max() > 1e-4
+    capsys.readouterr()
+    assert main([*command, "-o", str(out), "--video", videos[0]]) == 2
+    assert "--video: expected one recording, and a video for each of talker_1, talker_2" in capsys.readouterr().err

@@ -17,17 +17,17 @@ from udse_fast.checks import whole_number
 from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
 from udse_fast.model import BUILT_IN, BUILT_IN_JOINT
-from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.networks.visual_encoder import VIDEO_RATE
 from udse_fast.sampling.samplers import SEEDS
 from udse_fast.separation.block import BlockSeparator
 from udse_fast.separation.source import Source, named_sources
 from udse_fast.separation.stream import SeparationStream
-from udse_fast.separation.videos import TalkerVideo
 from udse_fast.settings import SeparationSettings, setting_names
+from udse_fast.streaming.blocks import Block
 from udse_fast.streaming.overlap import OverlapBlocks
 from udse_fast.streaming.stream import CHANNELS, Audio
+from udse_fast.video.track import VideoTrack
 
 Path = str | os.PathLike[str]
 
@@ -130,11 +130,7 @@ class Separator:
         Raises:
             UdseError: a rate or number of channels that there is not, a video that does not fit.
         """
-        given = dict(video or {})
-        networks = {source.name: network for source, network in zip(self.sources, self.networks, strict=True)}
-        if unknown := given.keys() - networks.keys():
-            raise UdseError(f"video: expected the names of sources, {', '.join(networks)}, got {', '.join(unknown)}")
-        seen = {name: TalkerVideo.of(name, frames, video_rate, networks[name]) for name, frames in given.items()}
+        seen = self._tracks(video or {}, video_rate)
         return SeparationStream(
             partial(self._separated, seen),
             partial(OverlapBlocks.of, self.settings.blocks, self.spectral),
@@ -144,12 +140,24 @@ class Separator:
             whole_number("channels", channels, CHANNELS),
         )
 
-    def _separated(self, seen: Mapping[str, TalkerVideo], signals: Tensor, first_frame: int) -> Tensor:
+    def _tracks(self, video: Mapping[str, Any], rate: float) -> dict[str, VideoTrack]:
+        """What is seen of each talker that has a video."""
+        networks = {source.name: network for source, network in zip(self.sources, self.networks, strict=True)}
+        if unknown := video.keys() - networks.keys():
+            raise UdseError(f"video: expected the names of sources, {', '.join(networks)}, got {', '.join(unknown)}")
+        tracks = {}
+        for name, frames in video.items():
+            try:
+                tracks[name] = VideoTrack(networks[name], self.spectral, rate)
+                tracks[name].append(frames)
+            except UdseError as error:
+                raise UdseError(f"{name}: {error}") from None
+        return tracks
+
+    def _separated(self, seen: Mapping[str, VideoTrack], signals: Tensor, block: Block[Any]) -> Tensor:
         """The talkers (C, K, L) of a block (C, L), told what is seen of them in its time."""
-        start = first_frame * self.spectral.hop_length / self.spectral.sample_rate
-        end = start + signals.shape[1] / self.spectral.sample_rate
-        told = {name: Conditions(video=video.during(start, end)) for name, video in seen.items()}
-        return self._blocks.separate(signals, first_frame, told)
+        told = {name: track.tell(block) for name, track in seen.items()}
+        return self._blocks.separate(signals, block.first_frame, told)
 
 
 def _check_prior(path: Path, network: ScoreNetwork, first: ScoreNetwork, settings: SeparationSettings) -> None:
