@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import udse_fast
-from udse_fast.evaluation.metrics import SAMPLE_RATE
+from udse_fast.evaluation.metrics import SAMPLE_RATE, si_sdr
 from udse_fast.evaluation.pairs import read_audio
+from udse_fast.evaluation.synthetic_lips import draw_mouths
 from udse_fast.evaluation.talkers import improvements, in_true_order
 
 Signal = NDArray[np.float64]
@@ -84,9 +85,19 @@ def of_lists(first: Path, second: Path, noises: Path) -> Iterator[Mixture]:
         yield mixed(f"{a.stem}+{b.stem}", f"noise {number}", (a, b, next(long)), rng.uniform(-LEVEL_DB, LEVEL_DB))
 
 
+def lips(mixture: Mixture, whose: str) -> dict[str, NDArray[np.uint8]]:
+    """Drawn mouths that say what the talkers say ("own"), what the other one says ("swapped"), or no videos ("none")."""
+    if whose == "none":
+        return {}
+    drawn = [draw_mouths(talker, SAMPLE_RATE, seed) for seed, talker in enumerate(mixture.talkers)]
+    return dict(zip(("first", "second"), drawn if whose == "own" else drawn[::-1], strict=True))
+
+
 def scored(system: str, mixture: Mixture, found: list[Signal], seconds: float) -> dict[str, Any]:
     """A row of the table."""
     gains = improvements(mixture.talkers, found, mixture.sum)
+    named = [si_sdr(talker, estimate) - si_sdr(talker, mixture.sum)
+             for talker, estimate in zip(mixture.talkers, found, strict=True)]  # fmt: skip
     pieces = in_true_order(mixture.talkers, found, round(PIECE_SECONDS * SAMPLE_RATE))
     length = len(mixture.noise) / SAMPLE_RATE
     return {
@@ -96,6 +107,7 @@ def scored(system: str, mixture: Mixture, found: list[Signal], seconds: float) -
         "seconds": round(length, 2),
         "talker_1": round(gains[0], 3),
         "talker_2": round(gains[1], 3),
+        "as_named": round(float(np.mean(named)), 3),
         "in_true_order": round(float(np.mean(improvements(mixture.talkers, pieces, mixture.sum))), 3),
         "cpu_seconds": round(seconds / length, 3),
         "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -110,9 +122,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
         gain = np.array([(row["talker_1"] + row["talker_2"]) / 2 for row in own])
         worse = [min(row["talker_1"], row["talker_2"]) for row in own]
         error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-        order, cpu = (np.mean([row[name] for row in own]) for name in ("in_true_order", "cpu_seconds"))
+        names = ("as_named", "in_true_order", "cpu_seconds")
+        named, order, cpu = (np.mean([row[name] for row in own]) for name in names)
         memory = max(row["memory_mb"] for row in own)
-        numbers = f"{gain.mean():+.2f} ± {error:.2f} | {np.mean(worse):+.2f} | {order:+.2f} | {cpu:.1f} | {memory}"
+        numbers = f"{gain.mean():+.2f} ± {error:.2f} | {np.mean(worse):+.2f} | {named:+.2f} | {order:+.2f} | {cpu:.1f} | {memory}"
         lines.append(f"| {system} | {len(own)} | {numbers} |")
     return "\n".join(lines)
 
@@ -126,6 +139,7 @@ def main() -> None:
     add("--talkers", type=Path, nargs=2, metavar="LIST")
     add("--noise", type=Path, metavar="DIR")
     add("--prior", nargs=2, metavar="FILE", help="of each talker's own (default: the built-in prior of speech)")
+    add("--lips", choices=["none", "own", "swapped"], default="none", help="drawn mouths, for audio-visual priors")
     add("--name", default="dps")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of Separator")
     add("--enhanced", action="store_true", help="the enhanced mixture as both talkers, too")
@@ -141,7 +155,7 @@ def main() -> None:
     with open(arguments.out, "w", newline="") as file:
         for mixture, _ in zip(mixtures, range(arguments.count), strict=False):
             started = time.process_time()
-            sources_found = separator.separate(mixture.sum, SAMPLE_RATE)
+            sources_found = separator.separate(mixture.sum, SAMPLE_RATE, video=lips(mixture, arguments.lips))
             found = [sources_found["first"], sources_found["second"]]
             new = [scored(arguments.name, mixture, found, time.process_time() - started)]
             if enhancer is not None:
