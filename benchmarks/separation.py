@@ -86,7 +86,7 @@ def of_lists(first: Path, second: Path, noises: Path) -> Iterator[Mixture]:
 
 
 def lips(mixture: Mixture, whose: str) -> dict[str, NDArray[np.uint8]]:
-    """Drawn mouths that say what the talkers say ("own"), what the other one says ("swapped"), or no videos ("none")."""
+    """Drawn mouths that say what the talker says ("own"), what the other one says ("swapped"), or no video ("none")."""
     if whose == "none":
         return {}
     drawn = [draw_mouths(talker, SAMPLE_RATE, seed) for seed, talker in enumerate(mixture.talkers)]
@@ -125,8 +125,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         names = ("as_named", "in_true_order", "cpu_seconds")
         named, order, cpu = (np.mean([row[name] for row in own]) for name in names)
         memory = max(row["memory_mb"] for row in own)
-        numbers = f"{gain.mean():+.2f} ± {error:.2f} | {np.mean(worse):+.2f} | {named:+.2f} | {order:+.2f} | {cpu:.1f} | {memory}"
-        lines.append(f"| {system} | {len(own)} | {numbers} |")
+        gains = f"{gain.mean():+.2f} ± {error:.2f} | {np.mean(worse):+.2f} | {named:+.2f} | {order:+.2f}"
+        lines.append(f"| {system} | {len(own)} | {gains} | {cpu:.1f} | {memory} |")
     return "\n".join(lines)
 
 
