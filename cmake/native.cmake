@@ -4,7 +4,7 @@ string(REGEX MATCH "[0-9]+[.][0-9]+[.][0-9]+" _ "${version_line}")
 set(UDSE_VERSION ${CMAKE_MATCH_0})
 
 set(parts causal_blocks ddrm_sampler hum json live noise_floor noise_model prior read_out resampler safetensors settings spectral
-    stream)
+    stream workbench)
 list(TRANSFORM parts PREPEND csrc/stream/)
 list(TRANSFORM parts APPEND .cpp)
 add_library(udse_stream STATIC ${parts} csrc/capi.cpp)
