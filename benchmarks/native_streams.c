@@ -72,10 +72,11 @@ static void blocks(const udse_prior* prior, double seconds) {
     block = n > block ? n : block;
   }
   qsort(times, (size_t)count, sizeof *times, ascending);
-  printf("One stream of %.0f s: real-time factor %.3f; blocks of %.1f ms take %.1f ms (median), %.1f ms (99 %%), "
-         "%.1f ms (99.9 %%), %.1f ms (longest of %lld).\n\n",
-         seconds, total / seconds, 1000. * (double)block / RATE, times[count / 2], times[count * 99 / 100],
-         times[count * 999 / 1000], times[count - 1], (long long)count);
+  printf(
+      "One stream of %.0f s: real-time factor %.3f; blocks of %.1f ms take %.1f ms (median), %.1f ms (99 %%), "
+      "%.1f ms (99.9 %%), %.1f ms (longest of %lld).\n\n",
+      seconds, total / seconds, 1000. * (double)block / RATE, times[count / 2], times[count * 99 / 100],
+      times[count * 999 / 1000], times[count - 1], (long long)count);
   free(times);
   free(out);
   udse_close(stream);
@@ -92,8 +93,9 @@ static void many(const udse_prior* prior, int streams, uint32_t together, double
     udse_stream* const stream = checked(
         i ? udse_open_beside(feeds[0].stream, &options, &error) : udse_open_with(prior, &options, &error), &error);
     const int64_t room = udse_most(stream, RATE);
-    feeds[i] = (udse_feed){stream, speech + (i * 5 * RATE / 7) % (speech_frames - RATE), RATE,
-                           malloc((size_t)room * sizeof(float)), room, 0};
+    feeds[i] = (udse_feed){stream, speech + (i * 5 * RATE / 7) % (speech_frames - RATE),
+                           RATE,   malloc((size_t)room * sizeof(float)),
+                           room,   0};
   }
   *alone = *shared = 1e9;
   for (int round = 0; round < 8; ++round) {
@@ -126,10 +128,11 @@ static void soak(const udse_prior* prior, double hours) {
     given += udse_process(stream, speech + i * CHUNK * 7 % (speech_frames - RATE), RATE, out, room);
     if (i == 60) before = resident();
   }
-  printf("%g hours of audio, one step and one sample: memory grew by %.2f MB after the first minute; %lld blocks broke "
-         "down; %lld frames came out of %lld.\n",
-         hours, resident() - before, (long long)udse_recovered_blocks(stream), (long long)given,
-         (long long)(seconds * RATE));
+  printf(
+      "%g hours of audio, one step and one sample: memory grew by %.2f MB after the first minute; %lld blocks broke "
+      "down; %lld frames came out of %lld.\n",
+      hours, resident() - before, (long long)udse_recovered_blocks(stream), (long long)given,
+      (long long)(seconds * RATE));
   free(out);
   udse_close(stream);
 }
@@ -148,9 +151,10 @@ static void memory(const char* path) {
     udse_process(streams[i], speech, RATE, out, 2 * RATE);
     if (!i) first = resident();
   }
-  printf("A stream opens in %.0f ms, the checkpoint read from the disk's cache. Resident memory: %.1f MB with one stream, "
-         "%.2f MB more for each further one beside it.\n\n",
-         1000 * opening, first, (resident() - first) / 8);
+  printf(
+      "A stream opens in %.0f ms, the checkpoint read from the disk's cache. Resident memory: %.1f MB with one stream, "
+      "%.2f MB more for each further one beside it.\n\n",
+      1000 * opening, first, (resident() - first) / 8);
   for (int i = 0; i < 9; ++i) udse_close(streams[i]);
 }
 
@@ -162,7 +166,9 @@ int main(int argc, char** argv) {
   udse_error error;
   udse_prior* const prior = checked(udse_read_prior(argv[1], &error), &error);
   if (seconds > 0) blocks(prior, seconds);
-  puts("| streams | side by side | in turn, s per s | together, s per s | together / in turn | in real time, together |");
+  puts(
+      "| streams | side by side | in turn, s per s | together, s per s | together / in turn | in real time, together "
+      "|");
   puts("| --- | --- | --- | --- | --- | --- |");
   for (int streams = 1; streams <= MOST_STREAMS; streams *= 2)
     for (uint32_t together = 2; together <= 8; together *= 2) {

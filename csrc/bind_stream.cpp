@@ -138,8 +138,12 @@ void register_stream(py::module_& m) {
         "(n, channels) in, speech and noise (m, channels) out, of every stream; they compute side by side.");
   py::class_<NativeStream>(m, "NativeStream", plain, "Samples in, speech and noise out. One thread at a time.")
       .def(py::init(&make_stream), "prior"_a, "numbers"_a, "words"_a, "seed"_a, "sample_rate"_a, "channels"_a)
-      .def("fits", [](const NativeStream& a, const NativeStream& b) { return a.prior == b.prior && a.stream.calls() == b.stream.calls(); },
-           "other"_a, "Whether the two can be computed side by side.")
+      .def(
+          "fits",
+          [](const NativeStream& a, const NativeStream& b) {
+            return a.prior == b.prior && a.stream.calls() == b.stream.calls();
+          },
+          "other"_a, "Whether the two can be computed side by side.")
       .def("flush", &flush)
       .def("reset", [](NativeStream& native) { native.stream.reset(); })
       .def("state",

@@ -178,8 +178,8 @@ udse_stream* udse_open_with(const udse_prior* prior, const udse_options* options
     if (chosen.together > most_together)
       throw udse::Error("together: expected up to 64 signals, got " + std::to_string(chosen.together));
     udse::Stream stream = make_stream(of(prior), chosen);
-    auto bench = std::make_shared<udse::Workbench>(
-        stream.make_workbench(std::max<int64_t>(stream.channels(), chosen.together)));
+    auto bench =
+        std::make_shared<udse::Workbench>(stream.make_workbench(std::max<int64_t>(stream.channels(), chosen.together)));
     return new udse_stream{std::move(stream), std::move(bench), prior->prior};
   });
 }
@@ -286,7 +286,8 @@ udse_live* udse_open_live(const udse_prior* prior, const udse_options* options, 
     auto stream = std::make_unique<udse::Stream>(make_stream(of(prior), chosen));
     if (chosen.buffer_frames > 10 * chosen.sample_rate)
       throw udse::Error("buffer_frames: expected up to 10 seconds, got " + std::to_string(chosen.buffer_frames));
-    return new udse_live{{std::move(stream), static_cast<float>(remaining_noise(chosen.max_attenuation_db)), chosen.buffer_frames}};
+    return new udse_live{
+        {std::move(stream), static_cast<float>(remaining_noise(chosen.max_attenuation_db)), chosen.buffer_frames}};
   });
 }
 

@@ -57,15 +57,8 @@ NetworkBlock DdrmSampler::request(size_t call, float* memories) {
   for (size_t i = 0; i < state_.size(); ++i) unit_gain_[i] = gain * state_[i];
   std::fill(level_of_samples_.begin(), level_of_samples_.end(), calls_.noise_levels[call]);
   const std::int64_t of_call = static_cast<std::int64_t>(call) * shape_.samples * memory_size_;
-  return {shape_.samples,
-          shape_.frames,
-          unit_gain_.data(),
-          level_of_samples_.data(),
-          nullptr,
-          memories + of_call,
-          clean_.data(),
-          posterior_variance_.data(),
-          memories_.data() + of_call};
+  return {shape_.samples,     shape_.frames, unit_gain_.data(),          level_of_samples_.data(),  nullptr,
+          memories + of_call, clean_.data(), posterior_variance_.data(), memories_.data() + of_call};
 }
 
 void DdrmSampler::answer(size_t call, NoiseModel& noise) {

@@ -87,9 +87,7 @@ int64_t Stream::latency() const {
   return channel.before.delay() + held / network_rate - (end > held % network_rate);
 }
 
-Workbench Stream::make_workbench(int64_t signals) const {
-  return {prior_, calls(), signals};
-}
+Workbench Stream::make_workbench(int64_t signals) const { return {prior_, calls(), signals}; }
 
 int64_t Stream::most(int64_t frames) const {
   const Channel& channel = *channels_[0];
