@@ -50,7 +50,7 @@ from udse_fast.sampling.samplers import SAMPLERS
 from udse_fast.sampling.sde import OUVE
 from udse_fast.streaming.blocks import Block
 
-OF_PRIORS = [name for name, row in SAMPLERS.items() if not (row.posterior_network or row.conditional)]
+OF_PRIORS = [name for name, row in SAMPLERS.items() if row.network == "prior"]
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.needs("cuda"),
 ]
-OF_PRIORS = [name for name, row in SAMPLERS.items() if not (row.posterior_network or row.conditional)]
+OF_PRIORS = [name for name, row in SAMPLERS.items() if row.network == "prior"]
 C = Coefficients(gamma=1.5, delta=0.6, sigma=0.25, g=0.5, dt=1 / 30)
 
 

@@ -15,11 +15,19 @@ from udse_fast.errors import UdseError
 from udse_fast.kernels.fused_layers import reference
 from udse_fast.networks import optimised
 from udse_fast.networks.ncsnpp import Downsample, NCSNpp, upsample
-from udse_fast.networks.optimised import FusedResidualBlock, _product, fused_ncsnpp, optimise, optimised_or_plain
+from udse_fast.networks.optimised import (
+    FusedResidualBlock,
+    FusedVideoFusion,
+    _product,
+    fused_ncsnpp,
+    optimise,
+    optimised_or_plain,
+)
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.sde import OUVE
 
 GOLDEN = Path(__file__).parent / "golden" / "networks"
+AUDIO_VISUAL = GOLDEN.with_name("networks_av")
 TOLERANCE = 1e-4  # relative, float32: constants are folded into weights, sums are taken in another order
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -74,6 +82,14 @@ def test_recorded_outputs_hold(name: str) -> None:
     state, time = torch.from_numpy(data["state"]), torch.from_numpy(data["t"])
     label = torch.from_numpy(data["label"]) if "label" in data else None
     assert relative(network.score(state, time, label), torch.from_numpy(data["score"])) < TOLERANCE
+
+
+def test_the_audio_visual_network_holds_its_recorded_outputs() -> None:
+    data = {name: torch.from_numpy(value) for name, value in np.load(AUDIO_VISUAL / "av_io.npz").items()}
+    network = optimise(load_network(AUDIO_VISUAL / "av.ckpt", DEVICE))
+    assert any(isinstance(module, FusedVideoFusion) for module in network.graph.modules())
+    score = network.score(data["a_state"], data["a_t"], video=data["a_video"])
+    assert relative(score, data["a_score"]) < TOLERANCE
 
 
 def test_resampling_is_that_of_the_plain_network() -> None:

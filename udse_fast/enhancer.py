@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from udse_fast.audio.format import AudioFormat, check_finite, check_sample_rate
+from udse_fast.audio.format import check_sample_rate, checked_audio
 from udse_fast.audio.spectral import Spectral
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoiseModel, OverlapBlockEnhancer
 from udse_fast.checks import Range, flag, real_number, whole_number
@@ -27,7 +27,6 @@ from udse_fast.model import (
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.samplers import SEEDS, find_sampler
 from udse_fast.settings import STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
-from udse_fast.streaming.channel import Samples
 from udse_fast.streaming.native import make_stream
 from udse_fast.streaming.stream import CHANNELS, Audio, Stream, flush_together, process_together, separate_together
 
@@ -76,11 +75,11 @@ class Enhancer:
         row = None if sampler is None else find_sampler(sampler)
         if is_built_in and row is not None:
             needs_noise = row.noise == "score" and noise_checkpoint is None
-            checkpoint = BUILT_IN_POSTERIOR if row.posterior_network else BUILT_IN_JOINT if needs_noise else None
+            checkpoint = BUILT_IN_POSTERIOR if row.network == "posterior" else BUILT_IN_JOINT if needs_noise else None
         self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
         chosen = find_sampler(self.sampler)
-        self._has_causal_form = is_built_in and chosen.noise == "nmf" and not chosen.posterior_network
+        self._has_causal_form = is_built_in and chosen.noise == "nmf" and chosen.network == "prior"
         self._asked = sampler, device, precision
         self._stream: Stream | None = None
 
@@ -183,7 +182,7 @@ class Enhancer:
         named = [(audio, rate, f"recordings[{number}]") for number, (audio, rate) in enumerate(recordings)]
         enhancer = self._block_enhancer(causal, falls_back=False)
         for audio, rate, name in named:
-            _checked(audio, rate, name)
+            checked_audio(audio, rate, name)
         seconds = [audio.shape[-1] / rate for audio, rate, _ in named]
         order = sorted(range(len(named)), key=seconds.__getitem__)  # alike in length: full batches to the end
         results: dict[int, Audio] = {}
@@ -197,7 +196,7 @@ class Enhancer:
         self, enhancer: BlockEnhancer[Any], recordings: Sequence[tuple[Any, int, str]]
     ) -> list[tuple[Any, Any]]:
         """Speech and noise of (audio, sample rate, name in errors): streams that everything comes into at once."""
-        checked = [_checked(*recording) for recording in recordings]
+        checked = [checked_audio(*recording) for recording in recordings]
         streams = [
             make_stream(enhancer, int(rate), len(samples), self.max_attenuation_db)
             for (_, samples), (_, rate, _) in zip(checked, recordings, strict=True)
@@ -321,14 +320,3 @@ def _attenuation_limit(given: float | None, settings: dict[str, Any]) -> float |
     warnings.warn("strength is called max_attenuation_db now", DeprecationWarning, stacklevel=3)
     limit: float | None = before
     return limit
-
-
-def _checked(audio: Any, sample_rate: Any, name: str) -> tuple[AudioFormat, Samples]:
-    """Form and samples (channels, L) of a recording."""
-    audio_format = AudioFormat.of(audio, name)
-    samples = audio_format.to_float(audio)
-    if samples.size == 0:
-        raise UdseError(f"{name}: expected at least one sample, got the shape {tuple(audio.shape)}")
-    check_finite(samples, name)
-    check_sample_rate(sample_rate)
-    return audio_format, samples

@@ -129,16 +129,26 @@ class Corpus:
     def _crop(self, rng: np.random.Generator, played: int, speed: float) -> tuple[NDArray[np.float32], float]:
         """Draw `played` samples from one recording; return them with the peak of the whole recording."""
         length = round(played * speed)
+        index, start = self.place(rng, length)
+        excerpt = self.excerpt(index, start, length)
+        if speed != 1:
+            resampled = soxr.resample(excerpt, speed, 1, "MQ")[:played]
+            excerpt = np.pad(resampled, (0, played - len(resampled)))
+        peak = np.abs(self.recording(index).astype(np.float32)).max() / 32768
+        return np.asarray(excerpt, np.float32), float(peak)
+
+    def place(self, rng: np.random.Generator, length: int) -> tuple[int, int]:
+        """Draw a recording, in proportion to its length, and the first of `length` samples in it."""
         for _ in range(20):  # a crop of digital silence teaches nothing: draw again
             index = int(np.searchsorted(self._cumulative, rng.random()).clip(0, len(self.files) - 1))
             whole = self.recording(index)
             start = int(rng.integers(-length // 4, max(1, len(whole) - 3 * length // 4)))
-            excerpt = whole[max(0, start) : start + length].astype(np.float32) / 32768
-            if excerpt.size and np.abs(excerpt).max() > SILENCE:
+            if np.abs(self.excerpt(index, start, length)).max() > SILENCE:
                 break
+        return index, start
+
+    def excerpt(self, index: int, start: int, length: int) -> NDArray[np.float32]:
+        """`length` samples of a recording from `start` on, which may be negative; zeros where it has none."""
         offset = max(0, -start)
-        excerpt = np.pad(excerpt, (offset, length - offset - len(excerpt)))
-        if speed != 1:
-            resampled = soxr.resample(excerpt, speed, 1, "MQ")[:played]
-            excerpt = np.pad(resampled, (0, played - len(resampled)))
-        return np.asarray(excerpt, np.float32), float(np.abs(whole.astype(np.float32)).max() / 32768)
+        samples = self.recording(index)[max(0, start) : start + length].astype(np.float32) / 32768
+        return np.pad(samples, (offset, length - offset - len(samples)))

@@ -23,7 +23,7 @@ from udse_fast.backends.cuda_graphs import fastest_convolutions
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
-from udse_fast.networks.base import Network
+from udse_fast.networks.base import Network, to_channels_last
 from udse_fast.networks.conditions import NOISE_LABEL, SPEECH_LABEL
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
@@ -124,7 +124,8 @@ class Optimizers:
 def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Return training loss and relative denoising error `||s0_hat - s0||^2 / ||s0||^2` of each item, both (N,).
 
-    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is has
+    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins, of a diffusion that drifts to the recording at
+    s_t = delta s_0 + (1 - delta) y + sigma z. A network that also says how sure it is has
     the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
     """
     sde = graph.sde
@@ -141,7 +142,12 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
         unlikely = (error.detach() / variance + variance.log()).mean((1, 2))
         loss = per_item * graph.module.loss_weight(level, conditions) + VARIANCE_WEIGHT * unlikely
     else:
-        residual = sigma * graph(delta * s0 + sigma * z, t, *told) + z  # = (s0_hat - s0) delta / sigma
+        mean = delta * s0
+        if graph.module.drifts:
+            noisy = graph.module.conditions_of(told).noisy
+            assert noisy is not None
+            mean = mean + (1 - delta) * noisy
+        residual = sigma * graph(mean + sigma * z, t, *told) + z  # = (s0_hat - s0) delta / sigma
         loss = per_item = residual.square().sum(1).mean((1, 2))
     relative = per_item * (sigma / delta).flatten() ** 2 / s0.square().sum(1).mean((1, 2)).clamp_min(1e-12)
     return loss, relative.detach()
@@ -170,7 +176,7 @@ class Trainer:
         self.read_steps = GPU_READ_STEPS if device.type == "cuda" else 1
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(self.module)
         if self.module.casts_itself:
             self.module.training_dtype = None if precision == torch.float32 else precision
         self.sde = OUVE()
@@ -189,6 +195,7 @@ class Trainer:
 
     def start_from(self, weights: dict[str, Tensor], causal_from_centred: bool = False) -> None:
         """Start anew from given weights. What they lack (the label of a joint network) keeps its initial value."""
+        weights = self.module.from_prior(weights)
         if causal_from_centred:
             weights = self.module.made_causal(weights)
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}
