@@ -23,7 +23,7 @@ from udse_fast.settings import OverlapSettings
 from udse_fast.streaming.blocks import Enhanced
 from udse_fast.streaming.overlap import OverlapBlocks
 
-OF_PRIORS = [name for name, row in SAMPLERS.items() if not (row.posterior_network or row.conditional)]
+OF_PRIORS = [name for name, row in SAMPLERS.items() if row.network == "prior"]
 FAST = {"steps": 2, "samples": 1, "precision": "float32"}
 FLOAT32_CHAIN = 1e-3  # rounding of the input, through a few network calls
 

@@ -17,8 +17,8 @@ from udse_fast.commands import info, options
 from udse_fast.sampling.read_out import READOUTS
 
 NAMES = [
-    "Enhancer", "Posterior", "Separated", "Stream", "UdseError", "load_network", "posterior_sample", "sampler_names",
-    "separate_sources",
+    "Enhancer", "Posterior", "Separated", "Separator", "Source", "Stream", "UdseError", "load_network",
+    "posterior_sample", "sampler_names", "separate_sources",
 ]  # fmt: skip
 SAMPLERS = [
     "udiffse", "udiffse_plus", "depse_il", "depse_tl", "diffuseen", "paradiffuse_in", "paradiffuse_en", "ddrm", "prior",
@@ -42,6 +42,12 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
     (udse_fast.Stream.reset, {}),
     (udse_fast.Stream.state, {}),
     (udse_fast.Stream.restore, {"state": ...}),
+    (
+        udse_fast.Separator,
+        {"sources": 2, "checkpoint": None, "noise_checkpoint": None, "steps": None, "device": "auto", "seed": 0},
+    ),
+    (udse_fast.Separator.separate, {"audio": ..., "sample_rate": ...}),
+    (udse_fast.Source, {"name": ..., "checkpoint": None, "guidance": 0.5}),
     (udse_fast.load_network, {"path": None, "device": "cpu"}),
     (udse_fast.sampler_names, {}),
     (
@@ -86,7 +92,7 @@ def test_a_stream_and_an_enhancer_say_their_latency() -> None:
 
 
 def test_the_commands() -> None:
-    assert {"enhance", "stream", "live", "train", "evaluate", "export", "bench", "info"} <= set(COMMANDS)
+    assert {"enhance", "separate", "stream", "live", "train", "evaluate", "export", "bench", "info"} <= set(COMMANDS)
 
 
 def test_read_outs_of_the_command_line_are_those_of_the_settings() -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from udse_fast.networks.conditions import Conditions
 from udse_fast.sampling.posterior import posterior_sample
+from udse_fast.sampling.requests import Answer, Prior
 from udse_fast.sampling.samplers import sampler_names
 from udse_fast.sampling.sde import OUVE
 
@@ -83,3 +85,47 @@ def test_golden_float64(name: str) -> None:
     assert posterior.speech.dtype == torch.complex128
     # the vectors are stored in single precision
     assert relative(posterior.speech, expected["out_speech"].to(torch.complex128)) < 1e-6
+
+
+class SeesTheVideo(Prior):
+    """A Gaussian prior whose variance follows a video that it is told, as every call of a pass must be."""
+
+    def __init__(self, variance: torch.Tensor, weights: torch.Tensor) -> None:
+        self.variance, self.weights = variance, weights
+
+    def answer(self, requests):
+        (request,) = requests
+        video = request.conditions.video[0]
+        frames = torch.arange(request.state.shape[-1]) * len(video) // request.state.shape[-1]
+        gain = 1 + 0.75 * torch.tanh(video[frames] @ self.weights)
+        delta, sigma = request.coefficients.delta, request.coefficients.sigma
+        return [Answer(-request.state / (delta**2 * self.variance * gain + sigma**2))]
+
+
+@pytest.mark.parametrize(
+    ("run_name", "sampler", "options"),
+    [
+        ("plus", "udiffse_plus", {}),
+        ("plus_every_2nd", "udiffse_plus", {"every": 2}),
+        ("plus_divided", "udiffse_plus", {"divide_tweedie": True}),
+        ("em", "udiffse", {}),
+    ],
+)
+def test_golden_with_a_video(run_name: str, sampler: str, options: dict[str, object]) -> None:
+    data = {name: torch.from_numpy(value) for name, value in np.load(GOLDEN / "av_sampler.npz").items()}
+    posterior = posterior_sample(
+        data["mixture"],
+        SeesTheVideo(data["speech_variance"], data["video_weights"]),
+        sampler=sampler,
+        steps=int(data["steps"]),
+        samples=int(data["samples"]),
+        rank=int(data["rank"]),
+        em_rounds=int(data["em_iterations"]),
+        randomness=lambda role, index: data[f"draw_{role}"][index],
+        initial_nmf=(data["W0"], data["H0"]),
+        conditions={"speech": Conditions(video=data["video"][None])},
+        **options,
+    )
+    assert relative(posterior.speech, data[f"out_{run_name}_speech"]) < TOLERANCE[sampler]
+    assert relative(posterior.W, data[f"out_{run_name}_W"]) < TOLERANCE[sampler]
+    assert relative(posterior.H, data[f"out_{run_name}_H"]) < TOLERANCE[sampler]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from udse_fast.sampling.posterior import Posterior, posterior_sample
     from udse_fast.sampling.samplers import sampler_names
     from udse_fast.sampling.separation import Separated, separate_sources
+    from udse_fast.separation.source import Source
+    from udse_fast.separator import Separator
     from udse_fast.streaming.stream import Stream
 
 __version__ = "0.1.0"
@@ -20,6 +22,8 @@ __all__ = [
     "Enhancer",
     "Posterior",
     "Separated",
+    "Separator",
+    "Source",
     "Stream",
     "UdseError",
     "load_network",
@@ -32,6 +36,8 @@ _HOME = {
     "Enhancer": "enhancer",
     "Posterior": "sampling.posterior",
     "Separated": "sampling.separation",
+    "Separator": "separator",
+    "Source": "separation.source",
     "Stream": "streaming.stream",
     "load_network": "checkpoints.checkpoint",
     "posterior_sample": "sampling.posterior",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from udse_fast.audio.hum import steady_part
 from udse_fast.model import Model
+from udse_fast.networks.conditions import SPEECH_SOURCE, Conditions
 from udse_fast.sampling.noise_floor import NoiseFloor
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
@@ -40,6 +41,9 @@ HIGHEST_BANDS = (5000, 7500)
 MakeNoiseModel = Callable[[Tensor, Tensor, Block[Any]], NoiseModel]
 """(mixture x (F, T), compressed and normalised; the level it was divided by; the block) -> its noise model."""
 
+Tell = Callable[[Block[Any]], Conditions]
+"""The block -> what the network is told about the speech in it, in every call of its reverse pass."""
+
 
 @dataclass(frozen=True)
 class Analysed(Generic[Memory]):
@@ -51,7 +55,8 @@ class Analysed(Generic[Memory]):
     level: Tensor
     """What it was divided by, 0-d."""
     prior: Prior
-    noise_model: NoiseModel
+    noise_model: NoiseModel | None
+    """None for samplers that fit no noise."""
     read_out: ReadOut
     memory: Callable[[], Memory]
     """For the next block, once the sampler has run."""
@@ -68,12 +73,14 @@ class BlockEnhancer(ABC, Generic[Memory]):
         settings: in place of the model's.
         seed: of all randomness.
         falls_back: a filter takes the place of a sampler that diverges, instead of an error.
+        tell: what the network is told about each block, beside what the sampler tells it.
     """
 
     model: Model
     settings: InferenceSettings
     seed: int
     falls_back: bool = True
+    tell: Tell | None = None
 
     @abstractmethod
     def new_blocks(self) -> Blocks:
@@ -91,7 +98,8 @@ class BlockEnhancer(ABC, Generic[Memory]):
     def sampler_settings(self) -> SamplerSettings:
         """Of the reverse pass: checked here, once."""
         settings = self.settings
-        times, dt = settings.time_grid()
+        times, equal = settings.time_grid()
+        dt = None if find_sampler(self.model.sampler).likelihood.steps_by_grid else equal
         return SamplerSettings(
             self.model.sampler,
             samples=settings.samples,
@@ -114,6 +122,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
             self.sampler_settings,
             first_frame=analysed.block.first_frame,
             noise_model=analysed.noise_model,
+            conditions=None if self.tell is None else {SPEECH_SOURCE: self.tell(analysed.block)},
             replayed=self.model.passes if analysed.prior is self.model.prior else None,  # a causal prior has a memory
         )
 
@@ -128,7 +137,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
             estimate = None if posterior.diverged else analysed.read_out(posterior, analysed.mixture, analysed.level)
             failed = estimate is None or not torch.view_as_real(estimate).isfinite().all()  # decompression squares
             if failed and not self.falls_back:
-                raise divergence(self.sampler_settings)
+                raise divergence(self.sampler_settings, self.model.precision)
             mixture = self.model.spectral.decompress(analysed.mixture * analysed.level)
             mixtures.append(mixture)
             speech.append(FALL_BACK_GAIN * mixture if failed or estimate is None else estimate)
@@ -186,11 +195,16 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         signal = block.signal
         if self.settings.hum == "remove":
             signal = signal - steady_part(signal, self.model.spectral.sample_rate)
+        if self.model.passes is not None:
+            signal = self._of_a_common_length(signal)
         mixture, level = self.model.spectral.analyse(signal.to(self.model.device))
         if not level > 0:
             return Enhanced(block.signal.new_zeros(2, len(block.signal)), block.memory)
-        make = self.make_noise_model or self._start_nmf
-        noise_model = make(mixture, level, block)
+        noise_model: NoiseModel | None = None
+        if self.make_noise_model is not None:
+            noise_model = self.make_noise_model(mixture, level, block)
+        elif find_sampler(self.model.sampler).noise is not None:
+            noise_model = self._start_nmf(mixture, level, block)
 
         def basis() -> Tensor | None:
             return noise_model.W if isinstance(noise_model, NMF) else block.memory
@@ -198,6 +212,19 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         return Analysed(
             block, mixture, level, self.model.prior, noise_model, self.read_out(), basis, unspoiled=block.memory
         )
+
+    def _of_a_common_length(self, signal: Tensor) -> Tensor:
+        """The signal, and behind it its mirror image, up to the next quarter of a block: passes are recorded by length.
+
+        Whatever was not in the recording, silence above all, the noise model would learn.
+        """
+        blocks = self.new_blocks()
+        quarter = math.ceil(blocks.block / (4 * blocks.hop)) * blocks.hop
+        length = min(math.ceil(len(signal) / quarter) * quarter, blocks.block)
+        if length <= len(signal):
+            return signal
+        place = torch.arange(length, device=signal.device) % (2 * len(signal))
+        return signal[torch.minimum(place, 2 * len(signal) - 1 - place)]
 
     def _start_nmf(self, mixture: Tensor, level: Tensor, block: Block[Tensor | None]) -> NMF:
         """NMF; most samplers start with the basis of the block before, at the power that it would have without."""

@@ -21,6 +21,7 @@ COMMANDS = {
         "udse_fast.commands.enhance",
         "the speech in recordings: files or folders, any format and length",
     ),
+    "separate": ("udse_fast.commands.separate", "the talkers of recordings, a file for each, and the noise"),
     "stream": (
         "udse_fast.commands.stream",
         "raw PCM on stdin to raw PCM on stdout, for sox and ffmpeg",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from udse_fast.audio.format import AudioFormat, check_finite, check_sample_rate
+from udse_fast.audio.format import check_sample_rate, checked_audio
 from udse_fast.audio.spectral import Spectral
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoiseModel, OverlapBlockEnhancer
 from udse_fast.checks import Range, flag, real_number, whole_number
@@ -25,11 +25,12 @@ from udse_fast.model import (
     load_model,
 )
 from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.networks.visual_encoder import VIDEO_RATE
 from udse_fast.sampling.samplers import SEEDS, find_sampler
 from udse_fast.settings import STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
-from udse_fast.streaming.channel import Samples
 from udse_fast.streaming.native import make_stream
 from udse_fast.streaming.stream import CHANNELS, Audio, Stream, flush_together, process_together, separate_together
+from udse_fast.video.track import VideoTrack
 
 
 class Enhancer:
@@ -76,11 +77,11 @@ class Enhancer:
         row = None if sampler is None else find_sampler(sampler)
         if is_built_in and row is not None:
             needs_noise = row.noise == "score" and noise_checkpoint is None
-            checkpoint = BUILT_IN_POSTERIOR if row.posterior_network else BUILT_IN_JOINT if needs_noise else None
+            checkpoint = BUILT_IN_POSTERIOR if row.network == "posterior" else BUILT_IN_JOINT if needs_noise else None
         self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
         chosen = find_sampler(self.sampler)
-        self._has_causal_form = is_built_in and chosen.noise == "nmf" and not chosen.posterior_network
+        self._has_causal_form = is_built_in and chosen.noise == "nmf" and chosen.network == "prior"
         self._asked = sampler, device, precision
         self._stream: Stream | None = None
 
@@ -132,7 +133,15 @@ class Enhancer:
 
     # -- whole signals ---------------------------------------------------------------------------------------------
 
-    def enhance(self, audio: Audio, sample_rate: int, *, causal: bool = False) -> Audio:
+    def enhance(
+        self,
+        audio: Audio,
+        sample_rate: int,
+        *,
+        causal: bool = False,
+        video: Any = None,
+        video_rate: float = VIDEO_RATE,
+    ) -> Audio:
         """Return the speech in a recording.
 
         Args:
@@ -141,6 +150,10 @@ class Enhancer:
             sample_rate: in Hz, 8000 to 1000000; what lies above the prior's band (8 kHz) follows the highest part of
                 it (`high_band`).
             causal: the result of a causal stream, which looks ahead by its latency only (see `open_stream`).
+            video: of audio-visual priors: mouth crops (Tv, 88, 88), grey pixels 0 to 255, from the first sample of the
+                sound on, or features (Tv, p) float32 of them. Where it has ended, or without it, such a prior hears
+                only; what is longer than the sound is left out (`udse_fast.video.track.VideoTrack`).
+            video_rate: its frames per second; other rates than 25 are brought to it.
 
         Returns:
             Speech in the form, length, alignment and level of `audio`.
@@ -148,15 +161,22 @@ class Enhancer:
         Raises:
             UdseError: another shape or dtype, empty, NaN or infinite; or the sampler diverged.
         """
-        return self.separate(audio, sample_rate, causal=causal)[0]
+        return self.separate(audio, sample_rate, causal=causal, video=video, video_rate=video_rate)[0]
 
     def separate(
-        self, audio: Audio, sample_rate: int, *, causal: bool = False, make_noise_model: MakeNoiseModel | None = None
+        self,
+        audio: Audio,
+        sample_rate: int,
+        *,
+        causal: bool = False,
+        video: Any = None,
+        video_rate: float = VIDEO_RATE,
+        make_noise_model: MakeNoiseModel | None = None,
     ) -> tuple[Audio, Audio]:
         """Return speech and noise, which add up to the recording.
 
         Args:
-            audio, sample_rate, causal: see `enhance`.
+            audio, sample_rate, causal, video, video_rate: see `enhance`.
             make_noise_model: makes the noise model of a block in place of NMF; not for `causal`.
         """
         enhancer = self._block_enhancer(causal, falls_back=False)
@@ -164,7 +184,8 @@ class Enhancer:
             if not isinstance(enhancer, OverlapBlockEnhancer):
                 raise UdseError("make_noise_model: expected causal=False with it, got True; it is for whole signals")
             enhancer = replace(enhancer, make_noise_model=make_noise_model)
-        return self._separate_whole(enhancer, [(audio, sample_rate, "audio")])[0]
+        track = None if video is None else VideoTrack(self.network, self.spectral, video_rate)
+        return self._separate_whole(enhancer, [(audio, sample_rate, "audio")], track, video)[0]
 
     def enhance_many(
         self, recordings: Sequence[tuple[Audio, int]], *, causal: bool = False, together: int = 8
@@ -183,7 +204,7 @@ class Enhancer:
         named = [(audio, rate, f"recordings[{number}]") for number, (audio, rate) in enumerate(recordings)]
         enhancer = self._block_enhancer(causal, falls_back=False)
         for audio, rate, name in named:
-            _checked(audio, rate, name)
+            checked_audio(audio, rate, name)
         seconds = [audio.shape[-1] / rate for audio, rate, _ in named]
         order = sorted(range(len(named)), key=seconds.__getitem__)  # alike in length: full batches to the end
         results: dict[int, Audio] = {}
@@ -194,14 +215,22 @@ class Enhancer:
         return [results[number] for number in range(len(named))]
 
     def _separate_whole(
-        self, enhancer: BlockEnhancer[Any], recordings: Sequence[tuple[Any, int, str]]
+        self,
+        enhancer: BlockEnhancer[Any],
+        recordings: Sequence[tuple[Any, int, str]],
+        track: VideoTrack | None = None,
+        video: Any = None,
     ) -> list[tuple[Any, Any]]:
-        """Speech and noise of (audio, sample rate, name in errors): streams that everything comes into at once."""
-        checked = [_checked(*recording) for recording in recordings]
+        """Speech and noise of (audio, sample rate, name in errors): streams that everything comes into at once.
+
+        `track` and `video`: of a recording that is alone.
+        """
+        checked = [checked_audio(*recording) for recording in recordings]
         streams = [
-            make_stream(enhancer, int(rate), len(samples), self.max_attenuation_db)
+            make_stream(enhancer, int(rate), len(samples), self.max_attenuation_db, track)
             for (_, samples), (_, rate, _) in zip(checked, recordings, strict=True)
         ]
+        streams[0].see(video)
         ready = separate_together(streams, [samples for _, samples in checked])
         rest = flush_together(streams)
         return [
@@ -218,6 +247,7 @@ class Enhancer:
         *,
         causal: bool | None = None,
         whole_signal: bool = False,
+        video_rate: float = VIDEO_RATE,
         **settings: Any,
     ) -> Stream:
         """Open a stream of its own, independent of the others.
@@ -229,6 +259,7 @@ class Enhancer:
                 built-in one has such a form); False: overlapping blocks of 2 s (`block_seconds`), for any prior;
                 None: causal where the prior is, unless `settings` are about overlapping blocks.
             whole_signal: overlapping blocks as `enhance` makes them: its result, in constant memory.
+            video_rate: of audio-visual priors, frames per second of the video that comes with the chunks.
             settings: override those of the Enhancer for this stream; `block_frames` sets the latency of a causal one.
 
         Raises:
@@ -250,7 +281,10 @@ class Enhancer:
             settings = {**STREAM_BLOCKS, **own, **settings}
         enhancer = self._block_enhancer(causal, **settings)
         rate, channels = check_sample_rate(sample_rate), whole_number("channels", channels, CHANNELS)
-        return make_stream(enhancer, rate, channels, self.max_attenuation_db)
+        track = None
+        if "video" in enhancer.model.network.conditions:
+            track = VideoTrack(enhancer.model.network, enhancer.model.spectral, video_rate)
+        return make_stream(enhancer, rate, channels, self.max_attenuation_db, track)
 
     def _block_enhancer(self, causal: bool, falls_back: bool = True, **settings: Any) -> BlockEnhancer[Any]:
         model = self._causal() if flag("causal", causal) else self.model
@@ -275,13 +309,11 @@ class Enhancer:
 
     @staticmethod
     def process_many(streams: Sequence[Stream], chunks: Sequence[Audio]) -> list[Audio]:
-        """Feed many streams of this Enhancer at once.
-
-        Streams in Python make their network calls as one batch; native ones are computed one after the
-        other.
+        """Feed many streams of this Enhancer at once: their network calls are made together.
 
         Returns:
-            What is ready of each, as `streams[i].process(chunks[i])` would give up to rounding.
+            What is ready of each, as `streams[i].process(chunks[i])` would give: up to rounding, those of native
+            streams to the bit.
         """
         return process_together(streams, chunks)
 
@@ -290,9 +322,13 @@ class Enhancer:
             self._stream = self.open_stream()
         return self._stream
 
-    def process(self, chunk: Audio) -> Audio:
-        """Feed (n,) samples at 16 kHz, n >= 0, to the Enhancer's own stream; return what is ready."""
-        return self._default_stream().process(chunk)
+    def process(self, chunk: Audio, video: Any = None) -> Audio:
+        """Feed (n,) samples at 16 kHz, n >= 0, to the Enhancer's own stream; return what is ready.
+
+        Args:
+            video: of audio-visual priors, the frames that came with the chunk, 25 a second, see `enhance`.
+        """
+        return self._default_stream().process(chunk, video)
 
     def flush(self) -> Any:
         """Return the rest of the Enhancer's own stream, which starts anew afterwards."""
@@ -323,14 +359,3 @@ def _attenuation_limit(given: float | None, settings: dict[str, Any]) -> float |
     warnings.warn("strength is called max_attenuation_db now", DeprecationWarning, stacklevel=3)
     limit: float | None = before
     return limit
-
-
-def _checked(audio: Any, sample_rate: Any, name: str) -> tuple[AudioFormat, Samples]:
-    """Form and samples (channels, L) of a recording."""
-    audio_format = AudioFormat.of(audio, name)
-    samples = audio_format.to_float(audio)
-    if samples.size == 0:
-        raise UdseError(f"{name}: expected at least one sample, got the shape {tuple(audio.shape)}")
-    check_finite(samples, name)
-    check_sample_rate(sample_rate)
-    return audio_format, samples

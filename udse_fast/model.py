@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +16,9 @@ from udse_fast.checkpoints.checkpoint import fingerprint, load_network
 from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks.optimised import optimised_or_plain
-from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
+from udse_fast.networks.score_network import KINDS, PRECISIONS, ScoreNetwork
 from udse_fast.prior import NetworkPrior
-from udse_fast.sampling.samplers import OPTIONS, SAMPLERS, find_sampler, recommended_sampler
+from udse_fast.sampling.samplers import OPTIONS, find_sampler, recommended_sampler, samplers_for
 from udse_fast.sampling.sde import SDE
 from udse_fast.settings import InferenceSettings, setting_names
 
@@ -48,7 +48,8 @@ class Model:
     @cached_property
     def spectral(self) -> Spectral:
         """The domain that the prior was trained in."""
-        return Spectral(**{**self.network.config["stft"], **self.network.config["compression"]})
+        config = self.network.config
+        return replace(self.network.module.spectral, **config["stft"], **config["compression"])
 
     @property
     def sde(self) -> SDE:
@@ -85,7 +86,7 @@ def load_model(
     """
     on = usable_device(device)
     network = load_network(checkpoint, on)
-    chosen = sampler or recommended_sampler(network.config)
+    chosen = sampler or recommended_sampler(network.config, network.kind)
     needs_noise = find_sampler(chosen).noise == "score"
     if chosen == "prior":
         raise UdseError("sampler: 'prior' draws speech without a recording; call udse_fast.posterior_sample for it")
@@ -115,28 +116,19 @@ def load_model(
 
 def _check_kind(network: ScoreNetwork, sampler: str) -> None:
     """One line where the sampler is for another kind of network, and which samplers are for this one."""
-
-    def kind(posterior: bool, conditional: bool) -> str:
-        if posterior:
-            return "a posterior network (udse-fast train --network compact-posterior)"
-        return "a conditional network, trained on pairs" if conditional else "a prior"
-
-    row = find_sampler(sampler)
-    wanted = row.posterior_network, row.conditional
-    posterior = network.tells_noise_variance
-    there = posterior, "noisy" in network.conditions and not posterior
-    if wanted != there:
-        fitting = [n for n, r in SAMPLERS.items() if (r.posterior_network, r.conditional) == there and n != "prior"]
+    wanted = find_sampler(sampler).network
+    if wanted != network.kind:
+        fitting = ", ".join(samplers_for(network.kind))
         raise UdseError(
-            f"sampler {sampler!r}: expected {kind(*wanted)}, got {kind(*there)}, for which there are "
-            f"{', '.join(fitting)}"
+            f"sampler {sampler!r}: expected {KINDS[wanted]}, got {KINDS[network.kind]}, for which there are {fitting}"
         )
 
 
 def _recommended(network: ScoreNetwork, sampler: str, checkpoint: Path | None) -> dict[str, Any]:
     """What the checkpoint asks for with this sampler; checked on its own, so that an error names the file."""
     by_sampler = network.config.get("inference", {})
-    recommended = {**by_sampler.get("all", {}), **by_sampler.get(sampler, {})}
+    published = find_sampler(sampler).settings
+    recommended = {**published, **by_sampler.get("all", {}), **by_sampler.get(sampler, {})}
     try:
         _settings_and_options(sampler, recommended)
     except UdseError as error:

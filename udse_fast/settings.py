@@ -10,7 +10,8 @@ from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.sampling.read_out import READOUTS
 from udse_fast.sampling.samplers import CORRECTOR_SNR
-from udse_fast.sampling.sde import Time, time_grid
+from udse_fast.sampling.sde import Time, noise_levels, time_grid
+from udse_fast.sampling.separation import RULES, SOLVERS
 
 CHOICES: Final = {
     "readout": READOUTS,
@@ -154,3 +155,47 @@ STREAM_BLOCKS: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
 def setting_names(*sections: type[Checked]) -> tuple[str, ...]:
     """Names of the settings of all sections, or of some."""
     return tuple(setting.name for section in sections or (InferenceSettings,) for setting in fields(section))
+
+
+@dataclass(frozen=True)
+class SeparationSettings(Checked):
+    """How all sources of a mixture are sampled, shared out, and how a recording is cut into blocks."""
+
+    steps: int = _whole(30, Range(2, 100_000))
+    zeta: float = _real(0.5, Range(0, 1e6))
+    """Weight of the likelihood: of the slope that it adds, per element, relative to the noise."""
+    solver: str = "euler"
+    rule: str = "gradient"
+    """See `udse_fast.separate_sources`."""
+    highest_level: float = _real(1.2, Range(0, 1e3, excluded=True))
+    """sigma_max: noise level of the start, relative to the loudest bin of the recording (compressed)."""
+    lowest_level: float = _real(0.02, Range(0, 1e3, excluded=True))
+    """sigma_min: noise level of the last step."""
+    rho: float = _real(7.0, Range(1, 100))
+    """Of the grid in between: higher ones have more steps at low levels."""
+    sharpness: float = _real(2.0, Range(0, 10, excluded=True))
+    """Exponent q of the masks |S_k|^q / sum_j |S_j|^q that share the recording out among the sources; 2: Wiener's."""
+    block_seconds: float = _real(8.0, Range(0.5, 3600))
+    overlap_seconds: float = _real(1.0, Range(0, 1800, excluded=True))
+    """Of neighbouring blocks, by which it is found out which talker is which."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("solver", SOLVERS), ("rule", RULES)):
+            if getattr(self, name) not in choices:
+                raise UdseError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
+        if not self.lowest_level < self.highest_level:
+            raise UdseError(
+                f"lowest_level: expected less than highest_level ({self.highest_level!r}), got {self.lowest_level!r}"
+            )
+        _ = self.blocks
+
+    @property
+    def blocks(self) -> OverlapSettings:
+        """How a recording is cut."""
+        return OverlapSettings(self.block_seconds, self.overlap_seconds)
+
+    @property
+    def levels(self) -> list[float]:
+        """N + 1 noise levels, the last is 0."""
+        return noise_levels(self.steps, self.highest_level, self.lowest_level, self.rho)

@@ -107,3 +107,18 @@ def check_finite(samples: NDArray[np.float32], name: str = "audio") -> None:
             f"{name}: expected finite samples, got {samples[channel, position]} at sample {position}; "
             "repair it first (numpy.nan_to_num)"
         )
+
+
+def checked_audio(audio: Any, sample_rate: Any, name: str = "audio") -> tuple[AudioFormat, NDArray[np.float32]]:
+    """Form and samples (channels, L) of a whole recording.
+
+    Raises:
+        UdseError: another shape, dtype or rate, no samples, NaN or infinity.
+    """
+    audio_format = AudioFormat.of(audio, name)
+    samples = audio_format.to_float(audio)
+    if samples.size == 0:
+        raise UdseError(f"{name}: expected at least one sample, got the shape {tuple(audio.shape)}")
+    check_finite(samples, name)
+    check_sample_rate(sample_rate)
+    return audio_format, samples

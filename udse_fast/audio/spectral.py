@@ -13,6 +13,7 @@ from udse_fast.errors import UdseError
 from udse_fast.kernels.compression import compress, decompress
 
 WINDOWS: Final = ("hann", "sqrt_hann")
+PEAK_PADDINGS: Final = ("zeros", "reflection")
 
 
 @lru_cache(maxsize=16)
@@ -51,6 +52,9 @@ class Spectral:
 
     def stft(self, audio: Tensor, center: bool = True) -> Tensor:
         """(..., L) float -> (..., F, T) complex, with zeros before and after; not `center`ed: whole windows only."""
+        return self._stft(audio, center, "constant")
+
+    def _stft(self, audio: Tensor, center: bool, edges: str) -> Tensor:
         window = _window(self.window, self.n_fft, audio.device, audio.dtype)
         return torch.stft(
             audio,
@@ -58,7 +62,7 @@ class Spectral:
             self.hop_length,
             window=window,
             center=center,
-            pad_mode="constant",
+            pad_mode=edges,
             return_complex=True,
         )
 
@@ -107,3 +111,34 @@ class Spectral:
     def synthesise(self, normalised: Tensor, level: Tensor, length: int) -> Tensor:
         """Inverse of `analyse`: (..., F, T), NF -> (..., length) float at the level of the input."""
         return self.istft(self.decompress(normalised * level), length)
+
+
+@dataclass(frozen=True)
+class PeakSpectral(Spectral):
+    """The same of waveforms whose largest sample is 1, with reflected edges: that of networks trained on pairs.
+
+    As the public SGMSE+ makes it: frames are added at the end up to a multiple, and take part in all that follows.
+    """
+
+    frame_multiple: int = 1
+    padding: str = "zeros"
+    """What the added frames are: "zeros", or "reflection" of those before (of the last one no copy)."""
+
+    def stft(self, audio: Tensor, center: bool = True) -> Tensor:
+        """(..., L) float -> (..., F, T) complex; what is shorter than half a window has zeros before and after."""
+        return self._stft(audio, center, "reflect" if audio.shape[-1] > self.n_fft // 2 else "constant")
+
+    def analyse(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """(L,) float -> y (F, T) complex of the waveform divided by its largest sample, and c(that sample) / factor."""
+        peak = audio.abs().amax()
+        compressed = self.compress(self.stft(audio / torch.where(peak > 0, peak, torch.ones_like(peak))))
+        return self.padded(compressed), peak**self.exponent
+
+    def padded(self, compressed: Tensor) -> Tensor:
+        """(F, T) complex with frames added, which are zeros where there are too few to be reflected."""
+        missing, frames = -compressed.shape[-1] % self.frame_multiple, compressed.shape[-1]
+        if self.padding == "reflection" and missing < frames:
+            mirrored = compressed[..., frames - 1 - missing : frames - 1].flip(-1)
+        else:
+            mirrored = compressed.new_zeros(*compressed.shape[:-1], missing)
+        return torch.cat([compressed, mirrored], dim=-1)

@@ -13,6 +13,7 @@ import os
 import pickletools
 import struct
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
+from udse_fast.networks.av_hubert import UNUSED, av_hubert_arguments
+from udse_fast.networks.conditional_ncsnpp import FORWARD, ConditionalNCSNpp
 
 _STORAGE_DTYPES = {
     "torch.DoubleStorage": torch.float64,
@@ -35,6 +38,12 @@ _STORAGE_DTYPES = {
     "torch.BoolStorage": torch.bool,
 }
 _MARK = object()
+EXTRACTOR = "feature_extractor."
+"""Beginning of the names of a visual encoder inside a network."""
+VIDEO_KEYS, PROJECTION = "all_modules.4.cross_attention.to_k.weight", "adapt_dim_layer.weight"
+"""Weights, of which those of an audio-visual network see the features of the video first."""
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+"""Ends of the names of what is no parameter."""
 
 
 @dataclass(frozen=True)
@@ -327,23 +336,64 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
         if isinstance(name, str) and name.startswith("dnn.") and isinstance(tensor, StoredTensor)
     }
     try:
-        architecture = architecture_of({name: tensor.shape for name, tensor in network.items()})
-        with torch.device("meta"):
-            parameters = dict(build_network(architecture).named_parameters())
+        extractor = [name for name in network if name.startswith(EXTRACTOR)]
+        encoder = _encoder_arguments({name[len(EXTRACTOR) :]: network[name].shape for name in extractor})
+        shapes = {name: tensor.shape for name, tensor in network.items() if name not in extractor}
+        architecture = audio_visual_architecture(shapes, encoder) if VIDEO_KEYS in shapes else architecture_of(shapes)
     except (KeyError, IndexError, ValueError) as error:
         raise UdseError(
             "expected a score model whose state_dict holds an NCSN++ (dnn.all_modules.0.W and on), got "
-            f"{len(network)} weights of another network: give a checkpoint of UDiffSE(+) or ParaDiffUSE"
+            f"{len(network)} weights of another network: give a checkpoint of UDiffSE(+), ParaDiffUSE or SGMSE+"
         ) from error
+    if architecture["name"] == "ncsnpp-conditional":
+        architecture |= _forward_pass(_mapping(checkpoint.get("hyper_parameters")))
+    with torch.device("meta"):
+        parameters = dict(build_network(architecture).named_parameters())
     shadow = _mapping(checkpoint.get("ema")).get("shadow_params")
     if shadow:
-        # Newer torch_ema keeps every parameter, older only the trainable ones.
-        trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
-        names = {len(parameters): list(parameters), len(trainable): trainable}.get(len(shadow))
-        if names is None or not all(isinstance(tensor, StoredTensor) for tensor in shadow):
-            raise UdseError(f"expected {len(parameters)} EMA weights, got {len(shadow)}: the file is not consistent")
-        network.update(zip(names, shadow, strict=True))
+        network.update(_averaged(parameters, extractor, shadow))
+    for name in extractor:
+        if encoder is None or name[len(EXTRACTOR) :].startswith(UNUSED):
+            del network[name]
     return network, architecture
+
+
+def _encoder_arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """Arguments of the visual encoder in a checkpoint; None where there is none, or one of a kind that is not known."""
+    try:
+        return av_hubert_arguments(shapes)
+    except (KeyError, IndexError, ValueError):
+        return None
+
+
+def _averaged(parameters: dict[str, Any], extractor: Iterable[str], shadow: Sequence[Any]) -> dict[str, StoredTensor]:
+    """The EMA by name. It is a list without names, of parameters and no buffers, in the order of the `state_dict`.
+
+    Newer torch_ema keeps every parameter, older only the trainable ones: a visual extractor, which comes first, is
+    frozen, and so are the Fourier frequencies.
+    """
+    frozen = [name for name in extractor if not name.endswith(BUFFERS)]
+    own = [name for name in parameters if not name.startswith(EXTRACTOR)]
+    trainable = [name for name in own if parameters[name].requires_grad]
+    names = {len(kept): kept for kept in (trainable, own, frozen + trainable, frozen + own)}.get(len(shadow))
+    if names is None or not all(isinstance(tensor, StoredTensor) for tensor in shadow):
+        raise UdseError(f"expected {len(frozen) + len(own)} EMA weights, got {len(shadow)}: the file is not consistent")
+    return dict(zip(names, shadow, strict=True))
+
+
+def audio_visual_architecture(
+    shapes: dict[str, tuple[int, ...]], encoder: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Derive the arguments of `AudioVisualNCSNpp` from the names and shapes of its weights, without the encoder's.
+
+    Raises:
+        KeyError, IndexError, ValueError: they are not those of such a network.
+    """
+    arguments = architecture_of(shapes)
+    projects = PROJECTION in shapes
+    video = shapes[PROJECTION if projects else VIDEO_KEYS][1]
+    del arguments["joint"]
+    return {**arguments, "name": "ncsnpp-av", "video": video, "projects": projects, "encoder": encoder}
 
 
 def architecture_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -362,27 +412,50 @@ def architecture_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     def is_block(index: int) -> bool:
         return f"all_modules.{index}.Dense_0.weight" in shapes
 
+    def is_fusion(index: int) -> bool:
+        return f"all_modules.{index}.cross_attention.to_q.weight" in shapes
+
     (nf,) = shapes["all_modules.0.W"]
     indices = sorted({int(name.split(".")[1]) for name in shapes if name.startswith("all_modules.")})
     pyramids = [index for index in indices if is_pyramid(index)]
     levels = len(pyramids) + 1
     blocks = sum(is_block(index) for index in indices if index < pyramids[0]) - 1  # the last one halves
-    image_size, index = 256, 4
+    image_size, index = 256, 4 + is_fusion(4)
     ch_mult, attention = [], []
     for level in range(levels):
         ch_mult.append(shapes[f"all_modules.{index}.Conv_0.weight"][0] // nf)
         if is_attention(index + 1):
             attention.append(image_size >> level)
         index += blocks * (2 if is_attention(index + 1) else 1) + 2
-    return {
+        index += is_fusion(index - 1)
+    derived = {
         "name": "ncsnpp",
         "nf": nf,
         "ch_mult": ch_mult,
         "num_res_blocks": blocks,
         "attn_resolutions": attention,
-        "joint": "label_emb.weight" in shapes,
         "image_size": image_size,
     }
+    if shapes["output_layer.weight"][1] == ConditionalNCSNpp.planes:
+        return {**derived, "name": "ncsnpp-conditional"}
+    return {**derived, "joint": "label_emb.weight" in shapes}
+
+
+def _forward_pass(settings: dict[Any, Any]) -> dict[str, Any]:
+    """What the hyper-parameters of SGMSE+ say about the forward pass, as arguments of `ConditionalNCSNpp`.
+
+    Raises:
+        UdseError: a backbone that is not known.
+    """
+    backbone = settings.get("backbone", "ncsnpp")
+    if backbone not in FORWARD["backbone"]:
+        raise UdseError(f"expected the backbone {' or '.join(map(str, FORWARD['backbone']))}, got {backbone!r}")
+    if backbone == "ncsnpp":  # whatever the others say: they came with its successor, and it reads none of them
+        return {"backbone": backbone}
+    given = {name: settings[name] for name in (*FORWARD, "sigma_data") if name in settings}
+    if given.get("loss_type") == "mse":  # of older files
+        given["loss_type"] = "score_matching"
+    return given
 
 
 def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[str, Any]:
@@ -416,12 +489,13 @@ def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[st
             "n_fft": int(number("n_fft", 510)),
             "hop_length": int(number("hop_length", 128)),
             "window": str(settings.get("window", "hann")),
-            "sample_rate": int(number("sample_rate", 16000)),
+            "sample_rate": int(number("sample_rate", number("sr", 16000))),
         },
         "compression": {
             "exponent": 1.0 if plain else number("spec_abs_exponent", 0.5),
             "factor": 1.0 if plain else number("spec_factor", 0.15),
         },
+        "inference": {"sampler": "udiffse_plus"} if architecture["name"] == "ncsnpp-av" else {},
         "training": {"source": "PyTorch Lightning checkpoint", **facts},
         "licence": "that of the checkpoint's authors",
     }

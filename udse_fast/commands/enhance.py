@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from udse_fast.commands.jobs import Job, Outcome, plan, shown
 from udse_fast.commands.options import add_enhancer_arguments, make_enhancer
+from udse_fast.commands.progress import progress_bar
 from udse_fast.commands.workers import cores, run_in_processes
 from udse_fast.errors import UdseError, notice, report_error
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PUSH_SECONDS = 1.0
 """Audio read at a time."""
-BAR_FORMAT = "{desc} {percentage:3.0f}% |{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}"
 TRUNCATED_SECONDS = 0.1
 """Headers of lossy formats may be off by a codec frame; more than this is a truncated file."""
 
@@ -254,7 +254,7 @@ def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progr
             for title in ("before", "after")
             if job.plot is not None
         }
-        advance = stack.enter_context(_progress_bar(shown(job.source), expected, progress))
+        advance = stack.enter_context(progress_bar(shown(job.source), expected, progress))
 
         def give_out(results: tuple[Any, Any]) -> None:
             for write, samples in zip(writers, results, strict=False):  # speech, and noise if it is wanted
@@ -268,36 +268,14 @@ def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progr
                 panels["before"].push(chunk)
             give_out(stream.separate(chunk))
         give_out(stream.flush_separate())
-    for remark in _remarks(recording, expected):
+    for remark in remarks_on(recording, expected):
         notice(remark)
     if job.plot is not None:
         draw_spectrograms(job.plot, panels)
 
 
-def _remarks(recording: Recording, expected: float) -> Iterable[str]:
+def remarks_on(recording: Recording, expected: float) -> Iterable[str]:
+    """What a user should know of a recording that was read to its end, a line each."""
     yield from recording.remarks
     if expected - recording.seconds_read > TRUNCATED_SECONDS:
         yield f"{recording.path}: truncated, it ends after {recording.seconds_read:.2f} of {expected:.2f} s"
-
-
-@contextmanager
-def _progress_bar(name: str, seconds: float, shown: bool) -> Iterator[Callable[[float, float], None]]:
-    """A function that is told the seconds that came out and the real-time factor."""
-    from tqdm import tqdm
-
-    bar: Any
-    with tqdm(
-        total=round(seconds, 1),
-        desc=name,
-        disable=not shown,
-        leave=False,
-        mininterval=0,  # a block takes seconds
-        bar_format=BAR_FORMAT,
-    ) as bar:
-
-        def advance(done: float, factor: float) -> None:
-            if done:
-                bar.set_postfix_str(f"RTF {factor:.2f}", refresh=False)
-                bar.update(done)
-
-        yield advance

@@ -206,7 +206,8 @@ def _system_name(arguments: argparse.Namespace) -> str:
     from udse_fast.checkpoints.checkpoint import load_network
     from udse_fast.sampling.samplers import recommended_sampler
 
-    sampler: str = arguments.sampler or recommended_sampler(load_network(arguments.checkpoint).config)
+    network = load_network(arguments.checkpoint)
+    sampler: str = arguments.sampler or recommended_sampler(network.config, network.kind)
     form = "causal" if arguments.causal else arguments.oracle
     return f"{sampler} ({form})" if form else sampler
 

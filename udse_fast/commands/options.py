@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from udse_fast.errors import UdseError
@@ -57,12 +58,7 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
 
 def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `Enhancer`; sets the number of threads."""
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise UdseError(f"--threads: expected a whole number >= 1, got {arguments.threads}")
-        import torch
-
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     names = (
         "checkpoint",
         "noise_checkpoint",
@@ -78,10 +74,31 @@ def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("readout", "high_band", "stereo"):
         if getattr(arguments, name) is not None:
             settings[name] = getattr(arguments, name)
+    return settings | other_settings(arguments, settings)
+
+
+def set_threads(threads: int | None) -> None:
+    """Use so many CPU threads; None: all cores."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise UdseError(f"--threads: expected a whole number >= 1, got {threads}")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def other_settings(arguments: argparse.Namespace, taken: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--set NAME=VALUE` says.
+
+    Args:
+        taken: settings that have options of their own.
+    """
+    settings: dict[str, Any] = {}
     for text in arguments.set:
         name, value = _setting(text)
-        if name in settings:
-            reason = "has an option of its own, use that" if hasattr(arguments, name) else "is given twice"
+        if name in taken or name in settings:
+            reason = "has an option of its own, use that" if name in vars(arguments) else "is given twice"
             raise UdseError(f"--set: {name} {reason}")
         settings[name] = value
     return settings

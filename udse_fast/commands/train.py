@@ -9,28 +9,30 @@ from typing import Any
 
 import torch
 
-from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.checks import Range, whole_number
+from udse_fast.commands.training_data import TrainingData, check_sources, training_data
 from udse_fast.devices import fast_bfloat16, usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network, network_class
 from udse_fast.networks.compact import COMPACT_SIZES
+from udse_fast.networks.conditional_ncsnpp import CONDITIONAL_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
-from udse_fast.training.batches import Augmentation, Batches
-from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
+from udse_fast.training.batches import Augmentation
 from udse_fast.training.curves import draw_curves
 from udse_fast.training.parallel import Processes, processes_of_torchrun
-from udse_fast.training.posterior_batches import PosteriorBatches
 from udse_fast.training.posterior_trainer import PosteriorTrainer
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
+    "compact-av": {"name": "compact-av", "encoder": {"name": "compact"}},
     "compact-posterior": {"name": "compact-posterior"},
     "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
+    "compact-conditional": {"name": "compact-conditional"},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
+    **{name: {"name": "ncsnpp-conditional", **arguments} for name, arguments in CONDITIONAL_SIZES.items()},
 }
 SEEDS = Range(0, 2**63 - 1)
 SIGMA_DATA = 0.06
@@ -41,7 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add = parser.add_argument
     add("--speech", type=Path, metavar="DIR", help="folder of clean speech (any format soundfile reads)")
-    add("--noise", type=Path, metavar="DIR", help="folder of noise; with --speech: a joint prior of both")
+    add("--noise", type=Path, metavar="DIR", help="folder of noise; with --speech: a joint prior of both, or for a "
+        "conditional network what the speech is mixed with")  # fmt: skip
+    add("--pairs", type=Path, nargs="+", metavar="DIR", help="for a conditional network: folders CLEAN NOISY of equal "
+        "names, or one that has folders noisy/ beside clean/")  # fmt: skip
+    add("--valid-pairs", type=Path, nargs="+", metavar="DIR", help="the same (default: 4 %% of the speakers)")
+    add("--video", type=Path, metavar="DIR", help="for an audio-visual network: folder of videos of one talker each "
+        "with clean speech, or of mouth crops with sound")  # fmt: skip
+    add("--valid-video", type=Path, metavar="DIR", help="the same (default: 4 %% of the speakers)")
     add(
         "--speech-list",
         type=Path,
@@ -100,19 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-note", default="", help="what the recordings are, kept in the checkpoint")
 
 
-def _corpora(
-    folder: Path | None, listed: Path | None, valid: Path | None, rate: int
-) -> tuple[Corpus | None, Corpus | None]:
-    """Find the recordings of one source, for training and for validation."""
-    if folder is None:
-        return None, None
-    files = recordings_in(folder, listed)
-    if valid is not None:
-        return Corpus(files, rate), Corpus(recordings_in(valid), rate)
-    training, validation = split_speakers(files, folder, share=0.04)
-    return Corpus(training, rate), Corpus(validation, rate)
-
-
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return PRECISIONS[name]
@@ -120,8 +116,9 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.speech is None and arguments.noise is None:
-        raise UdseError("train: expected --speech DIR, --noise DIR or both (a joint prior), got neither")
+    check_sources(arguments, network_class(NETWORKS[arguments.network]["name"]))
+    if NETWORKS[arguments.network].get("joint") and None in (arguments.speech, arguments.noise):
+        raise UdseError(f"--network {arguments.network}: expected --speech DIR and --noise DIR, got one of them")
     for name in (
         "steps",
         "batch_size",
@@ -145,15 +142,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UdseError(
             f"--out: expected a folder that can be written, got {arguments.out.parent}: {error.strerror}"
         ) from None
-    if arguments.noise is not None and network_class(NETWORKS[arguments.network]["name"]).tells_noise_variance:
-        raise UdseError(
-            f"--network {arguments.network}: expected --speech DIR alone, got --noise DIR: its noise is drawn at random"
-        )
-    sources = (arguments.speech is not None) + (arguments.noise is not None)
-    if NETWORKS[arguments.network].get("joint") and sources < 2:
-        raise UdseError(f"--network {arguments.network}: expected --speech DIR and --noise DIR, got one of them")
-    if arguments.batch_size < sources:
-        raise UdseError(f"--batch-size: expected at least 2, a crop of each source, got {arguments.batch_size}")
     whole_number("--seed", arguments.seed, SEEDS)
     if not (0 <= arguments.speed_range <= 0.5 and 0 <= arguments.equalisation <= 20):
         raise UdseError("--speed-range and --equalisation: expected numbers in [0, 0.5] and [0, 20]")
@@ -174,54 +162,14 @@ def run(arguments: argparse.Namespace) -> int:
         return _train(arguments, processes, device)
 
 
-def _prior_batches(
-    arguments: argparse.Namespace,
-    training: tuple[Corpus | None, Corpus | None],
-    validation: tuple[Corpus | None, Corpus | None],
-    spectral: Spectral,
-    frames: int,
-    augmentation: Augmentation,
-) -> tuple[Any, Any]:
-    """Training and validation batches of a prior, from (speech, noise) of either."""
-    return (
-        Batches(
-            *training, spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation,
-            seed=arguments.seed,
-        ),
-        Batches(*validation, spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1),
-    )  # fmt: skip
-
-
-def _posterior_batches(
-    arguments: argparse.Namespace,
-    training: Corpus | None,
-    validation: Corpus | None,
-    spectral: Spectral,
-    frames: int,
-    augmentation: Augmentation,
-) -> tuple[Any, Any]:
-    """Training and validation batches of a posterior network: mixtures with noise that is drawn, not recorded."""
-    assert training is not None
-    assert validation is not None
-    return (
-        PosteriorBatches(
-            training, spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation,
-            seed=arguments.seed,
-        ),
-        PosteriorBatches(validation, spectral, size=16, frames=2 * frames, seed=1),
-    )  # fmt: skip
-
-
-def _facts(
-    arguments: argparse.Namespace, speech: Corpus | None, noise: Corpus | None, initial: ScoreNetwork | None
-) -> dict[str, Any]:
+def _facts(arguments: argparse.Namespace, data: TrainingData, initial: ScoreNetwork | None) -> dict[str, Any]:
     """What a checkpoint says about its training, besides what the trainer counts."""
     facts: dict[str, Any] = {
         "network": arguments.network,
         "data": arguments.data_note,
-        "speech_hours": round(speech.seconds / 3600, 3) if speech else 0,
-        "noise_hours": round(noise.seconds / 3600, 3) if noise else 0,
-        "recordings": sum(len(c.files) for c in (speech, noise) if c),
+        "speech_hours": round(data.speech_seconds / 3600, 3),
+        "noise_hours": round(data.noise_seconds / 3600, 3),
+        "recordings": data.recordings,
     }
     if initial is not None:
         earlier = initial.config.get("training") or {}
@@ -242,27 +190,20 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
         )
     say = print if processes.is_first else _nothing
     architecture = dict(NETWORKS[arguments.network])
-    joint = arguments.speech is not None and arguments.noise is not None
     kind = network_class(architecture["name"])
-    posterior, spectral = kind.tells_noise_variance, kind.spectral
+    spectral = kind.spectral
+    posterior = kind.tells_noise_variance
     if posterior and processes.count > 1:
         raise UdseError(f"--network {arguments.network}: expected one process, got {processes.count} of torchrun")
-    if not posterior:
-        architecture["joint"] = joint
-    rate = spectral.sample_rate
-    speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
-    noise, valid_noise = _corpora(arguments.noise, arguments.noise_list, arguments.valid_noise, rate)
-    frames = max(1, round(arguments.crop_seconds * rate / spectral.hop_length))
+    if not (posterior or kind.drifts or kind.sees):
+        architecture["joint"] = arguments.speech is not None and arguments.noise is not None
+    frames = max(1, round(arguments.crop_seconds * spectral.sample_rate / spectral.hop_length))
     frames = -(-frames // kind.frame_multiple) * kind.frame_multiple
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
-    training, validation = (
-        _posterior_batches(arguments, speech, valid_speech, spectral, frames, augmentation)
-        if posterior
-        else _prior_batches(arguments, (speech, noise), (valid_speech, valid_noise), spectral, frames, augmentation)
-    )
+    data = training_data(arguments, kind, frames, augmentation)
     initial = load_network(arguments.init) if arguments.init else None
     if kind.has_data_scale:
-        measured = SIGMA_DATA if posterior else measure_sigma_data(training)
+        measured = SIGMA_DATA if posterior else measure_sigma_data(data.training)
         before = initial.config["architecture"].get("sigma_data") if initial else None
         if isinstance(before, float):  # the weights that are started from belong to this preconditioning
             measured = [measured[0], before] if isinstance(measured, list) else before
@@ -280,11 +221,11 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
         augmentation=augmentation,
         seed=arguments.seed,
     )
-    facts = _facts(arguments, speech, noise, initial)
+    facts = _facts(arguments, data, initial)
     trainer = (PosteriorTrainer if posterior else Trainer)(
         settings,
-        training,
-        validation,
+        data.training,
+        data.validation,
         arguments.out,
         device=device,
         precision=_precision(arguments.precision, device),

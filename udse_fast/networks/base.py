@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
-from udse_fast.networks.conditions import NOTHING, SPEECH_LABEL, Conditions, example_condition
+from udse_fast.networks.conditions import NO_WIDTHS, NOTHING, SPEECH_LABEL, Conditions, example_condition
 from udse_fast.networks.estimate import Said
 from udse_fast.networks.past import Past
+from udse_fast.sampling.sde import SDE
+
+Prediction = Literal["noise", "clean", "score"]
+
+if TYPE_CHECKING:
+    from udse_fast.networks.visual_encoder import VisualEncoder
 
 
 class Float32:
-    """A mixin of modules whose weights and buffers stay in float32 when the network is rounded to 16 bits."""
+    """A mixin of modules whose weights and buffers stay in float32 when the network is rounded to 16 bits.
+
+    That goes for the modules in them, too.
+    """
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Kernels over maps in the order of channels_last; those over video have no such order."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 class Network(nn.Module):
@@ -28,9 +44,13 @@ class Network(nn.Module):
     * "noise": `predict_noise(s_t, t, conditions)`, whose score is -noise / sigma(t);
     * "clean": `denoise(u, a, conditions)` of the unit-gain state u = s_t / delta at the noise level a = sigma / delta,
       whose score is (delta D(u, a) - s_t) / sigma^2 by Tweedie's formula. The network scales its input itself.
+    * "score": `predict_score(s_t, t, sde, conditions)`, as it is.
+
+    Where the diffusion `drifts` to a recording y, it is x_t = y + s_t with s_0 = x_0 - y, hence u = x_0 + a z =
+    (x_t - (1 - delta) y) / delta: a "clean" network sees u and estimates x_0 as any other does.
     """
 
-    predicts: ClassVar[Literal["noise", "clean"]] = "noise"
+    predicts: ClassVar[Prediction] = "noise"
     frame_multiple: ClassVar[int] = 1
     """Number of frames must be a multiple of this; the score graph pads."""
     causal_block: int = 0
@@ -39,25 +59,34 @@ class Network(nn.Module):
     """Block lengths that a causal form is trained with, drawn anew for every batch."""
     has_posterior_variance: ClassVar[bool] = False
     """Whether it tells how far from the clean spectrogram its estimate is expected to be (`posterior`)."""
+    drifts: ClassVar[bool] = False
+    """Whether it is trained on pairs, of x_t = delta x_0 + (1 - delta) y + sigma z, and told the recording y."""
+    sees: ClassVar[bool] = False
+    """Whether it is trained on videos, with the visual encoder that it has."""
     tells_noise_variance: ClassVar[bool] = False
     """Whether it is a posterior network, which is told a recording and its noise variance, and has `say`."""
     has_causal_core: ClassVar[bool] = False
     """Whether its causal form has a C++ core (`networks.causal_core`)."""
     conditions: tuple[str, ...] = ()
     """Names of the `Conditions` that it reads, in the order in which an exported graph takes them."""
-    spectral: ClassVar[Spectral] = Spectral()
+    spectral: Spectral = Spectral()
     """The transform that it is trained on."""
     learning_rate: ClassVar[float] = 1e-4
     """In training, where no other is asked for."""
     has_data_scale: ClassVar[bool] = False
     """Whether its argument `sigma_data` is the root mean square of the training spectrograms."""
-    condition_sizes: ClassVar[dict[str, int]] = {}
+    condition_sizes: Mapping[str, int] = NO_WIDTHS
     """Of the axes of its conditions that the state does not have, by name: {"p": 768}."""
     adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     casts_itself: ClassVar[bool] = False
     """Whether it computes in `training_dtype` by itself; otherwise training in 16 bits is torch's autocast."""
     training_dtype: torch.dtype | None = None
     """bfloat16 computes in it with float32 weights (training); None computes in the dtype of the weights."""
+
+    @property
+    def visual_encoder(self) -> VisualEncoder | None:
+        """From mouth crops to the video features that it is told, where it has one."""
+        return None
 
     def conditions_of(self, tensors: Sequence[Tensor]) -> Conditions:
         """Those that it reads, from tensors in the order of their names."""
@@ -84,6 +113,10 @@ class Network(nn.Module):
         """z of s_t = delta s_0 + sigma z, (B, 2, F, T) float32; time (B,) or one per frame (B, T)."""
         raise UdseError(f"{type(self).__name__}: expected a network that predicts the noise, got one that does not")
 
+    def predict_score(self, state: Tensor, time: Tensor, sde: SDE, conditions: Conditions = NOTHING) -> Tensor:
+        """S(x_t, t), (B, 2, F, T) float32; time (B,) or one per frame (B, T), of the process `sde`."""
+        raise UdseError(f"{type(self).__name__}: expected a network that predicts the score, got one that does not")
+
     def denoise(self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING) -> Tensor:
         """E[s_0 | u], (B, 2, F, T) float32, of u at the noise level a, (B,) or one per frame (B, T)."""
         return self.posterior(noisy, noise_level, conditions)[0]
@@ -108,6 +141,11 @@ class Network(nn.Module):
     def set_causal_block(self, frames: int) -> None:
         """Another block length for a causal network."""
         raise UdseError(f"{type(self).__name__}: expected a network that can be causal, got one that cannot")
+
+    @classmethod
+    def from_prior(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a network that is told less as the start of one of this kind."""
+        return weights
 
     @classmethod
     def made_causal(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:

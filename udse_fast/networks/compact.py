@@ -11,7 +11,7 @@ frames and the pixel shuffle over frequency free of copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -178,6 +178,17 @@ class Blocks(nn.ModuleList):
         return x
 
 
+def frames_of(planes: Tensor) -> Tensor:
+    """Real and imaginary part (B, 2, F, T) -> (B, T, F, 2) float32."""
+    return planes.permute(0, 3, 2, 1).float().contiguous()
+
+
+def input_planes(x: Tensor) -> Tensor:
+    """A spectrogram (B, T, F, 2) of about unit power, and its log-magnitude: (B, T, F, 3)."""
+    log_power = x.square().sum(-1, keepdim=True).add(1e-4).log()
+    return torch.cat([x * math.sqrt(2), log_power / 2], dim=-1)
+
+
 def interleave(x: Tensor, factor: int) -> Tensor:
     """Pixel shuffle over frequency: (B, factor C, T, F) -> (B, C, T, factor F), a view of a channels_last map."""
     B, C, T, bands = x.shape
@@ -207,6 +218,8 @@ class Compact(Network):
     """
 
     predicts = "clean"
+    planes: ClassVar[int] = 3
+    """Of the input: real and imaginary part, log-magnitude."""
     has_posterior_variance = True
     causal_blocks: ClassVar[Sequence[int]] = (2, 3, 4, 5)
     spectral = Spectral(hop_length=255, window="sqrt_hann")  # half overlap: half the frames, hence half the cost
@@ -252,7 +265,7 @@ class Compact(Network):
         def block_stack(level: int) -> Blocks:
             return Blocks(block(channels[level]) for _ in range(blocks[level]))
 
-        self.input = Conv(3, channels[0], (3, 2 * stem), frequency_stride=stem, causal_block=causal)
+        self.input = Conv(self.planes, channels[0], (3, 2 * stem), frequency_stride=stem, causal_block=causal)
         self.band = nn.Parameter(torch.zeros(channels[0], 1, bins // stem))  # where on the frequency axis we are
         self.down_blocks = nn.ModuleList(block_stack(level) for level in range(levels))
         self.down = nn.ModuleList(
@@ -301,30 +314,43 @@ class Compact(Network):
         assert past is None or isinstance(past, LayerPast)
         level = noise_level.float()
         level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
-        embedding = self.embed(self.noise_level(level).to(self.embed[0].weight.dtype))
+        embedding = self.told(self._embedded(level), conditions, noisy.shape[-1])
         label = conditions.label
         if label is None or self.label is None:
             label = torch.ones_like(noisy[:, 0, 0, 0], dtype=torch.long)
         if self.label is not None:
             embedding = embedding + self.label(label).unsqueeze(1)
 
-        u = noisy.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
+        u = frames_of(noisy)
         a2 = level.square()[:, :, None, None]
         data2 = self.scale(label).square()[:, None, None, None]
-        total = a2 + data2
-        skip = data2 / total
-        x = u * total.rsqrt()
-        log_power = x.square().sum(-1, keepdim=True).add(1e-4).log()
-        features = torch.cat([x * math.sqrt(2), log_power / 2], dim=-1)
+        planes = input_planes(u * (a2 + data2).rsqrt())
+        h = self._features(planes.permute(0, 3, 1, 2), embedding, past)
+        clean, variance = self._estimate(h, u, a2, data2, past)
+        return clean.permute(0, 3, 2, 1), variance.transpose(1, 2)
 
-        out, spread = self._network(features.permute(0, 3, 1, 2), embedding, past)  # (B, T, F, 20), (B, T, F)
-        own = torch.sigmoid(torch.logit(skip, eps=1e-6) + 4 * out[..., :1])
+    def _embedded(self, level: Tensor) -> Tensor:
+        """Of noise levels (B, T or 1) -> (B, T or 1, E)."""
+        embedded: Tensor = self.embed(self.noise_level(level).to(self.embed[0].weight.dtype))
+        return embedded
+
+    def _estimate(
+        self, h: Tensor, u: Tensor, a2: Tensor, data2: Tensor, past: LayerPast | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads make of the features (B, C, T, F / stem): mean (B, T, F, 2) and variance (B, T, F)."""
+        out = interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1).float()  # (B, T, F, 20)
+        spread = interleave(self.spread(h, past), self.stem)[:, 0].float()
+        total = a2 + data2
+        own = torch.sigmoid(torch.logit(data2 / total, eps=1e-6) + 4 * out[..., :1])
         real, imag = torch.cat([own, out[..., 1:9]], dim=-1), out[..., 9:18]
         filtered = self._filter(u, real, imag, past)
         unsure = data2 * a2 / total  # posterior variance of Gaussian data
         clean = filtered + unsure.sqrt() * out[..., 18:]
-        variance = unsure[..., 0] * (2 * spread).clamp(-12, 6).exp()
-        return clean.permute(0, 3, 2, 1), variance.transpose(1, 2)
+        return clean, unsure[..., 0] * (2 * spread).clamp(-12, 6).exp()
+
+    def told(self, embedding: Tensor, conditions: Conditions, frames: int) -> Tensor:
+        """The embedding (B, T or 1, E) of networks that are told of more than noise level and label, (B, T or 1, E)."""
+        return embedding
 
     def _filter(self, u: Tensor, real: Tensor, imag: Tensor, past: LayerPast | None) -> Tensor:
         """sum_k w_k u_k: u (B, T, F, 2), complex weights (B, T, F, 9), the bin itself first -> (B, T, F, 2)."""
@@ -344,6 +370,13 @@ class Compact(Network):
         outer = {id(self.input.weight), id(self.output.weight), id(self.spread.weight)}
         convolutions = [m.weight for m in self.modules() if isinstance(m, Conv) and id(m.weight) not in outer]
         return convolutions + [m.weight for m in self.embed if isinstance(m, nn.Linear)]
+
+    @classmethod
+    def from_prior(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a prior: planes of the input that it does not have weigh nothing yet."""
+        kernel = weights["input.weight"]
+        missing = max(0, cls.planes - kernel.shape[1])
+        return {**weights, "input.weight": F.pad(kernel, (0, 0, 0, 0, 0, missing))}
 
     @classmethod
     def made_causal(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -366,13 +399,17 @@ class Compact(Network):
         label = torch.ones_like(noise_level, dtype=torch.long) if label is None else label
         return 1 + (noise_level / self.scale(label)).square()
 
-    def _network(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> tuple[Tensor, Tensor]:
-        h = self._features(x, embedding, past)
-        out = interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1)
-        return out.float(), interleave(self.spread(h, past), self.stem)[:, 0].float()
+    def _features(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        past: LayerPast | None,
+        at_bottleneck: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """What the heads read: input planes (B, P, T, F) -> (B, C, T, F / stem).
 
-    def _features(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
-        """What the heads read: input planes (B, P, T, F) -> (B, C, T, F / stem)."""
+        `at_bottleneck` is applied to the frames (B, C', T, 1) before the stack over time.
+        """
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
         h = self.input(x.to(dtype), past) + self.band.to(dtype)
         skips = []
@@ -381,15 +418,24 @@ class Compact(Network):
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
-        h = h + self._over_time(h, embedding, past)
+        h = h + self._over_time(h, embedding, past, at_bottleneck)
         for level in reversed(range(len(self.up_blocks))):
             if level < len(self.up):
                 h = interleave(self.up[level](h), 2) + skips[level]
             h = self.up_blocks[level](h, embedding, past)
         return F.silu(h)
 
-    def _over_time(self, h: Tensor, embedding: Tensor, past: LayerPast | None) -> Tensor:
+    def _over_time(
+        self,
+        h: Tensor,
+        embedding: Tensor,
+        past: LayerPast | None,
+        at_bottleneck: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         B, C, T, bands = h.shape
         frames = h.permute(0, 2, 3, 1).reshape(B, T, 1, bands * C).permute(0, 3, 1, 2)
-        frames = self.over_time(self.to_frames(frames), embedding, past)
+        frames = self.to_frames(frames)
+        if at_bottleneck is not None:
+            frames = at_bottleneck(frames)
+        frames = self.over_time(frames, embedding, past)
         return self.from_frames(frames).permute(0, 2, 3, 1).reshape(B, T, bands, C).permute(0, 3, 1, 2)

@@ -19,8 +19,6 @@ from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import HIGHEST_LEVEL, Said
 from udse_fast.networks.past import LayerPast, Past
 
-PLANES = 5
-"""Of the input: the mixture (2), its power, the variance of the noise in it, that over the mixture's power."""
 QUIETEST = 1e-10
 """Least noise variance, relative to the power of the loudest bin: 100 dB below it."""
 
@@ -58,6 +56,8 @@ class CompactPosterior(Compact):
     Arguments as of `Compact`; `joint` is not for it.
     """
 
+    planes = 5
+    """Of the input: the mixture (2), its power, the variance of the noise in it, that over the mixture's power."""
     causal_blocks = (1, 2)
     """Streams of 32 and 48 ms of delay."""
     tells_noise_variance = True
@@ -70,7 +70,6 @@ class CompactPosterior(Compact):
             raise UdseError("compact-posterior: expected a network of speech, got a joint one")
         self.conditions = ("noisy", "noise_variance")
         width, causal = self.input.weight.shape[0], self.causal_block
-        self.input = Conv(PLANES, width, (3, 2 * self.stem), frequency_stride=self.stem, causal_block=causal)
         self.noise = Conv(width, 2 * self.stem, (3, 3), causal_block=causal, zero=True)
         self.listening = Conv(width, self.stem, (3, 3), causal_block=causal, zero=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,10 @@ SPEECH_LABEL, NOISE_LABEL = 1, 0
 """`Conditions.label` of a joint network, in training as in use."""
 NOISE_SOURCE = "noise"
 """The one name of a source that is not speech."""
+SPEECH_SOURCE = "speech"
+"""The name of the speech, where there is one talker."""
 
+NO_WIDTHS: Mapping[str, int] = MappingProxyType({})
 Self = TypeVar("Self", bound="Conditions")
 
 
@@ -126,12 +130,15 @@ class Conditions:
 
         return self.mapped(moved)
 
-    def for_network(self, names: Sequence[str], state: Tensor, device: torch.device) -> list[Tensor]:
+    def for_network(
+        self, names: Sequence[str], state: Tensor, device: torch.device, widths: Mapping[str, int] = NO_WIDTHS
+    ) -> list[Tensor]:
         """The tensors of `names` as an architecture reads them: whole numbers int64, others float32, complex as planes.
 
         Args:
             names: conditions that the network knows; all of them must be there.
             state: (B, F, T) complex, whose sizes they have.
+            widths: that the network wants of other axes, by name.
 
         Returns:
             On `device`: (B, ...) each, complex (B, F, T) as real and imaginary part (B, 2, F, T).
@@ -144,7 +151,7 @@ class Conditions:
         if made is None or made[0] != form:
             if self.given != tuple(names):
                 _check_names(self.given, names)
-            sizes = dict(zip("BFT", state.shape, strict=True))
+            sizes = {**dict(zip("BFT", state.shape, strict=True)), **widths}
             metadata = _metadata(type(self))
             tensors = [_for_network(name, self.__dict__[name], metadata[name], sizes, device) for name in names]
             made = self.__dict__["_made"] = form, tensors  # the calls of a block are told the same

@@ -8,17 +8,19 @@ of the published checkpoints, so that their `state_dict` loads without renaming.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
-from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.base import Float32, Network, Prediction
 from udse_fast.networks.conditions import NOTHING, Conditions
 
+FEW_CHANNELS = 32
+"""Of maps whose norms are worth a copy."""
 PUBLISHED_SIZES: dict[str, dict[str, Any]] = {
     "ncsnpp-5m": {"nf": 96, "ch_mult": (1, 1, 1, 1)},
     "ncsnpp-5m-joint": {"nf": 96, "ch_mult": (1, 1, 1, 1), "joint": True},
@@ -139,11 +141,27 @@ class PyramidInput(nn.Module):
         return summed
 
 
-class ActivatedNorm(nn.GroupNorm):
+class MapNorm(nn.GroupNorm):
+    """Group norm of maps.
+
+    torch adds up maps in the order of channels_last position by position, which loses digits, and other maps in
+    pieces. The copy to the other order costs a third of the network's time where there are many channels.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h.contiguous() if h.shape[1] <= FEW_CHANNELS else h)
+
+
+class ActivatedNorm(MapNorm):
     """Of the progressive output: SiLU(norm(h))."""
 
     def forward(self, h: Tensor) -> Tensor:
         return F.silu(super().forward(h))
+
+
+Fusion = Callable[[str, int, int], nn.Module | None]
+"""(place, channels, height in bins) of a map -> the module that tells the map the conditions, called with both; or
+None. Places: "input", "down" (before the pyramid's map is added), "bottleneck" (after its attention), "up"."""
 
 
 class NCSNpp(Network):
@@ -155,11 +173,14 @@ class NCSNpp(Network):
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attn_resolutions: heights (in bins) of the levels with attention, besides the bottleneck's.
         joint: one network for speech (label 1) and noise (label 0), by a label embedding and FiLM.
-        image_size: number of bins F that `attn_resolutions` refer to.
+        image_size: number of bins F that `attn_resolutions` and `fusion` refer to.
+        fusion: of networks that are told more than the label; not for configurations.
     """
 
-    predicts = "noise"
+    predicts: ClassVar[Prediction] = "noise"
     frame_multiple = 64
+    planes: ClassVar[int] = 2
+    """Real planes of the input, and of the progressive output."""
 
     def __init__(
         self,
@@ -169,6 +190,7 @@ class NCSNpp(Network):
         attn_resolutions: Sequence[int] = (),
         joint: bool = False,
         image_size: int = 256,
+        fusion: Fusion | None = None,
     ) -> None:
         super().__init__()
         levels = len(ch_mult)
@@ -185,7 +207,7 @@ class NCSNpp(Network):
         embedding = 4 * nf
 
         self.downsample = Downsample()
-        self.output_layer = nn.Conv2d(2, 2, 1)
+        self.output_layer = nn.Conv2d(self.planes, 2, 1)
         if joint:
             self.label_emb = nn.Embedding(2, embedding)
 
@@ -193,9 +215,18 @@ class NCSNpp(Network):
             GaussianFourierFeatures(nf),
             _linear(2 * nf, embedding),
             _linear(embedding, embedding),
-            _conv(2, nf, 3),
+            _conv(self.planes, nf, 3),
         ]
+        self.fuses: list[bool] = []
+        """Of the places in order, whether there is a module."""
+
+        def fused(place: str, level: int) -> list[nn.Module]:
+            module = None if fusion is None else fusion(place, channels, image_size >> level)
+            self.fuses.append(module is not None)
+            return [] if module is None else [module]
+
         skips, channels = [nf], nf
+        modules += fused("input", 0)
         for level, multiple in enumerate(ch_mult):
             for _ in range(num_res_blocks):
                 modules.append(ResidualBlock(channels, nf * multiple, embedding, joint))
@@ -205,11 +236,13 @@ class NCSNpp(Network):
                 skips.append(channels)
             if level < levels - 1:
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="down"))
-                modules.append(PyramidInput(2, channels))
+                modules += fused("down", level + 1)
+                modules.append(PyramidInput(self.planes, channels))
                 skips.append(channels)
         modules += [
             ResidualBlock(channels, channels, embedding, joint),
             Attention(channels),
+            *fused("bottleneck", levels - 1),
             ResidualBlock(channels, channels, embedding, joint),
         ]
         for level, multiple in reversed(list(enumerate(ch_mult))):
@@ -218,7 +251,8 @@ class NCSNpp(Network):
                 channels = nf * multiple
             if level in self.attention_levels:
                 modules.append(Attention(channels))
-            modules += [_group_norm(channels, ActivatedNorm), _conv(channels, 2, 3, scale=0.0)]
+            modules += fused("up", level)
+            modules += [_group_norm(channels, ActivatedNorm), _conv(channels, self.planes, 3, scale=0.0)]
             if level > 0:
                 modules.append(ResidualBlock(channels, channels, embedding, joint, resample="up"))
         self.all_modules = nn.ModuleList(modules)
@@ -234,10 +268,15 @@ class NCSNpp(Network):
         Returns:
             (B, 2, F, T) float32.
         """
+        noise: Tensor = self.output_layer(self._progressive(state, time, conditions))
+        return noise.float()
+
+    def _progressive(self, planes: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        """The progressive output, (B, P, F, T), of the input planes (B, P, F, T)."""
         module = iter(self.all_modules)
         dtype = self.output_layer.weight.dtype
         time = time if time.ndim == 2 else time[:, None]  # (B, 1 or T)
-        x = state.to(dtype)
+        x = planes.to(dtype)
 
         embedding = next(module)(time).to(dtype)
         embedding = next(module)(embedding)
@@ -249,9 +288,14 @@ class NCSNpp(Network):
         # Level l sees every 2^l-th frame; a time common to all frames keeps its one entry.
         embeddings = [F.silu(embedding)[:, :: 2**level] for level in range(self.levels)]
 
-        # `h` goes from module to module as it is: the fused ones hand on more than a tensor
+        fuses = iter(self.fuses)
+
+        def fused(h: Any) -> Any:
+            return next(module)(h, conditions) if next(fuses) else h
+
+        # `h` goes from module to module as it is: the fast ones hand on more than a tensor
         pyramid = x
-        h = next(module)(x)
+        h = fused(next(module)(x))
         skips = [h]
         for level in range(self.levels):
             for _ in range(self.num_res_blocks):
@@ -260,13 +304,13 @@ class NCSNpp(Network):
                     h = next(module)(h)
                 skips.append(h)
             if level < self.levels - 1:
-                h = next(module)(h, embeddings[level + 1])
+                h = fused(next(module)(h, embeddings[level + 1]))
                 pyramid = self.downsample(pyramid)
                 h = next(module)(pyramid, h)
                 skips.append(h)
 
         h = next(module)(h, embeddings[-1])
-        h = next(module)(h)
+        h = fused(next(module)(h))
         h = next(module)(h, embeddings[-1])
 
         for level in reversed(range(self.levels)):
@@ -274,14 +318,13 @@ class NCSNpp(Network):
                 h = next(module)(h, embeddings[level], skips.pop())
             if level in self.attention_levels:
                 h = next(module)(h)
+            h = fused(h)
             output = next(module)(h)
             output = next(module)(output)
             pyramid = output if level == self.levels - 1 else upsample(pyramid) + output
             if level > 0:
                 h = next(module)(h, embeddings[level - 1])
-
-        noise: Tensor = self.output_layer(pyramid)
-        return noise.float()
+        return pyramid
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -294,7 +337,7 @@ def upsample(x: Tensor) -> Tensor:
     return doubled[:, :, 2:-2, 2:-2]
 
 
-def _group_norm(channels: int, norm: type[nn.GroupNorm] = nn.GroupNorm) -> nn.GroupNorm:
+def _group_norm(channels: int, norm: type[MapNorm] = MapNorm) -> MapNorm:
     return norm(min(channels // 4, 32), channels, eps=1e-6)
 
 

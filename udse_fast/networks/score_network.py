@@ -14,14 +14,22 @@ from udse_fast.backends.dispatch import wanted
 from udse_fast.checks import Range, described, real_number, whole_number
 from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
-from udse_fast.networks.base import Float32, Network
+from udse_fast.networks.base import Float32, Network, to_channels_last
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
 from udse_fast.networks.side_by_side import side_by_side
-from udse_fast.sampling.sde import SDE, make_sde
+from udse_fast.networks.visual_encoder import VisualEncoder
+from udse_fast.sampling.sde import SDE, Time, make_sde
+
+KINDS = {
+    "prior": "a prior",
+    "posterior": "a posterior network (udse-fast train --network compact-posterior)",
+    "conditional": "a conditional network, trained on pairs",
+}
+"""Of networks: what they know is what a sampler asks for."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +48,14 @@ class ScoreGraph(nn.Module):
         super().__init__()
         self.module = module
         self.sde = sde
+
+    def padded(self, state: Tensor, time: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
+        """Arguments of `forward` or `per_frame` with as many frames as the network needs."""
+        missing = -state.shape[-1] % self.module.frame_multiple
+        if not missing:
+            return state, time, *conditions
+        time = F.pad(time, (0, missing), mode="replicate") if time.ndim == 2 else time
+        return F.pad(state, (0, missing)), time, *self._told(conditions).padded(missing).tensors
 
     def forward(self, state: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
         """(B, 2, F, T), one time per item (B,), conditions -> the score, (B, 2, F, T) float32."""
@@ -74,10 +90,13 @@ class ScoreGraph(nn.Module):
         return F.pad(state, (0, missing)), self._told(conditions).padded(missing)
 
     def _score(self, state: Tensor, time: Tensor, time_per_bin: Tensor, conditions: Conditions) -> Tensor:
+        if self.module.predicts == "score":
+            return self.module.predict_score(state, time, self.sde, conditions)
         sigma = self.sde.sigma(time_per_bin)
         if self.module.predicts == "noise":
             return -self.module.predict_noise(state, time, conditions) / sigma
         delta = self.sde.delta(time_per_bin)
+        state = self._without_drift(state, delta, conditions)
         clean = self.module.denoise(state / delta, self._level(time), conditions)
         return (delta * clean - state) / sigma**2
 
@@ -85,8 +104,17 @@ class ScoreGraph(nn.Module):
         self, state: Tensor, time: Tensor, time_per_bin: Tensor, conditions: Sequence[Tensor], past: Past | None
     ) -> tuple[Tensor, Tensor]:
         sigma, delta = self.sde.sigma(time_per_bin), self.sde.delta(time_per_bin)
-        clean, variance = self.module.posterior(state / delta, self._level(time), self._told(conditions), past)
+        told = self._told(conditions)
+        state = self._without_drift(state, delta, told)
+        clean, variance = self.module.posterior(state / delta, self._level(time), told, past)
         return (delta * clean - state) / sigma**2, variance
+
+    def _without_drift(self, state: Tensor, delta: Time, conditions: Conditions) -> Tensor:
+        """delta x_0 + sigma z: of a diffusion that drifts to the recording, x_t - (1 - delta) y."""
+        if not self.module.drifts:
+            return state
+        assert conditions.noisy is not None
+        return state - (1 - delta) * conditions.noisy
 
     def _level(self, time: Tensor) -> Tensor:
         return torch.as_tensor(self.sde.noise_level(time))
@@ -102,6 +130,7 @@ class ScoreNetwork:
 
     Attributes:
         conditions: names of the `Conditions` that it reads.
+        kind: what it was trained for, see `KINDS`.
         tells_noise_variance: whether it is a posterior network, see `say`.
         has_posterior_variance: whether it tells how far off its estimates are expected to be.
         causal_block: frames of a block of a causal network, else 0.
@@ -117,6 +146,7 @@ class ScoreNetwork:
         self.conditions = module.conditions
         self.joint = "label" in self.conditions
         self.frame_multiple, self.causal_block = module.frame_multiple, module.causal_block
+        self.kind = _kind(module)
         self.tells_noise_variance = module.tells_noise_variance and script is None
         self.has_posterior_variance = module.has_posterior_variance and (
             script is None or "posterior" in config.get("methods", ())
@@ -129,6 +159,11 @@ class ScoreNetwork:
         self.device = torch.device("cpu")
         self.precision: str = config.get("precision", "float32") if self.scripted else "float32"
         self.to("cpu", self.precision)
+
+    @property
+    def visual_encoder(self) -> VisualEncoder | None:
+        """From mouth crops to the features that an audio-visual network is told, where the checkpoint has it."""
+        return None if self.scripted else self.module.visual_encoder
 
     def to(self, device: str | torch.device | None = None, precision: str | None = None) -> ScoreNetwork:
         """Move and convert the network in place; `precision` is "float32", "bfloat16" or "float16".
@@ -153,11 +188,13 @@ class ScoreNetwork:
             self.graph.to(self.device)
             return self
         for graph in {self.graph, self.plain}:
-            for module in graph.modules():
-                dtype = torch.float32 if isinstance(module, Float32) else PRECISIONS[precision]
+            modules: list[nn.Module] = list(graph.modules())
+            exact = {part for module in modules if isinstance(module, Float32) for part in module.modules()}
+            for module in modules:
+                dtype = torch.float32 if module in exact else PRECISIONS[precision]
                 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                     tensor.data = tensor.data.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
-            graph.to(memory_format=torch.channels_last)
+            to_channels_last(graph)
         return self
 
     def score(
@@ -274,8 +311,11 @@ class ScoreNetwork:
             raise UdseError(f"expected a posterior network (train --network compact-posterior), got the network {name}")
         mixture, variance = conditions.for_network(self.conditions, state, self.device)
         planes = torch.view_as_real(state).movedim(-1, 1).to(self.device, torch.float32)
-        level = torch.as_tensor(noise_level, dtype=torch.float32, device=self.device)
-        level = level.expand(len(state)) if level.ndim == 0 else level
+        if not isinstance(noise_level, Tensor):
+            level = torch.full((len(state),), noise_level, dtype=torch.float32, device=self.device)
+        else:
+            level = noise_level.to(self.device, torch.float32)
+            level = level.expand(len(state)) if level.ndim == 0 else level
         inputs = [mixture, variance, planes, level]
         if past is None and self._apart(state):
             return Estimate.of(Said(*_of_items(self.module.say, inputs)), state)
@@ -319,7 +359,7 @@ class ScoreNetwork:
         inputs = [real_state.to(self.device, torch.float32), time.to(self.device, torch.float32)]
         if self.conditions or conditions.given:
             complete = self.module.completed(conditions, batch)
-            inputs += complete.for_network(self.conditions, state, self.device)
+            inputs += complete.for_network(self.conditions, state, self.device, self.module.condition_sizes)
         return inputs
 
 
@@ -331,6 +371,12 @@ def _of_items(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
     if isinstance(answers[0], Tensor):
         return torch.cat(answers)
     return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
+
+
+def _kind(module: Network) -> str:
+    if module.tells_noise_variance:
+        return "posterior"
+    return "conditional" if module.drifts else "prior"
 
 
 def _as_complex(score: Tensor, like: Tensor) -> Tensor:

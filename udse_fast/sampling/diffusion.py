@@ -83,7 +83,7 @@ def reverse_diffusion(
             states[source] = likelihood.start(source, noise, coefficients[0])
         for step, (t, c) in enumerate(zip(times, coefficients, strict=True)):
             index, last = round_ * len(times) + step, step == len(times) - 1
-            likelihood.before_step(states, step == 0)
+            likelihood.before_step(states, step)
 
             # corrector: s <- s + eps S(s, t) + sqrt(2 eps) z, eps = (r sigma)^2
             corrects = corrector_snr > 0 and not likelihood.needs_estimate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from udse_fast.checks import Range, flag, real_number, whole_number
@@ -20,7 +20,7 @@ from udse_fast.sampling.likelihoods.unconditional import Unconditional
 
 CORRECTOR_SNR = Range(0, 10)
 SEEDS = Range(0, 2**64 - 1)
-WHOLE = {"corrector_steps": Range(1, 100)}
+WHOLE = {"corrector_steps": Range(1, 100), "every": Range(1, 1000)}
 """Options that are whole numbers."""
 OPTIONS: dict[str, Range | None] = {
     "guidance": Range(0, 1000),
@@ -33,7 +33,7 @@ OPTIONS: dict[str, Range | None] = {
     "divide_tweedie": None,
     "paper_posterior": None,
     "perturb_residual": None,
-    "corrector_steps": WHOLE["corrector_steps"],
+    **WHOLE,
 }
 """Option of a sampler -> range of the number, None: true or false."""
 
@@ -45,10 +45,10 @@ class Sampler:
     likelihood: type[Likelihood]
     noise: str | None
     """Where the noise comes from: "nmf", "score" (a noise prior) or None."""
-    posterior_network: bool = False
-    """Whether it asks a posterior network, which is told the recording, instead of a prior."""
-    conditional: bool = False
-    """Whether it asks a network that was trained on pairs, and is told the recording in every call."""
+    network: str = "prior"
+    """Kind of the network that it asks: a name of `udse_fast.networks.score_network.KINDS`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Published settings, where they are not those of `InferenceSettings`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -83,8 +83,8 @@ SAMPLERS: dict[str, Sampler] = {
     "paradiffuse_in": Sampler(ParaDiffUSEIN, "score"),
     "paradiffuse_en": Sampler(ParaDiffUSEEN, "score"),
     "ddrm": Sampler(DDRM, "nmf"),
-    "amortised": Sampler(Amortised, "nmf", posterior_network=True),
-    "sgmse": Sampler(SGMSE, None, conditional=True),
+    "amortised": Sampler(Amortised, "nmf", "posterior"),
+    "sgmse": Sampler(SGMSE, None, "conditional", {"samples": 1, "hum": "keep"}),
     "prior": Sampler(Unconditional, None),
 }
 
@@ -101,7 +101,13 @@ def find_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def recommended_sampler(config: dict[str, Any]) -> str:
-    """The one that a checkpoint's configuration asks for, else the best of the published ones."""
-    sampler: str = config.get("inference", {}).get("sampler", "diffuseen")
+def samplers_for(network: str) -> list[str]:
+    """Names of those that ask a kind of network for the speech in a recording."""
+    return [name for name, row in SAMPLERS.items() if row.network == network and name != "prior"]
+
+
+def recommended_sampler(config: dict[str, Any], network: str) -> str:
+    """The one that a checkpoint's configuration asks for, else the best of the published ones for its kind."""
+    best = "diffuseen" if network == "prior" else samplers_for(network)[0]
+    sampler: str = config.get("inference", {}).get("sampler", best)
     return sampler

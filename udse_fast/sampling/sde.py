@@ -62,6 +62,10 @@ class SDE(Protocol):
         """`a(t) = sigma(t) / delta(t)`: the noise level on the unattenuated signal `s_t / delta(t)`."""
         return self.sigma(t) / self.delta(t)
 
+    @abstractmethod
+    def time(self, noise_level: float) -> float:
+        """The t of a noise level a > 0: the inverse of `noise_level`."""
+
     def coefficients(self, t: Time, dt: float, corrector_snr: float = 0.5) -> Coefficients:
         """All that one reverse step needs at time `t` with step `dt`."""
         return Coefficients(
@@ -103,6 +107,11 @@ class OUVE(SDE):
         spread = _exp(2 * log_ratio * t) - _exp(-2 * self.gamma * t)
         return self.sigma_min * _sqrt(spread * (log_ratio / (self.gamma + log_ratio)))
 
+    def time(self, noise_level: float) -> float:
+        """`a^2 = smin^2 (exp(2 (L + gamma) t) - 1) L / (gamma + L)`, solved for t."""
+        rate = self._log_ratio + self.gamma
+        return math.log1p((noise_level / self.sigma_min) ** 2 * rate / self._log_ratio) / (2 * rate)
+
     def g(self, t: Time) -> Time:
         """`smin k^t sqrt(2 L)` (UDiffSE eq. 4 prints smax in front: a misprint)."""
         return self.sigma_min * math.sqrt(2 * self._log_ratio) * _exp(self._log_ratio * t)
@@ -127,6 +136,10 @@ class VE(SDE):
     def sigma(self, t: Time) -> Time:
         """t."""
         return t
+
+    def time(self, noise_level: float) -> float:
+        """The level itself."""
+        return noise_level
 
     def g(self, t: Time) -> Time:
         """`sqrt(2 t)`, as d sigma^2 / dt = g^2."""
@@ -155,3 +168,12 @@ def make_sde(config: dict[str, Any]) -> SDE:
 def time_grid(steps: int, start: float = 1.0, end: float = 0.03) -> list[float]:
     """Times of the reverse pass, `linspace(start, end, N)`: the first is `start`."""
     return [float(t) for t in torch.linspace(start, end, steps, dtype=torch.float64)]
+
+
+def noise_levels(steps: int, highest: float, lowest: float, rho: float = 7.0) -> list[float]:
+    """N + 1 noise levels from the highest to the lowest and then 0, evenly spaced in their rho-th roots.
+
+    `tau_i = (smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho`, tau_N = 0 (Karras et al. 2022, eq. 5).
+    """
+    roots = torch.linspace(highest ** (1 / rho), lowest ** (1 / rho), steps, dtype=torch.float64)
+    return [*(roots**rho).tolist(), 0.0]

@@ -26,7 +26,7 @@ class OverlapState:
     start: int = 0
     """Absolute number of the first sample in `input`."""
     tail: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.float32))
-    """(2, m), what the last block says about the samples from `ready` on."""
+    """(R, m), what the last block says about the samples from `ready` on."""
     ready: int = 0
     """Samples given out so far."""
     basis: Tensor | None = None
@@ -41,19 +41,20 @@ class OverlapBlocks:
         guard: samples at either end of the overlap that the cross-fade leaves to the other block (STFT edges).
         hop: samples per frame.
         together: blocks that are run as one batch when that many are there; they all start from the same basis.
+        signals: R that become of one: speech and the gain above it, or the talkers.
     """
 
-    def __init__(self, block: int, overlap: int, guard: int, hop: int, together: int = 1) -> None:
+    def __init__(self, block: int, overlap: int, guard: int, hop: int, together: int = 1, signals: int = 2) -> None:
         self.block, self.overlap, self.guard, self.hop, self.together = block, overlap, guard, hop, together
-        self._state, self._ended = OverlapState(), False
+        self._state, self._ended = OverlapState(tail=torch.zeros(signals, 0, dtype=torch.float32)), False
 
     @classmethod
-    def of(cls, settings: OverlapSettings, spectral: Spectral) -> OverlapBlocks:
+    def of(cls, settings: OverlapSettings, spectral: Spectral, signals: int = 2) -> OverlapBlocks:
         """Blocks of at least the lengths in the settings, in whole frames."""
         hop, rate = spectral.hop_length, spectral.sample_rate
         overlap = math.ceil(max(settings.overlap_seconds * rate, 3 * spectral.n_fft) / hop) * hop
         block = max(math.ceil(settings.block_seconds * rate / hop) * hop, 2 * overlap)
-        return cls(block, overlap, spectral.n_fft // 2, hop, settings.batch_blocks)
+        return cls(block, overlap, spectral.n_fft // 2, hop, settings.batch_blocks, signals)
 
     @property
     def latency(self) -> int:
@@ -96,6 +97,12 @@ class OverlapBlocks:
     def _cut(self, start: int, end: int) -> Block[Tensor | None]:
         first = self._state.start
         return Block(self._state.input[start - first : end - first], start // self.hop, self._state.basis)
+
+    def shared(self, block: Block[Tensor | None], signals: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, m) each: what the last block and `signals` of this one say about the samples that both have."""
+        state = self._state
+        start = state.ready - block.first_frame * self.hop
+        return state.tail, signals[:, start : start + state.tail.shape[1]]
 
     def accept(self, block: Block[Tensor | None], enhanced: Enhanced[Tensor | None]) -> Tensor:
         """Fade the block in over the tail of the one before; holds back its overlap with the next."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from udse_fast.networks.compact_posterior import PLANES, CompactPosterior
+from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.sampling.noise_guesses import factorised, predicted
 from udse_fast.training.posterior_batches import PosteriorBatch
 from udse_fast.training.posterior_loss import (
@@ -26,12 +25,6 @@ VALIDATION_RANK, VALIDATION_MEMORY = 8, 10.0
 
 class PosteriorTrainer(Trainer):
     """Trains a `CompactPosterior` on `PosteriorBatches`."""
-
-    def start_from(self, weights: dict[str, Tensor], causal_from_centred: bool = False) -> None:
-        """Fresh run from a posterior network, or from a prior, which has seen nothing of the noise variance."""
-        kernel = weights["input.weight"]
-        missing = max(0, PLANES - kernel.shape[1])
-        super().start_from({**weights, "input.weight": pad(kernel, (0, 0, 0, 0, 0, missing))}, causal_from_centred)
 
     def _loss(self, batch: PosteriorBatch) -> Tensor:
         generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + self.step) % 2**62)

@@ -23,12 +23,13 @@ from udse_fast.backends.cuda_graphs import fastest_convolutions
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
-from udse_fast.networks.base import Network
+from udse_fast.networks.base import Network, to_channels_last
 from udse_fast.networks.conditions import NOISE_LABEL, SPEECH_LABEL
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
 from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Augmentation, Batch, Batches
+from udse_fast.training.muon import Muon
 from udse_fast.training.parallel import ALONE, Processes
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
@@ -63,21 +64,16 @@ class Settings:
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
 
 
-def torch_has_muon() -> bool:
-    """Say whether this torch has Muon: it came with 2.9."""
-    return "Muon" in torch.optim.__all__
-
-
 class Optimizers:
     """Optimise matrices (kernels too: one row per output channel) with Muon, and everything else with AdamW.
 
-    Muon (Jordan et al. 2024): lower error than AdamW in fewer steps here; it came with torch 2.9, older fall back.
-    A network that names no matrices is trained with Adam as published.
+    Muon has lower error than AdamW in fewer steps here. A network that names no matrices is trained with Adam as
+    published.
     """
 
     def __init__(self, module: Network, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        hidden = module.hidden_matrices() if torch_has_muon() else []
+        hidden = module.hidden_matrices()
         chosen = {id(p) for p in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
@@ -87,14 +83,7 @@ class Optimizers:
             torch.optim.AdamW(rest, lr=learning_rate, betas=module.adam_betas, weight_decay=0.0, fused=fused)
         ]
         if self.matrices:
-            self.all.append(
-                torch.optim.Muon(
-                    [m for _, m in self.matrices],
-                    lr=learning_rate,
-                    weight_decay=0.01,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.all.append(Muon([m for _, m in self.matrices], learning_rate, weight_decay=0.01))
 
     @staticmethod
     def _as_matrix(kernel: Tensor) -> Tensor:
@@ -124,7 +113,8 @@ class Optimizers:
 def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Return training loss and relative denoising error `||s0_hat - s0||^2 / ||s0||^2` of each item, both (N,).
 
-    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins. A network that also says how sure it is has
+    The loss is `w ||sigma S(s_t, t) + z||^2` averaged over bins, of a diffusion that drifts to the recording at
+    s_t = delta s_0 + (1 - delta) y + sigma z. A network that also says how sure it is has
     the likelihood of that variance C in it, `|s0_hat - s0|^2 / C + log C`.
     """
     sde = graph.sde
@@ -132,7 +122,7 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
     delta, sigma = torch.as_tensor(sde.delta(per_item_t)), torch.as_tensor(sde.sigma(per_item_t))
     s0 = torch.view_as_real(batch.spectrograms).movedim(-1, 1)
     z = torch.view_as_real(z).movedim(-1, 1)
-    told = batch.conditions.for_network(graph.module.conditions, batch.spectrograms, z.device)
+    told = batch.told(graph.module).for_network(graph.module.conditions, batch.spectrograms, z.device)
     if graph.module.has_posterior_variance:
         level, conditions = torch.as_tensor(sde.noise_level(t)), graph.module.conditions_of(told)
         clean, variance = graph.module.posterior(s0 + (sigma / delta) * z, level, conditions)
@@ -141,7 +131,12 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
         unlikely = (error.detach() / variance + variance.log()).mean((1, 2))
         loss = per_item * graph.module.loss_weight(level, conditions) + VARIANCE_WEIGHT * unlikely
     else:
-        residual = sigma * graph(delta * s0 + sigma * z, t, *told) + z  # = (s0_hat - s0) delta / sigma
+        mean = delta * s0
+        if graph.module.drifts:
+            noisy = graph.module.conditions_of(told).noisy
+            assert noisy is not None
+            mean = mean + (1 - delta) * noisy
+        residual = sigma * graph(mean + sigma * z, t, *told) + z  # = (s0_hat - s0) delta / sigma
         loss = per_item = residual.square().sum(1).mean((1, 2))
     relative = per_item * (sigma / delta).flatten() ** 2 / s0.square().sum(1).mean((1, 2)).clamp_min(1e-12)
     return loss, relative.detach()
@@ -170,7 +165,7 @@ class Trainer:
         self.read_steps = GPU_READ_STEPS if device.type == "cuda" else 1
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(self.module)
         if self.module.casts_itself:
             self.module.training_dtype = None if precision == torch.float32 else precision
         self.sde = OUVE()
@@ -189,6 +184,7 @@ class Trainer:
 
     def start_from(self, weights: dict[str, Tensor], causal_from_centred: bool = False) -> None:
         """Start anew from given weights. What they lack (the label of a joint network) keeps its initial value."""
+        weights = self.module.from_prior(weights)
         if causal_from_centred:
             weights = self.module.made_causal(weights)
         fitting = {k: w for k, w in weights.items() if k in self.weights and w.shape == self.weights[k].shape}

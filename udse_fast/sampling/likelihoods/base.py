@@ -100,8 +100,8 @@ class Likelihood(ABC):
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """State at the first time from `noise` z, (B, F, T) complex."""
 
-    def before_step(self, states: States, first: bool) -> None:  # noqa: B027 (most samplers do nothing here)
-        """M-step of the samplers that fit the noise at the top of a step."""
+    def before_step(self, states: States, step: int) -> None:  # noqa: B027 (most samplers do nothing here)
+        """M-step of the samplers that fit the noise at the top of a step, counted from 0 in each round."""
 
     def conditions(self, source: str) -> Conditions:
         """What the network is told in the calls of this step, beside what it is told in all calls."""

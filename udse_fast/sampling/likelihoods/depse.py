@@ -47,8 +47,8 @@ class DEPSETL(SpeechLikelihood):
     """s0 divided by delta (the Tweedie mean, as published), or not."""
     _power: Tensor = field(init=False, repr=False)
 
-    def before_step(self, states: States, first: bool) -> None:
-        if not first:
+    def before_step(self, states: States, step: int) -> None:
+        if step > 0:
             self.noise_model.fit(self._power)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:

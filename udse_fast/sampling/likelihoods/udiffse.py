@@ -48,20 +48,28 @@ class UDiffSEPlus(SpeechLikelihood):
     3. predictor: s <- s + gamma s dt + g^2 S dt + g sqrt(dt) z_p
     4. guidance: s <- s + lambda g^2 dt (1/delta) (x - s/delta) / (a^2 + V)
     5. P = mean |x - s0|^2, s0 = s + sigma^2 S
+
+    With `every` = n, 2, 4 and 5 are left out in all but every n-th step.
     """
 
     guidance: float = 1.5
     divide_tweedie: bool = False
     """s0 divided by delta (the paper, eq. 9) or not (the published code)."""
+    every: int = 1
+    """Steps from one M-step and guidance to the next: 1 in the paper, 2 in the public code."""
     _power: Tensor = field(init=False, repr=False)
 
-    def before_step(self, states: States, first: bool) -> None:
-        if first:
+    def before_step(self, states: States, step: int) -> None:
+        if step == 0:
             self._power = (self.mixture - states["speech"]).abs().square().mean(0)
-        self.noise_model.fit(self._power)
+        if step % self.every == 0:
+            self.noise_model.fit(self._power)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
-        state, self._power = marginal_guidance(
-            self.observed(transition), guidance=self.guidance, divide_tweedie=self.divide_tweedie
+        guided = transition.step % self.every == 0
+        state, power = marginal_guidance(
+            self.observed(transition), guidance=self.guidance, apply=guided, divide_tweedie=self.divide_tweedie
         )
+        if guided:
+            self._power = power
         return state
