@@ -1,6 +1,10 @@
-// Loops that nvcc makes kernels of and any other compiler plain loops: the same functors, tested without a GPU.
+// Kernels for any functor: over items, over rows and columns, and sums of many terms. Compiled by nvcc for GPUs, by any
+// other compiler for the emulation that tests run.
 #pragma once
 
+#ifndef __CUDACC__
+#include "emulation/cuda_on_cpu.hpp"
+#endif
 #include "philox_normal.hpp"
 #include "udse_core.hpp"
 
@@ -37,11 +41,29 @@ UDSE_HD inline float at_frame(const PerFrame& number, int64_t t) {
 
 using Stream = cudaStream_t;
 
-// What went wrong, nullptr if nothing.
-inline const char* launch_error() {
+// kernel<<<grid, block, 0, stream>>>(arguments...). Returns what went wrong, nullptr if nothing.
+template <class... Parameters>
+const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream stream,
+                   const Parameters&... arguments) {
+  kernel<<<grid, block, 0, stream>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
+
+#else
+
+#define UDSE_UNROLL
+
+using Stream = void*;
+
+template <class... Parameters>
+const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream, const Parameters&... arguments) {
+  return emulation::launch(grid, block, [&] { kernel(arguments...); });
+}
+
+#endif
+
+inline unsigned at_most(int64_t count, int64_t most) { return static_cast<unsigned>(count < most ? count : most); }
 
 template <class Body>
 __global__ void each_kernel(int64_t items, Body body) {
@@ -53,31 +75,53 @@ __global__ void each_kernel(int64_t items, Body body) {
 template <class Body>
 const char* for_each(int64_t items, Stream stream, const Body& body) {
   constexpr int threads = 256;
-  const int64_t blocks = (items + threads - 1) / threads;
-  if (blocks) each_kernel<<<static_cast<unsigned>(blocks < 65536 ? blocks : 65536), threads, 0, stream>>>(items, body);
-  return launch_error();
+  if (!items) return nullptr;
+  return launch(each_kernel<Body>, at_most((items + threads - 1) / threads, 65536), threads, stream, items, body);
 }
 
+constexpr int most_rows_of_a_thread = 16, enough_blocks = 1024;  // for several on each multiprocessor
+
 template <class Body>
-__global__ void rows_kernel(int64_t batches, int64_t rows, int64_t columns, Body body) {
+__global__ void columns_kernel(int64_t batches, int64_t rows, int64_t columns, Body body) {
   for (int64_t b = blockIdx.y; b < batches; b += gridDim.y)
-    for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < rows;
-         row += int64_t{gridDim.x} * blockDim.y)
-      for (int64_t column = threadIdx.x; column < columns; column += blockDim.x) body(b, row, column);
+    for (int64_t column = threadIdx.x; column < columns; column += blockDim.x) {
+      const auto write = body(b, column);
+      for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < rows;
+           row += int64_t{gridDim.x} * blockDim.y)
+        write(row);
+    }
 }
 
-// body(b, row, column) for each of (batches, rows, columns); no divisions, neighbouring threads have neighbouring
-// columns
+// body(b, column)(row) for each of (batches, rows, columns); neighbouring threads have neighbouring columns. What
+// body(b, column) makes serves many rows, where there are enough for all of a GPU.
 template <class Body>
-const char* for_rows(int64_t batches, int64_t rows, int64_t columns, Stream stream, const Body& body) {
+const char* for_columns(int64_t batches, int64_t rows, int64_t columns, Stream stream, const Body& body) {
   if (!batches || !rows || !columns) return nullptr;
-  const unsigned width = static_cast<unsigned>(columns < 256 ? columns : 256);
+  const unsigned width = at_most(columns, 256);
   const dim3 threads(width, 256 / width);
   const int64_t blocks = (rows + threads.y - 1) / threads.y;
-  const dim3 grid(static_cast<unsigned>(blocks < 65536 ? blocks : 65536),
-                  static_cast<unsigned>(batches < 65535 ? batches : 65535));
-  rows_kernel<<<grid, threads, 0, stream>>>(batches, rows, columns, body);
-  return launch_error();
+  const int64_t most = blocks * batches / enough_blocks,
+                of_a_thread = most < 1 ? 1 : at_most(most, most_rows_of_a_thread);
+  const dim3 grid(at_most((blocks + of_a_thread - 1) / of_a_thread, 65536), at_most(batches, 65535));
+  return launch(columns_kernel<Body>, grid, threads, stream, batches, rows, columns, body);
+}
+
+// A body(b, row, column) as for_columns takes it
+template <class Body>
+struct RowByRow {
+  Body body;
+  struct Column {
+    const Body& body;
+    int64_t b, column;
+    UDSE_HD void operator()(int64_t row) const { body(b, row, column); }
+  };
+  UDSE_HD Column operator()(int64_t b, int64_t column) const { return {body, b, column}; }
+};
+
+// body(b, row, column) for each of (batches, rows, columns)
+template <class Body>
+const char* for_rows(int64_t batches, int64_t rows, int64_t columns, Stream stream, const Body& body) {
+  return for_columns(batches, rows, columns, stream, RowByRow<Body>{body});
 }
 
 constexpr int reduce_threads = 128, warp = 32;
@@ -105,41 +149,9 @@ __global__ void reduce_kernel(int64_t length, Body body) {
 // the work
 template <int N, class Body>
 const char* reduce(int64_t items, int64_t length, Stream stream, const Body& body) {
-  if (items) reduce_kernel<N><<<static_cast<unsigned>(items), reduce_threads, 0, stream>>>(length, body);
-  return launch_error();
+  if (!items) return nullptr;
+  return launch(reduce_kernel<N, Body>, static_cast<unsigned>(items), reduce_threads, stream, length, body);
 }
-
-#else
-
-#define UDSE_UNROLL
-
-using Stream = void*;
-
-template <class Body>
-const char* for_each(int64_t items, Stream, const Body& body) {
-  for (int64_t i = 0; i < items; ++i) body(i);
-  return nullptr;
-}
-
-template <class Body>
-const char* for_rows(int64_t batches, int64_t rows, int64_t columns, Stream, const Body& body) {
-  for (int64_t b = 0; b < batches; ++b)
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t column = 0; column < columns; ++column) body(b, row, column);
-  return nullptr;
-}
-
-template <int N, class Body>
-const char* reduce(int64_t items, int64_t length, Stream, const Body& body) {
-  for (int64_t i = 0; i < items; ++i) {
-    float sums[N] = {};
-    for (int64_t j = 0; j < length; ++j) body.term(i, j, sums);
-    body.finish(i, sums, 0, 1);
-  }
-  return nullptr;
-}
-
-#endif
 
 }  // namespace gpu
 }  // namespace udse

@@ -1,4 +1,5 @@
-// Circular complex normal numbers from counters, number by number: for CPUs and GPUs, with the same rounding.
+// Circular complex normal numbers from counters, number by number: for CPUs and GPUs, the same to about 1e-6 (a GPU
+// rounds sums of products once).
 #pragma once
 
 #include <math.h>

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from udse_fast.backends.cuda_graphs import MAX_RECORDINGS, CudaGraphs, Replayed, WholePass, addresses, run_alike
+from udse_fast.backends.cuda_graphs import (
+    CALLS_UNTIL_NEXT_TRY,
+    MAX_RECORDINGS,
+    CudaGraphs,
+    Replayed,
+    WholePass,
+    addresses,
+    fastest_convolutions,
+    nothing_recorded,
+    run_alike,
+)
 from udse_fast.errors import UdseError
 
 
@@ -174,24 +184,95 @@ def test_what_cannot_be_recorded_runs_as_it_is_with_one_warning() -> None:
     assert broken.recorded == 0
 
 
-def test_a_pool_is_used_while_a_graph_of_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The allocator forgets a pool with its last graph, and refuses to capture into it again."""
-    pools, captured = iter(range(10)), list[int]()
+def test_a_lack_of_memory_is_not_for_good() -> None:
+    """Other work on the device may leave: the server that was once full must not be slow for ever."""
+    full = Repeater(torch.OutOfMemoryError("out of memory"))
+    replayed = Replayed(recorder=lambda device: full)
+    replayed(doubled, torch.ones(2))
+    with pytest.warns(RuntimeWarning, match=f"for the next {CALLS_UNTIL_NEXT_TRY} calls.*out of memory"):
+        assert replayed(doubled, torch.ones(2))[0].tolist() == [2, 2]
+    full.error = None
+    for _ in range(CALLS_UNTIL_NEXT_TRY - 1):
+        replayed(doubled, torch.ones(2))
+    assert full.recorded == 0
+    replayed(doubled, torch.ones(2))
+    assert full.recorded == 1
+
+
+def test_what_comes_once_is_not_recorded() -> None:
+    repeater = Repeater()
+    replayed = Replayed(recorder=lambda device: repeater)
+    with nothing_recorded():
+        for _ in range(3):
+            assert replayed(doubled, torch.ones(2))[0].tolist() == [2, 2]
+    replayed(doubled, torch.ones(2))
+    assert repeater.recorded == 0
+    replayed(doubled, torch.ones(2))
+    assert repeater.recorded == 1
+
+
+def test_threads_put_back_what_they_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's flag belongs to the process: the first thread to leave must not take it from the second."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    first, second = (fastest_convolutions(torch.device("cuda")) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.cudnn.benchmark
+    second.__exit__(None, None, None)
+    assert not torch.backends.cudnn.benchmark
+
+
+@pytest.fixture
+def device_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of a device that is not there, in order: pools of captures, and what waits for the device."""
+    pools, calls = iter(range(10)), list[Any]()
 
     class Graph:
         def replay(self) -> None: ...
+        def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+            assert capture_error_mode == "thread_local"
+            calls.append(pool)
 
-    def capture(graph: Graph, pool: int, *_: Any, **__: Any) -> AbstractContextManager[None]:
-        captured.append(pool)
-        return nullcontext()
+        def capture_end(self) -> None: ...
 
     for name in ("Stream", "Event", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: calls.append(name))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
+    return calls
+
+
+def test_a_recording_waits_for_nothing(device_calls: list[Any]) -> None:
+    """`torch.cuda.graph` synchronizes the device and empties its cache: all streams of a server stall each time."""
+    graphs = CudaGraphs(torch.device("cuda", 0))
+    assert graphs.record(lambda: (7,))[1] == (7,)
+    assert device_calls == [0]
+
+
+def test_memory_is_made_free_only_where_it_lacks(device_calls: list[Any]) -> None:
+    graphs, kept = CudaGraphs(torch.device("cuda", 0)), CudaGraphs(torch.device("cuda", 0))
+    first = kept.record(tuple)
+    lacking = [torch.OutOfMemoryError("first"), torch.OutOfMemoryError("second"), torch.OutOfMemoryError("third")]
+
+    def function() -> tuple[Any, ...]:
+        if lacking:
+            raise lacking.pop(0)
+        return (7,)
+
+    with pytest.raises(torch.OutOfMemoryError, match="second"):
+        graphs.record(function)
+    assert graphs.record(function)[1] == (7,)
+    assert [call for call in device_calls if isinstance(call, str)] == ["empty_cache"] * 2
+    assert first[1] == ()
+
+
+def test_a_pool_is_used_while_a_graph_of_it_lives(device_calls: list[Any]) -> None:
+    """The allocator forgets a pool with its last graph, and refuses to capture into it again."""
     graphs = CudaGraphs(torch.device("cuda", 0))
     first, second = (graphs.record(lambda: (7,)) for _ in range(2))
     assert first[1] == (7,)
@@ -202,7 +283,7 @@ def test_a_pool_is_used_while_a_graph_of_it_lives(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ZeroDivisionError):
         graphs.record(lambda: (1 / 0,))
     graphs.record(tuple)
-    assert captured == [0, 0, 0, 1, 1, 2]
+    assert device_calls == [0, 0, 0, 1, 1, 2]
     assert fourth[1] == ()
 
 

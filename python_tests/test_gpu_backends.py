@@ -1,7 +1,7 @@
 """The Triton and CUDA kernels against the float64 references.
 
-Where there is a CUDA device they run on it. Elsewhere Triton runs in its interpreter, and the CUDA source is
-built for the host: the same functors, entry points and adapters, without a launch.
+Where there is a CUDA device they run on it. Elsewhere Triton runs in its interpreter, and the CUDA source in the
+emulation of csrc/emulation: the same kernels, launches, entry points and adapters.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import fused_ncsnpp
 from udse_fast.sampling.noise_models import NMF
 from udse_fast.sampling.passes import run
-from udse_fast.sampling.posterior import ReversePass, SamplerSettings
+from udse_fast.sampling.posterior import ReversePass, SamplerSettings, per_frame
 from udse_fast.sampling.requests import FunctionPrior
 from udse_fast.sampling.samplers import SAMPLERS
 from udse_fast.sampling.sde import OUVE
@@ -108,7 +108,7 @@ REFERENCE = Backend(modules("reference"))
 
 @pytest.fixture(scope="module")
 def host_library(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], None]) -> cuda_library.CudaLibrary:
-    """The CUDA source as plain C++."""
+    """The CUDA source for the emulation."""
     require("compiler")
     compiler = os.environ.get("CXX", "c++")
     folder = tmp_path_factory.mktemp("cuda")
@@ -256,22 +256,30 @@ def test_update_is_the_float64_reference(
 
 
 LAYERS: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {
-    "norm": ("norm_film_silu", lambda a: (a.x, a.weight, a.bias, 2)),
+    "norm": ("norm_film_silu", lambda a: (a.x, a.weight, a.bias, 4)),
     "norm_before": ("norm_film_silu", lambda a: (a.x, a.weight, a.bias, 2, a.before)),
     "norm_film": (
         "norm_film_silu",
         lambda a: (a.odd, a.bias[:5], a.weight[:5], 1, a.before[:1, :5], a.scale[:, :5], a.shift[:, :5], False),
     ),
+    "norm_film_of_one_map": (  # scale and shift as two halves of it, which are not copied
+        "norm_film_silu",
+        lambda a: (a.x, a.weight, a.bias, 4, a.before[:1], *a.film.chunk(2, 1)),
+    ),
+    "norm_film_of_two_maps": (
+        "norm_film_silu",
+        lambda a: (a.x, a.weight, a.bias, 4, None, a.film.chunk(2, 1)[0], a.shift),
+    ),
     "norm_far_from_zero": ("norm_film_silu", lambda a: (a.far, a.weight, a.bias, 3, a.before, a.scale, a.shift)),
     "norm_of_one_position": ("norm_film_silu", lambda a: (a.x[..., :1, :1], a.weight, a.bias, 2)),
-    "norm_of_two_maps": ("norm_film_silu", lambda a: (a.x, a.of(20), a.of(20), 5, *[None] * 3, True, a.far[:, :8])),
+    "norm_of_two_maps": ("norm_film_silu", lambda a: (a.x, a.of(32), a.of(32), 4, *[None] * 3, True, a.far[:, :8])),
     "norm_of_two_odd_maps": (
         "norm_film_silu",  # a group of channels of both
         lambda a: (a.odd, a.of(9), a.of(9), 3, a.of(9)[None, :, None, None], *[None] * 2, True, a.odd[:, :4].flip(3)),
     ),
     "norm_of_measured_maps": (
         "norm_film_silu",
-        lambda a: (a.x, a.of(20), a.of(20), 5, *[None] * 3, True, a.far[:, :8], a.measured(a.x, a.far[:, :8])),
+        lambda a: (a.x, a.of(32), a.of(32), 4, *[None] * 3, True, a.far[:, :8], a.measured(a.x, a.far[:, :8])),
     ),
     "norm_of_a_measured_map": (
         "norm_film_silu",
@@ -279,7 +287,7 @@ LAYERS: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {
     ),
     "norm_of_a_measured_skip": (
         "norm_film_silu",
-        lambda a: (a.x, a.of(20), a.of(20), 5, *[None] * 3, True, a.far[:, :8], (None, *a.measured(a.far[:, :8]))),
+        lambda a: (a.x, a.of(32), a.of(32), 4, *[None] * 3, True, a.far[:, :8], (None, *a.measured(a.far[:, :8]))),
     ),
     "statistics": ("tile_statistics", lambda a: (a.far,)),
     "statistics_odd": ("tile_statistics", lambda a: (a.odd,)),
@@ -291,7 +299,7 @@ LAYERS: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {
     "resample_down": ("resample", lambda a: (a.odd, False)),
     "resample_up_packed": ("resample", lambda a: (a.x[:, :, :5, :7], True)),
     "resample_down_packed": ("resample", lambda a: (a.x[:, :, :6, :], False)),
-    "unaligned": ("residual_sum", lambda a: (a.unaligned, a.x[:, :4], a.bias[:4], 0.7)),
+    "unaligned": ("residual_sum", lambda a: (a.unaligned, a.x[:, :8], a.bias[:8], 0.7)),
 }
 """Name -> function and its arguments."""
 
@@ -299,7 +307,7 @@ LAYERS: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {
 class LayerInputs:
     """Random numbers of `dtype` on the device, or the same in float64 on the CPU.
 
-    4 and 6 channels per group, several tiles, the last one not full; odd sizes; memory of 4-channel alignment and none.
+    6 to 12 channels per group, several tiles, the last one not full; odd sizes; memory that is aligned and not.
     """
 
     def __init__(self, dtype: torch.dtype, double: bool) -> None:
@@ -309,13 +317,14 @@ class LayerInputs:
             z = (mean + torch.randn(*sizes, generator=generator)).to(dtype)
             return z.double() if double else z.to(DEVICE)
 
-        self.x = normal(2, 12, 47, 33, mean=3).contiguous(memory_format=torch.channels_last)
-        self.far = normal(2, 12, 47, 33, mean=20).contiguous(memory_format=torch.channels_last)
-        self.before, self.scale, self.shift = (normal(2, 12, 1, 1) for _ in range(3))
-        self.weight, self.bias = normal(12), normal(12)
+        self.x = normal(2, 24, 47, 33, mean=3).contiguous(memory_format=torch.channels_last)
+        self.far = normal(2, 24, 47, 33, mean=20).contiguous(memory_format=torch.channels_last)
+        self.before, self.scale, self.shift = (normal(2, 24, 1, 1) for _ in range(3))
+        self.film = normal(2, 48, 1, 1)
+        self.weight, self.bias = normal(24), normal(24)
         self.odd = normal(2, 5, 6, 10)
-        self.unaligned = normal(1 + 2 * 47 * 33 * 4)[1:].view(2, 47, 33, 4).permute(0, 3, 1, 2)
-        self.weights = normal(20)
+        self.unaligned = normal(1 + 2 * 47 * 33 * 8)[1:].view(2, 47, 33, 8).permute(0, 3, 1, 2)
+        self.weights = normal(32)
 
     def of(self, channels: int) -> torch.Tensor:
         return self.weights[:channels]
@@ -448,10 +457,11 @@ class Tape(TorchDispatchMode):
 
 
 def reverse_pass(
-    settings: SamplerSettings, score: Any, mixture: torch.Tensor, first_frame: Any, *nmf: torch.Tensor
+    settings: SamplerSettings, score: Any, mixture: torch.Tensor, first_frame: Any, *tensors: torch.Tensor
 ) -> tuple[torch.Tensor | None, ...]:
     """What `posterior_sample` does on the device."""
-    outcome = run(ReversePass(FunctionPrior(score), settings, noise_model=NMF(*nmf))(mixture, first_frame, *nmf))
+    start = ReversePass(FunctionPrior(score), settings, noise_model=NMF(*tensors[:2]))
+    outcome = run(start(mixture, first_frame, *tensors))
     return outcome.states[0], outcome.noise, *outcome.factors
 
 
@@ -467,22 +477,23 @@ def test_whole_pass_is_replayed(backend: Backend, sampler: str, monkeypatch: pyt
         calls.append(source)
         return -state / (sde.delta(time) ** 2 * (0.1 if source == "speech" else 0.2) + sde.sigma(time) ** 2)
 
-    frames = torch.linspace(0.8, 1, 11, dtype=torch.float64)
-    times: list[Any] = [frames, 0.03]  # one per frame, and one for all
-    on_device = [t.to(DEVICE, torch.float32) if isinstance(t, torch.Tensor) else t for t in times]
     replayed = Replayed(recorder=cuda_graphs if DEVICE == "cuda" else lambda device: tape)
-    there, here = (
-        SamplerSettings(sampler, samples=2, em_rounds=2, seed=2**33 + 5, times=t, dt=0.5) for t in (on_device, times)
-    )
     counts = []
     for block, first_frame in enumerate((7, 2**32 - 3, 2**32 + 40)):
+        # one time per frame, other ones in every block, and one for all
+        frames = torch.linspace(0.8 + 0.05 * block, 1, 11, dtype=torch.float64)
+        there, here = (
+            SamplerSettings(sampler, samples=2, em_rounds=2, seed=2**33 + 5, times=[t, 0.03], dt=0.5)
+            for t in (frames.float(), frames)
+        )
         generator = torch.Generator().manual_seed(block)
         mixture = torch.randn(5, 11, dtype=torch.complex64, generator=generator)
         nmf = torch.rand(5, 2, generator=generator) + 0.1, torch.rand(2, 11, generator=generator) + 0.1
         inputs = [x.to(DEVICE) for x in (mixture, torch.tensor(first_frame), *nmf)]
-        results = replayed(functools.partial(reverse_pass, there, score), *inputs)
+        inputs += per_frame(there, inputs[0])
+        results = replayed(functools.partial(reverse_pass, there, score), *inputs, key=there.key)
         counts.append(len(calls))
-        double = mixture.to(torch.complex128), first_frame, *(x.double() for x in nmf)
+        double = mixture.to(torch.complex128), first_frame, *(x.double() for x in nmf), frames[None]
         with monkeypatch.context() as patch:
             patch.setattr(backends, "chosen_backend", lambda *_: "reference")
             patch.setattr(step_kernels, "chosen_backend", lambda *_: "reference")
@@ -504,13 +515,14 @@ def test_blocks_of_an_enhancer_are_one_recording(
     monkeypatch.setenv("UDSE_BACKEND", "reference")
     checkpoint = tiny_checkpoints["joint" if sampler.startswith("para") else "speech"]
     fast, plain = (
-        Enhancer(checkpoint, sampler, steps=2, samples=2, em_rounds=2, device="cpu", precision="float32")
+        Enhancer(checkpoint, sampler, 2, 2, "cpu", "float32", em_rounds=2, block_seconds=0.5, overlap_seconds=0.1)
         for _ in range(2)
     )
+    length = OverlapBlockEnhancer(plain.model, plain.settings, seed=0).new_blocks().block
     tape = Tape(monkeypatch)
     models = replace(fast.model, passes=Replayed(recorder=lambda device: tape)), plain.model
     for call in range(4):
-        signals = 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(call))
+        signals = 0.1 * torch.randn(2, length, generator=torch.Generator().manual_seed(call))
         blocks = [Block(x, 9 * call + i, None) for i, x in enumerate(signals)]
         results, expected = (
             enhance_blocks([(enhancer, blocks)])[0]
@@ -520,6 +532,28 @@ def test_blocks_of_an_enhancer_are_one_recording(
             torch.testing.assert_close(ours.signals, theirs.signals)
             torch.testing.assert_close(ours.memory, theirs.memory)
             assert ours.network_calls == theirs.network_calls > 0
+    assert tape.recordings == 1
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the tape records on CPUs")
+def test_short_signals_of_all_lengths_share_a_recording(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of short files would be run launch by launch. What is added to a file is not learnt as noise."""
+    monkeypatch.setenv("UDSE_BACKEND", "reference")
+    plain = Enhancer(tiny_checkpoint, steps=2, samples=2, device="cpu", precision="float32", block_seconds=2.0).model
+    tape = Tape(monkeypatch)
+    model = replace(plain, passes=Replayed(recorder=lambda device: tape))
+    blocks = OverlapBlockEnhancer(plain, plain.settings, seed=0).new_blocks()
+    quarter = -(-blocks.block // (4 * blocks.hop)) * blocks.hop
+    for length in (5000, 6311, 8000, 7999, 4100):
+        signal = 0.1 * torch.randn(length, generator=torch.Generator().manual_seed(length))
+        mirrored = torch.cat([signal, signal.flip(0)])[:quarter]
+        (ours,), (theirs,) = (
+            enhance_blocks([(OverlapBlockEnhancer(of, of.settings, seed=0), [Block(given, 0, None)])])[0]
+            for of, given in ((model, signal), (plain, mirrored))
+        )
+        assert ours.signals.shape == (2, length)
+        inner = length - plain.spectral.n_fft  # frames at the end see what follows
+        torch.testing.assert_close(ours.signals[0, :inner], theirs.signals[0, :inner])
     assert tape.recordings == 1
 
 
@@ -652,6 +686,14 @@ def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None
     dump = shutil.which("cuobjdump") or next(iter(_of_triton("cuobjdump")), None)
     if dump is not None:
         listed = subprocess.run([dump, "--list-elf", str(device_library)], capture_output=True, text=True, check=True)
+        listing = subprocess.run(
+            [dump, "-sass", str(device_library)], capture_output=True, text=True, check=True
+        ).stdout
+        packs = [code for code in listing.split("Function : ") if re.match(r"\S*AffineSiLU\S*Half\S*Li8", code)]
+        assert packs
+        for code in packs:  # 16 bytes at a time, and no division that calls its slow path
+            assert re.search(r"LDG\S*\.128", code)
+            assert not re.search(r"\bCALL\b", code)
         assert {"75", "80", "86", "90"} <= set(re.findall(r"sm_(\d+)", listed.stdout))
         command = [dump, "--dump-resource-usage", str(device_library)]
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -175,11 +175,11 @@ def test_training_draws_the_same_when_it_goes_on(tmp_path: Path) -> None:
 def test_enhancer_replays_whole_passes(tiny_checkpoint: Path) -> None:
     """Every block is what it is on the CPU, whichever call of its form it is; later blocks are launched at once."""
     fast, plain = (
-        Enhancer(tiny_checkpoint, steps=3, samples=2, device=device, precision="float32", seed=3)
+        Enhancer(tiny_checkpoint, steps=3, samples=2, device=device, precision="float32", seed=3, block_seconds=1.0)
         for device in ("cuda", "cpu")
     )
     for block in range(4):
-        signal = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(block))
+        signal = 0.1 * torch.randn(63 * 255, generator=torch.Generator().manual_seed(block))
         result, expected = (
             enhance_blocks([(each, [Block(signal, 63 * block, None)])])[0][0]
             for each in (OverlapBlockEnhancer(e.model, e.settings, e.seed) for e in (fast, plain))

@@ -16,6 +16,7 @@ from udse_fast.kernels.fused_layers import reference
 from udse_fast.networks import optimised
 from udse_fast.networks.ncsnpp import Downsample, NCSNpp, upsample
 from udse_fast.networks.optimised import (
+    CapturedGraph,
     FusedResidualBlock,
     FusedVideoFusion,
     _product,
@@ -36,6 +37,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, too, float32 means float32: cuDNN's default for convolutions keeps 10 bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_tried_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test found to work must not be believed in the next."""
+    monkeypatch.setattr(optimised, "_worked", set())
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -134,6 +141,40 @@ def test_what_works_is_used(precision: str) -> None:
     assert any(isinstance(module, FusedResidualBlock) for module in fast.graph.modules())
     assert fast.precision == precision
     assert relative(fast.score(state, 0.5), expected) < {"float32": TOLERANCE, "bfloat16": 0.1}[precision]
+
+
+def test_what_worked_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of every start on a GPU; another architecture or precision has kernels of its own."""
+    tried = list[str]()
+    monkeypatch.setattr(optimised, "_try_out", lambda fast, plain, tolerance: tried.append(fast.precision))
+    for _ in range(3):
+        optimised_or_plain(network_of(False), "float32")
+    assert tried == ["float32"]
+    optimised_or_plain(network_of(False), "bfloat16")
+    assert tried == ["float32", "bfloat16"]
+    optimised_or_plain(network_of(True), "float32")
+    assert tried == ["float32", "bfloat16", "float32"]
+
+
+def test_lengths_that_are_padded_alike_share_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a folder of files is never replayed, and cuDNN measures its algorithms for each of them."""
+    network = network_of(False, ch_mult=(1, 1, 2))
+    fast = optimise(network)
+    monkeypatch.setattr(CapturedGraph, "_replayed_on", lambda self, device: True)
+    forms = set[Any]()
+
+    def called(self: Any, function: Any, *inputs: Any, key: Any) -> Any:
+        forms.add((key, *(x.shape for x in inputs)))
+        return function(*inputs)
+
+    monkeypatch.setattr(optimised.Replayed, "__call__", called)
+    multiple = network.frame_multiple
+    assert multiple > 2
+    for frames in (1, multiple - 1, multiple):
+        state, per_frame = torch.randn(2, 32, frames, dtype=torch.complex64), torch.rand(2, frames) * 0.5 + 0.3
+        for time in (0.5, per_frame):
+            assert relative(fast.score(state, time), network.score(state, time)) < TOLERANCE
+    assert len(forms) == 2
 
 
 def _no_compiler(*arguments: object, **keywords: object) -> torch.Tensor:

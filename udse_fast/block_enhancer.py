@@ -137,7 +137,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
             estimate = None if posterior.diverged else analysed.read_out(posterior, analysed.mixture, analysed.level)
             failed = estimate is None or not torch.view_as_real(estimate).isfinite().all()  # decompression squares
             if failed and not self.falls_back:
-                raise divergence(self.sampler_settings)
+                raise divergence(self.sampler_settings, self.model.precision)
             mixture = self.model.spectral.decompress(analysed.mixture * analysed.level)
             mixtures.append(mixture)
             speech.append(FALL_BACK_GAIN * mixture if failed or estimate is None else estimate)
@@ -195,6 +195,8 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         signal = block.signal
         if self.settings.hum == "remove":
             signal = signal - steady_part(signal, self.model.spectral.sample_rate)
+        if self.model.passes is not None:
+            signal = self._of_a_common_length(signal)
         mixture, level = self.model.spectral.analyse(signal.to(self.model.device))
         if not level > 0:
             return Enhanced(block.signal.new_zeros(2, len(block.signal)), block.memory)
@@ -210,6 +212,19 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         return Analysed(
             block, mixture, level, self.model.prior, noise_model, self.read_out(), basis, unspoiled=block.memory
         )
+
+    def _of_a_common_length(self, signal: Tensor) -> Tensor:
+        """The signal, and behind it its mirror image, up to the next quarter of a block: passes are recorded by length.
+
+        Whatever was not in the recording, silence above all, the noise model would learn.
+        """
+        blocks = self.new_blocks()
+        quarter = math.ceil(blocks.block / (4 * blocks.hop)) * blocks.hop
+        length = min(math.ceil(len(signal) / quarter) * quarter, blocks.block)
+        if length <= len(signal):
+            return signal
+        place = torch.arange(length, device=signal.device) % (2 * len(signal))
+        return signal[torch.minimum(place, 2 * len(signal) - 1 - place)]
 
     def _start_nmf(self, mixture: Tensor, level: Tensor, block: Block[Tensor | None]) -> NMF:
         """NMF; most samplers start with the basis of the block before, at the power that it would have without."""

@@ -25,11 +25,13 @@ from udse_fast.model import (
     load_model,
 )
 from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.networks.visual_encoder import VIDEO_RATE
 from udse_fast.sampling.samplers import SEEDS, find_sampler
 from udse_fast.settings import PRESETS, STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
 from udse_fast.streaming.native import make_stream
 from udse_fast.streaming.stream import CHANNELS, Audio, Stream, flush_together, process_together, separate_together
 from udse_fast.tagger import GivenLatent, TaggedBlocks, Tagger
+from udse_fast.video.track import VideoTrack
 
 
 class Enhancer:
@@ -149,7 +151,16 @@ class Enhancer:
 
     # -- whole signals ---------------------------------------------------------------------------------------------
 
-    def enhance(self, audio: Audio, sample_rate: int, *, causal: bool = False, latent: Any = None) -> Audio:
+    def enhance(
+        self,
+        audio: Audio,
+        sample_rate: int,
+        *,
+        causal: bool = False,
+        video: Any = None,
+        video_rate: float = VIDEO_RATE,
+        latent: Any = None,
+    ) -> Audio:
         """Return the speech in a recording.
 
         Args:
@@ -158,6 +169,10 @@ class Enhancer:
             sample_rate: in Hz, 8000 to 1000000; what lies above the prior's band (8 kHz) follows the highest part of
                 it (`high_band`).
             causal: the result of a causal stream, which looks ahead by its latency only (see `open_stream`).
+            video: of audio-visual priors: mouth crops (Tv, 88, 88), grey pixels 0 to 255, from the first sample of the
+                sound on, or features (Tv, p) float32 of them. Where it has ended, or without it, such a prior hears
+                only; what is longer than the sound is left out (`udse_fast.video.track.VideoTrack`).
+            video_rate: its frames per second; other rates than 25 are brought to it.
             latent: (T_l, H) real numbers about the recording, in equal steps from its start to its end, in place of
                 the tagger's; for networks that are told a latent.
 
@@ -167,7 +182,7 @@ class Enhancer:
         Raises:
             UdseError: another shape or dtype, empty, NaN or infinite; or the sampler diverged.
         """
-        return self.separate(audio, sample_rate, causal=causal, latent=latent)[0]
+        return self.separate(audio, sample_rate, causal=causal, video=video, video_rate=video_rate, latent=latent)[0]
 
     def separate(
         self,
@@ -175,13 +190,15 @@ class Enhancer:
         sample_rate: int,
         *,
         causal: bool = False,
+        video: Any = None,
+        video_rate: float = VIDEO_RATE,
         latent: Any = None,
         make_noise_model: MakeNoiseModel | None = None,
     ) -> tuple[Audio, Audio]:
         """Return speech and noise, which add up to the recording.
 
         Args:
-            audio, sample_rate, causal, latent: see `enhance`.
+            audio, sample_rate, causal, video, video_rate, latent: see `enhance`.
             make_noise_model: makes the noise model of a block in place of NMF; not for `causal`.
         """
         tell = None if latent is None else self._given_latent(latent, audio, sample_rate)
@@ -190,7 +207,8 @@ class Enhancer:
             if not isinstance(enhancer, OverlapBlockEnhancer):
                 raise UdseError("make_noise_model: expected causal=False with it, got True; it is for whole signals")
             enhancer = replace(enhancer, make_noise_model=make_noise_model)
-        return self._separate_whole(enhancer, [(audio, sample_rate, "audio")])[0]
+        track = None if video is None else VideoTrack(self.network, self.spectral, video_rate)
+        return self._separate_whole(enhancer, [(audio, sample_rate, "audio")], track, video)[0]
 
     def enhance_many(
         self, recordings: Sequence[tuple[Audio, int]], *, causal: bool = False, together: int = 8
@@ -220,14 +238,22 @@ class Enhancer:
         return [results[number] for number in range(len(named))]
 
     def _separate_whole(
-        self, enhancer: BlockEnhancer[Any], recordings: Sequence[tuple[Any, int, str]]
+        self,
+        enhancer: BlockEnhancer[Any],
+        recordings: Sequence[tuple[Any, int, str]],
+        track: VideoTrack | None = None,
+        video: Any = None,
     ) -> list[tuple[Any, Any]]:
-        """Speech and noise of (audio, sample rate, name in errors): streams that everything comes into at once."""
+        """Speech and noise of (audio, sample rate, name in errors): streams that everything comes into at once.
+
+        `track` and `video`: of a recording that is alone.
+        """
         checked = [checked_audio(*recording) for recording in recordings]
         streams = [
-            make_stream(enhancer, int(rate), len(samples), self.max_attenuation_db)
+            make_stream(enhancer, int(rate), len(samples), self.max_attenuation_db, track)
             for (_, samples), (_, rate, _) in zip(checked, recordings, strict=True)
         ]
+        streams[0].see(video)
         ready = separate_together(streams, [samples for _, samples in checked])
         rest = flush_together(streams)
         return [
@@ -244,6 +270,7 @@ class Enhancer:
         *,
         causal: bool | None = None,
         whole_signal: bool = False,
+        video_rate: float = VIDEO_RATE,
         **settings: Any,
     ) -> Stream:
         """Open a stream of its own, independent of the others.
@@ -255,6 +282,7 @@ class Enhancer:
                 built-in one has such a form); False: overlapping blocks of 2 s (`block_seconds`), for any prior;
                 None: causal where the prior is, unless `settings` are about overlapping blocks.
             whole_signal: overlapping blocks as `enhance` makes them: its result, in constant memory.
+            video_rate: of audio-visual priors, frames per second of the video that comes with the chunks.
             settings: override those of the Enhancer for this stream; `block_frames` sets the latency of a causal one.
 
         Raises:
@@ -276,7 +304,10 @@ class Enhancer:
             settings = {**STREAM_BLOCKS, **own, **settings}
         enhancer = self._block_enhancer(causal, **settings)
         rate, channels = check_sample_rate(sample_rate), whole_number("channels", channels, CHANNELS)
-        return make_stream(enhancer, rate, channels, self.max_attenuation_db)
+        track = None
+        if "video" in enhancer.model.network.conditions:
+            track = VideoTrack(enhancer.model.network, enhancer.model.spectral, video_rate)
+        return make_stream(enhancer, rate, channels, self.max_attenuation_db, track)
 
     def _block_enhancer(
         self, causal: bool, falls_back: bool = True, tell: Tell | None = None, **settings: Any
@@ -333,9 +364,13 @@ class Enhancer:
             self._stream = self.open_stream()
         return self._stream
 
-    def process(self, chunk: Audio) -> Audio:
-        """Feed (n,) samples at 16 kHz, n >= 0, to the Enhancer's own stream; return what is ready."""
-        return self._default_stream().process(chunk)
+    def process(self, chunk: Audio, video: Any = None) -> Audio:
+        """Feed (n,) samples at 16 kHz, n >= 0, to the Enhancer's own stream; return what is ready.
+
+        Args:
+            video: of audio-visual priors, the frames that came with the chunk, 25 a second, see `enhance`.
+        """
+        return self._default_stream().process(chunk, video)
 
     def flush(self) -> Any:
         """Return the rest of the Enhancer's own stream, which starts anew afterwards."""

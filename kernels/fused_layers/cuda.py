@@ -7,6 +7,7 @@ from ctypes import byref
 import torch
 
 from udse_fast.backends.cuda_library import GroupNorm, Map, Tiling, cuda_library, shape_argument
+from udse_fast.kernels.fused_layers.conditions import film_rows, rows
 from udse_fast.kernels.fused_layers.reference import EPS, Norm, tile_length
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -14,16 +15,6 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _rows(condition: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """A condition (B or 1, C, 1, 1) as dense rows (B or 1, C) in the dtype of `like`."""
-    return None if condition is None else condition.flatten(1).to(like.dtype).contiguous()
-
-
-def _stride(rows: torch.Tensor | None) -> int:
-    """How far apart the rows of two samples are: 0 where all share one."""
-    return rows.shape[1] if rows is not None and rows.shape[0] > 1 else 0
 
 
 def _pointer(rows: torch.Tensor | None) -> int | None:
@@ -62,11 +53,12 @@ def norm_film_silu(norm: Norm) -> torch.Tensor:
         kept.append(_empty_statistics(y, tiling) if known is None else known)
         maps.append(Map(y.data_ptr(), kept[-1].data_ptr(), y.shape[1], known is not None))
     out = torch.empty((B, C, bins, frames), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    scratch = x.new_empty(B * (groups + 2 * C), dtype=torch.float32)
-    before, scale, shift = _rows(before, x), _rows(scale, x), _rows(shift, x)
+    scratch = x.new_empty(2 * B * C, dtype=torch.float32)
+    before, before_stride = rows(before, x.dtype)
+    scale, shift, film_stride = film_rows(scale, shift, x.dtype)
     arguments = GroupNorm(
         *maps, tiling, weight.data_ptr(), bias.data_ptr(), _pointer(before), _pointer(scale), _pointer(shift),
-        out.data_ptr(), scratch.data_ptr(), groups, _stride(before), _stride(scale), EPS, DTYPES[x.dtype], activate,
+        out.data_ptr(), scratch.data_ptr(), groups, before_stride, film_stride, EPS, DTYPES[x.dtype], activate,
     )  # fmt: skip
     cuda_library().call("norm_film_silu", x, byref(arguments))
     return out

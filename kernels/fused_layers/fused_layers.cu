@@ -62,6 +62,15 @@ UDSE_HD inline float rounded(float x) {
   return widened(y);
 }
 
+// Within 2 units in the last place where the result is not close to 0.
+UDSE_HD inline float silu(float x) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(x, 1 + __expf(-x));
+#else
+  return x / (1 + expf(-x));
+#endif
+}
+
 // V neighbouring channels, read and written at once
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -73,7 +82,7 @@ struct Values {
   float v[V];
 
   UDSE_HD Values() : v{} {}
-  UDSE_HD Values(const void* from, int64_t at) {
+  UDSE_HD Values(const void* __restrict__ from, int64_t at) {
     const Pack<T, V> pack = static_cast<const Pack<T, V>*>(from)[at];
     for (int k = 0; k < V; ++k) v[k] = widened(pack.values[k]);
   }
@@ -83,6 +92,8 @@ struct Values {
     static_cast<Pack<T, V>*>(target)[at] = pack;
   }
 };
+
+constexpr int pack_bytes = 16;  // the most that a thread reads at once
 
 template <class T>
 UDSE_HD inline float element(const void* from, int64_t at) {
@@ -111,7 +122,7 @@ struct GroupNorm {
   Tiling tiling;
   const void *weight, *bias, *before, *scale, *shift;
   void* out;
-  float* scratch;  // B groups + 2 B C numbers
+  float* scratch;  // 2 B C numbers
   int64_t groups, before_stride, film_stride;
   float eps;
   Dtype dtype;
@@ -119,16 +130,19 @@ struct GroupNorm {
 
   UDSE_HD int64_t channels() const { return x.channels + skip.channels; }
   UDSE_HD int64_t width() const { return channels() / groups; }
-  UDSE_HD float* means() const { return scratch; }                                 // (B, groups)
-  UDSE_HD float* factor() const { return means() + tiling.samples * groups; }      // (B, C)
+  UDSE_HD float* factor() const { return scratch; }                                 // (B, C)
   UDSE_HD float* offset() const { return factor() + tiling.samples * channels(); }  // (B, C)
 };
 
-// x of a map
+// x of a map: packs[pack](where)
 template <class T, int V>
 struct Given {
   const void* x;
-  UDSE_HD Values<T, V> operator()(int64_t at, int64_t) const { return Values<T, V>(x, at); }
+  struct Channels {
+    const void* x;
+    UDSE_HD Values<T, V> operator()(int64_t at) const { return Values<T, V>(x, at); }
+  };
+  UDSE_HD Channels operator[](int64_t) const { return {x}; }
 };
 
 // h + bias + factor x; h, x, out: (N, C)
@@ -138,41 +152,61 @@ struct ResidualSum {
   void* out;
   float factor;
   int64_t packs;
-  UDSE_HD Values<T, V> operator()(int64_t at, int64_t pack) const {
-    Values<T, V> y(h, at);
-    const Values<T, V> other(x, at);
-    for (int k = 0; k < V; ++k) y.v[k] += element<T>(bias, pack * V + k) + factor * other.v[k];
-    y.to(out, at);
-    for (int k = 0; k < V; ++k) y.v[k] = rounded<T>(y.v[k]);  // as those who read it will see it
-    return y;
+
+  struct Channels {
+    const void* __restrict__ h;
+    const void* __restrict__ x;
+    void* __restrict__ out;
+    float factor, bias[V];
+    UDSE_HD Values<T, V> operator()(int64_t at) const {
+      Values<T, V> y(h, at);
+      const Values<T, V> other(x, at);
+      for (int k = 0; k < V; ++k) y.v[k] += bias[k] + factor * other.v[k];
+      y.to(out, at);
+      for (int k = 0; k < V; ++k) y.v[k] = rounded<T>(y.v[k]);  // as those who read it will see it
+      return y;
+    }
+  };
+  UDSE_HD Channels operator[](int64_t pack) const {
+    Channels channels{h, x, out, factor, {}};
+    for (int k = 0; k < V; ++k) channels.bias[k] = element<T>(bias, pack * V + k);
+    return channels;
   }
-  UDSE_HD void operator()(int64_t, int64_t n, int64_t pack) const { (*this)(n * packs + pack, pack); }
+
+  struct Column {
+    Channels channels;
+    int64_t packs, pack;
+    UDSE_HD void operator()(int64_t n) const { channels(n * packs + pack); }
+  };
+  UDSE_HD Column operator()(int64_t, int64_t pack) const { return {(*this)[pack], packs, pack}; }
 };
 
 // Sum and centred sum of squares of the channels in a tile, by differences to the first position.
 template <class T, int V, class Source>
 struct TileStatistics {
-  Source source;  // (where, pack of channels) -> values
+  Source source;
   Tiling tiling;
   float* statistics;
   int64_t channels;
   UDSE_HD void operator()(int64_t b, int64_t tile, int64_t pack) const {
-    const int64_t packs = channels / V, count = tiling.count(tile);
-    const int64_t start = (b * tiling.positions + tile * tiling.length) * packs + pack;
-    const Values<T, V> origin = source(start, pack);
+    const int packs = static_cast<int>(channels / V), count = static_cast<int>(tiling.count(tile));
+    int64_t at = (b * tiling.positions + tile * tiling.length) * packs + pack;
+    const auto values = source[pack];
+    const Values<T, V> origin = values(at);
     Values<T, V> sum, square_sum;
-    for (int64_t n = 1; n < count; ++n) {
-      const Values<T, V> x = source(start + n * packs, pack);
+    for (int n = 1; n < count; ++n) {
+      const Values<T, V> x = values(at += packs);
       for (int k = 0; k < V; ++k) {
         sum.v[k] += x.v[k] - origin.v[k];
         square_sum.v[k] += square(x.v[k] - origin.v[k]);
       }
     }
     const float n = static_cast<float>(count);
+    float* const sums = statistics + (b * tiling.tiles + tile) * channels + pack * V;
+    float* const squares = sums + tiling.samples * tiling.tiles * channels;
     for (int k = 0; k < V; ++k) {
-      const int64_t at = (b * tiling.tiles + tile) * channels + pack * V + k;
-      statistics[at] = n * origin.v[k] + sum.v[k];
-      statistics[tiling.samples * tiling.tiles * channels + at] = above(square_sum.v[k] - square(sum.v[k]) / n, 0);
+      sums[k] = n * origin.v[k] + sum.v[k];
+      squares[k] = above(square_sum.v[k] - square(sum.v[k]) / n, 0);
     }
   }
 };
@@ -196,37 +230,30 @@ struct Term {
   }
 };
 
-// One item: sample b and group g; its terms: the channels of all tiles.
-template <class T>
-struct GroupMean {
-  GroupNorm norm;
-  UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
-    const Term at(norm, item, j);
-    sums[0] += at.sum / static_cast<float>(norm.tiling.positions);
-    if (at.tile == 0) sums[0] += element<T>(norm.before, at.sample * norm.before_stride + at.channel);
-  }
-  UDSE_HD void finish(int64_t item, const float* sums, int part, int) const {
-    if (part == 0) norm.means()[item] = sums[0] / static_cast<float>(norm.width());
-  }
-};
-
-// Norm, bias and FiLM as y = factor x + offset.
+// Norm, bias and FiLM as y = factor x + offset. One item: sample b and group g; its terms: the channels of all tiles, whose
+// means and centred squares are combined by their differences to the mean of the first one.
 template <class T>
 struct GroupAffine {
   GroupNorm norm;
+  UDSE_HD float before(int64_t b, int64_t c) const { return element<T>(norm.before, b * norm.before_stride + c); }
+  UDSE_HD float mean(const Term& at) const {
+    return at.sum / static_cast<float>(norm.tiling.count(at.tile)) + before(at.sample, at.channel);
+  }
   UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
     const Term at(norm, item, j);
-    const float n = static_cast<float>(norm.tiling.count(at.tile));
-    const float before = element<T>(norm.before, at.sample * norm.before_stride + at.channel);
-    sums[0] += at.square_sum + n * square(at.sum / n + before - norm.means()[item]);
+    const float n = static_cast<float>(norm.tiling.count(at.tile)), distance = mean(at) - mean(Term(norm, item, 0));
+    sums[0] += n * distance;
+    sums[1] += at.square_sum + n * square(distance);
   }
   UDSE_HD void finish(int64_t item, const float* sums, int part, int parts) const {
     const int64_t b = item / norm.groups;
-    const float inverse = 1 / sqrtf(sums[0] / static_cast<float>(norm.tiling.positions * norm.width()) + norm.eps);
+    const float count = static_cast<float>(norm.tiling.positions * norm.width()), distance = sums[0] / count;
+    const float of_group = mean(Term(norm, item, 0)) + distance;
+    const float inverse = 1 / sqrtf(above(sums[1] / count - square(distance), 0) + norm.eps);
     for (int64_t k = part; k < norm.width(); k += parts) {
       const int64_t c = item % norm.groups * norm.width() + k, film = b * norm.film_stride + c;
       float a = inverse * element<T>(norm.weight, c);
-      float d = (element<T>(norm.before, b * norm.before_stride + c) - norm.means()[item]) * a + element<T>(norm.bias, c);
+      float d = (before(b, c) - of_group) * a + element<T>(norm.bias, c);
       if (norm.scale) {
         a *= element<T>(norm.scale, film);
         d = d * element<T>(norm.scale, film) + element<T>(norm.shift, film);
@@ -237,21 +264,45 @@ struct GroupAffine {
   }
 };
 
-// The channels of one map, from `first` on in out.
+// Of [x, skip]; a pack is of one of them.
 template <class T, int V>
 struct AffineSiLU {
   GroupNorm norm;
-  const void* x;
-  int64_t width, first;
-  UDSE_HD void operator()(int64_t b, int64_t n, int64_t pack) const {
-    const int64_t position = b * norm.tiling.positions + n, c = first + pack * V;
-    Values<T, V> y(x, position * (width / V) + pack);
-    for (int k = 0; k < V; ++k) {
-      const int64_t at = b * norm.channels() + c + k;
-      y.v[k] = norm.factor()[at] * y.v[k] + norm.offset()[at];
-      if (norm.activate) y.v[k] /= 1 + expf(-y.v[k]);
+
+  struct Column {
+    const Pack<T, V>* __restrict__ x;  // of position 0
+    Pack<T, V>* __restrict__ out;
+    int stride, out_stride;
+    bool activate;
+    float factor[V], offset[V];
+    UDSE_HD void operator()(int64_t n) const {
+      const int position = static_cast<int>(n);
+      Values<T, V> y(x, int64_t{position} * stride);
+      for (int k = 0; k < V; ++k) {
+        y.v[k] = factor[k] * y.v[k] + offset[k];
+        if (activate) y.v[k] = silu(y.v[k]);
+      }
+      y.to(out, int64_t{position} * out_stride);
     }
-    y.to(norm.out, (position * norm.channels() + c) / V);
+  };
+
+  UDSE_HD Column operator()(int64_t b, int64_t pack) const {
+    const int64_t of_x = norm.x.channels / V, of_out = norm.channels() / V, first = b * norm.tiling.positions;
+    const Map& map = pack < of_x ? norm.x : norm.skip;
+    const int64_t stride = map.channels / V, from = first * stride + pack - (pack < of_x ? 0 : of_x);
+    Column column{static_cast<const Pack<T, V>*>(map.values) + from,
+                  static_cast<Pack<T, V>*>(norm.out) + first * of_out + pack,
+                  static_cast<int>(stride),
+                  static_cast<int>(of_out),
+                  norm.activate,
+                  {},
+                  {}};
+    for (int k = 0; k < V; ++k) {
+      const int64_t at = b * norm.channels() + pack * V + k;
+      column.factor[k] = norm.factor()[at];
+      column.offset[k] = norm.offset()[at];
+    }
+    return column;
   }
 };
 
@@ -286,11 +337,11 @@ struct Resample {
   }
 };
 
-// Whether 4 channels can be read and written at once.
+// Whether channels can be read and written `pack_bytes` at a time.
 inline bool packed(int64_t channels, Dtype dtype, const void* a, const void* b, const void* c = nullptr) {
   const auto together = reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b) |
                         reinterpret_cast<std::uintptr_t>(c);
-  return channels % 4 == 0 && together % (dtype == float32 ? 16 : 8) == 0;
+  return channels * (dtype == float32 ? 4 : 2) % pack_bytes == 0 && together % pack_bytes == 0;
 }
 
 template <class T, int V, class Source>
@@ -305,16 +356,8 @@ static const char* group_norm(const GroupNorm& n, Stream stream) {
   const char* error = nullptr;
   for (const Map* map : {&n.x, &n.skip})
     if (!error && !map->measured) error = tile_statistics<T, V>(Given<T, V>{map->values}, *map, tiling, stream);
-  const int64_t items = tiling.samples * n.groups, terms = tiling.tiles * n.width();
-  if (!error) error = reduce<1>(items, terms, stream, GroupMean<T>{n});
-  if (!error) error = reduce<1>(items, terms, stream, GroupAffine<T>{n});
-  int64_t first = 0;
-  for (const Map* map : {&n.x, &n.skip}) {
-    const AffineSiLU<T, V> body{n, map->values, map->channels, first};
-    if (!error) error = for_rows(tiling.samples, tiling.positions, map->channels / V, stream, body);
-    first += map->channels;
-  }
-  return error;
+  if (!error) error = reduce<2>(tiling.samples * n.groups, tiling.tiles * n.width(), stream, GroupAffine<T>{n});
+  return error ? error : for_columns(tiling.samples, tiling.positions, n.channels() / V, stream, AffineSiLU<T, V>{n});
 }
 
 template <class T, int V>
@@ -327,12 +370,16 @@ static const char* resample(const void* x, const Shape& shape, int64_t channels,
   return for_rows(lines, out_frames, packs, stream, Resample<T, V, false>{x, out, bins, frames, out_bins, out_frames, packs});
 }
 
+template <class T, class Call>
+static const char* of_type(bool packs, const Call& call) {
+  return packs ? call(T{}, Pack<T, pack_bytes / sizeof(T)>{}) : call(T{}, Pack<T, 1>{});
+}
+
 // call(T, Pack<T, V>) for the dtype and the number of channels read at once
 template <class Call>
-static const char* typed(Dtype dtype, bool four, const Call& call) {
-  if (dtype == float32) return four ? call(float{}, Pack<float, 4>{}) : call(float{}, Pack<float, 1>{});
-  if (dtype == float16) return four ? call(Half{}, Pack<Half, 4>{}) : call(Half{}, Pack<Half, 1>{});
-  return four ? call(BFloat16{}, Pack<BFloat16, 4>{}) : call(BFloat16{}, Pack<BFloat16, 1>{});
+static const char* typed(Dtype dtype, bool packs, const Call& call) {
+  if (dtype == float32) return of_type<float>(packs, call);
+  return dtype == float16 ? of_type<Half>(packs, call) : of_type<BFloat16>(packs, call);
 }
 
 UDSE_EXPORT const char* udse_cuda_tile_statistics(const Map* x, const Tiling* tiling, Dtype dtype, Stream stream) {
@@ -344,9 +391,9 @@ UDSE_EXPORT const char* udse_cuda_tile_statistics(const Map* x, const Tiling* ti
 }
 
 UDSE_EXPORT const char* udse_cuda_norm_film_silu(const GroupNorm* norm, Stream stream) {
-  const bool four = norm->skip.channels % 4 == 0 &&
-                    packed(norm->x.channels, norm->dtype, norm->x.values, norm->skip.values, norm->out);
-  return typed(norm->dtype, four, [&](auto type, auto pack) {
+  const bool packs = packed(norm->x.channels, norm->dtype, norm->x.values, norm->skip.values, norm->out) &&
+                     packed(norm->skip.channels, norm->dtype, nullptr, nullptr);
+  return typed(norm->dtype, packs, [&](auto type, auto pack) {
     using T = decltype(type);
     return group_norm<T, sizeof(pack) / sizeof(T)>(*norm, stream);
   });
@@ -360,7 +407,7 @@ UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, con
     constexpr int V = sizeof(pack) / sizeof(T);
     const ResidualSum<T, V> sum{h, x, bias, out->values, factor, out->channels / V};
     if (out->statistics) return tile_statistics<T, V>(sum, *out, *tiling, stream);
-    return for_rows(1, tiling->samples * tiling->positions, out->channels / V, stream, sum);
+    return for_columns(1, tiling->samples * tiling->positions, out->channels / V, stream, sum);
   });
 }
 

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from udse_fast.kernels.complex_normal.triton_kernel import launch
 from udse_fast.kernels.fused_layers import reference
+from udse_fast.kernels.fused_layers.conditions import film_rows, rows
 from udse_fast.kernels.fused_layers.reference import EPS, Norm
 
 TILE = 4096  # numbers that a program has at once
@@ -169,12 +170,6 @@ def _tile(channels: int) -> dict[str, int]:
     return {"POSITIONS": max(TILE // padded, 1), "CHANNELS": padded}
 
 
-def _rows(condition: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A condition (B or 1, C, 1, 1) with contiguous channels, and how far apart its items are."""
-    rows = condition.flatten(1).contiguous()
-    return rows, rows.stride(0) if rows.shape[0] > 1 else 0
-
-
 def _statistics(
     x: torch.Tensor,
     h: torch.Tensor | None = None,
@@ -204,10 +199,8 @@ def norm_film_silu(norm: Norm) -> torch.Tensor:
     C, N = weight.numel(), bins * frames
     tiles = known[0].shape[2]
     factor, offset = x.new_empty((2, B, C), dtype=torch.float32)
-    add, add_stride = (None, 0) if before is None else _rows(before)
-    (by, film_stride), (to, _) = (
-        ((None, 0), (None, 0)) if scale is None or shift is None else map(_rows, (scale, shift))
-    )
+    add, add_stride = rows(before, x.dtype)
+    by, to, film_stride = film_rows(scale, shift, x.dtype)
     launch(
         fold_kernel,
         (groups, B),

@@ -41,7 +41,7 @@ _NOT_TAGS = {"encoder", "major_brand", "minor_version", "compatible_brands", "la
              "duration"}  # fmt: skip
 
 
-class _Nameless:
+class Nameless:
     """An open file without its name, which FFmpeg would take for a hint of what is in it.
 
     It keeps a place of its own: several may read the same open file.
@@ -71,7 +71,7 @@ class MultimediaReader:
         """Raises FFmpeg's errors (`av.FFmpegError`) or ValueError where nothing in it is audio."""
         import av
 
-        self._container = av.open(_Nameless(file), options=OPTIONS)
+        self._container = av.open(Nameless(file), options=OPTIONS)
         if not self._container.streams.audio:
             self.close()
             raise ValueError("no audio track in it")
@@ -170,7 +170,7 @@ def lossy_facts(file: IO[bytes]) -> tuple[int | None, dict[str, str], list[dict[
     import av
 
     try:
-        with av.open(_Nameless(file), options=OPTIONS) as container:
+        with av.open(Nameless(file), options=OPTIONS) as container:
             stream = container.streams.audio[0]
             tags = _tags({**container.metadata, **stream.metadata})
             return stream.bit_rate or container.bit_rate or None, tags, [dict(c) for c in container.chapters()]
@@ -198,7 +198,7 @@ def has_other_tracks(file: IO[bytes]) -> bool:
     import av
 
     try:
-        with av.open(_Nameless(file), options=OPTIONS) as container:
+        with av.open(Nameless(file), options=OPTIONS) as container:
             return any(stream.type in ("video", "subtitle") for stream in container.streams)
     except (av.FFmpegError, ValueError):
         return False
@@ -210,7 +210,7 @@ class _OtherTracks:
     def __init__(self, file: IO[bytes], target: Any) -> None:
         import av
 
-        self._container = av.open(_Nameless(file), options=OPTIONS)
+        self._container = av.open(Nameless(file), options=OPTIONS)
         self._target = target
         self._streams = [s for s in self._container.streams if s.type in ("video", "subtitle")]
         self._copies = {s.index: target.add_stream_from_template(s) for s in self._streams}

@@ -7,12 +7,13 @@ changes from call to call is therefore a tensor, which is copied to where the gr
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from udse_fast.errors import UdseError
 
 MAX_RECORDINGS = 4
 MAX_FORMS = 64
+CALLS_UNTIL_NEXT_TRY = 100
+"""After a recording for which there was no memory: other work may have left by then."""
 
 Function = Callable[..., tuple[Any, ...]]
 """Tensors -> tensors, and values that depend on the form of the arguments only."""
@@ -37,7 +40,11 @@ class Recorder(Protocol):
     """A recording failed; there are no more attempts."""
 
     def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
-        """Call `function`; return how to repeat what it launched, and its results, which repetitions overwrite."""
+        """Call `function`; return how to repeat what it launched, and its results, which repetitions overwrite.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it now.
+        """
 
     def in_order(self) -> AbstractContextManager[None]:
         """Nothing else that was recorded runs in the meantime: recordings share their memory."""
@@ -56,20 +63,30 @@ class CudaGraphs:
         self._graphs = weakref.WeakSet[torch.cuda.CUDAGraph]()  # those of the pool
 
     def record(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+        try:
+            return self._captured(function)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # waits for the whole device: only where it must be
+        return self._captured(function)
+
+    def _captured(self, function: Callable[[], tuple[Any, ...]]) -> tuple[Callable[[], None], tuple[Any, ...]]:
+        """Without `torch.cuda.graph`, which waits for all that the device does: in a server, for all other streams."""
         living = list(self._graphs)  # until the end: the pool of theirs that is shared must not go in the meantime
         if not living:  # the allocator refuses a pool whose graphs are all gone
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        try:
-            with (
-                torch.cuda.device(self.device),
-                torch.cuda.stream(torch.cuda.current_stream()),  # a capture that fails does not come back to it
-                torch.cuda.graph(graph, self._pool, self.stream, capture_error_mode="thread_local"),
-            ):
+        gc.collect()  # what is left of another graph must not end in the middle of this one
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
                 results = function()
-        except BaseException:
-            self._graphs.clear()  # the pool may count as still being captured into
-            raise
+            except BaseException as error:
+                if not isinstance(error, torch.OutOfMemoryError):
+                    self._graphs.clear()  # the pool may count as still being captured into
+                with suppress(Exception):  # what ends a capture is also reported at its end
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         self._graphs.add(graph)
         return graph.replay, results
 
@@ -112,7 +129,8 @@ class Replayed:
     The first call of a form runs as it is: many a form comes once only. The second is recorded, after one more run
     as it is: libraries choose their algorithms in it, which they remember by thread, and kernels are compiled. If
     that fails, there is one warning, and calls that are not recorded yet run as they are for good, whoever makes
-    them: a failed capture leaves the allocator in a state in which the next one fails, too.
+    them: a failed capture leaves the allocator in a state in which the next one fails, too. Where memory was all that
+    lacked, the next try comes after `CALLS_UNTIL_NEXT_TRY` calls.
 
     Args:
         depends: evaluated at every call; a recording holds for one value of it, e.g. `addresses` of the weights.
@@ -125,6 +143,7 @@ class Replayed:
         self._depends, self._recorder = depends, recorder
         self._called: dict[Hashable, None] = {}
         self._recordings: dict[Hashable, _Recording] = {}
+        self._calls_until_next_try = 0
 
     def __call__(self, function: Function, *inputs: Tensor, key: Hashable = ()) -> tuple[Any, ...]:
         """`function(*inputs)`; the first input says on which device.
@@ -144,8 +163,10 @@ class Replayed:
             *((x.shape, x.dtype, x.device) for x in inputs),
         )
         recorder = self._recorder(device)
+        self._calls_until_next_try = max(0, self._calls_until_next_try - 1)
         with recorder.in_order():
-            if form not in self._recordings and form in self._called and not recorder.failed:
+            may_record = not (recorder.failed or self._calls_until_next_try)
+            if form not in self._recordings and form in self._called and may_record:
                 self._add(form, function, inputs, recorder)
             recording = self._recordings.pop(form, None)
             if recording is not None:
@@ -172,16 +193,35 @@ class Replayed:
                 function(*static)  # what this thread has never launched, e.g. a part that was replayed until now
                 repeat, results = recorder.record(lambda: function(*static))
             self._recordings[form] = _Recording(repeat, static, results)
+        except torch.OutOfMemoryError as error:
+            self._recordings.clear()  # their memory serves the call itself
+            self._calls_until_next_try = CALLS_UNTIL_NEXT_TRY
+            _warn_of_slowness(f"for the next {CALLS_UNTIL_NEXT_TRY} calls", error)
         except Exception as error:  # whatever the reason, the work can be done without a graph
             recorder.failed = True
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(
-                f"CUDA graphs are off from now on, which is slower but changes nothing else: {reason}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            _warn_of_slowness("from now on", error)
         finally:
             _thread.records = False
+
+
+def _warn_of_slowness(how_long: str, error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    warnings.warn(
+        f"CUDA graphs are off {how_long}, which is slower but changes nothing else: {reason}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+@contextmanager
+def nothing_recorded() -> Iterator[None]:
+    """Calls of this thread run as they are, and no algorithms are measured: for what comes once only."""
+    before = getattr(_thread, "records", False)
+    _thread.records = True
+    try:
+        yield
+    finally:
+        _thread.records = before
 
 
 @dataclass(frozen=True)
@@ -222,14 +262,26 @@ def addresses(*modules: nn.Module) -> Hashable:
     return tuple(parameter.data_ptr() for module in modules for parameter in module.parameters())
 
 
+_measuring_lock = threading.Lock()
+_measuring = _before = 0
+
+
 @contextmanager
 def _measured_convolutions() -> Iterator[None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    """The flag is the process's: it is set by the first of the threads that are inside, and put back by the last."""
+    global _measuring, _before
+    with _measuring_lock:
+        if not _measuring:
+            _before = torch.backends.cudnn.benchmark
+            torch.backends.cudnn.benchmark = True
+        _measuring += 1
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        with _measuring_lock:
+            _measuring -= 1
+            if not _measuring:
+                torch.backends.cudnn.benchmark = bool(_before)
 
 
 def fastest_convolutions(device: torch.device) -> AbstractContextManager[None]:

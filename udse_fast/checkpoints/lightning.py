@@ -508,6 +508,7 @@ def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[st
             "exponent": 1.0 if plain else number("spec_abs_exponent", 0.5),
             "factor": 1.0 if plain else number("spec_factor", 0.15),
         },
+        "inference": {"sampler": "udiffse_plus"} if architecture["name"] == "ncsnpp-av" else {},
         "training": {"source": "PyTorch Lightning checkpoint", **facts},
         "licence": "that of the checkpoint's authors",
     }

@@ -28,6 +28,7 @@ from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
 
 NETWORKS: dict[str, dict[str, Any]] = {
     **{name: {"name": "compact", **arguments} for name, arguments in COMPACT_SIZES.items()},
+    "compact-av": {"name": "compact-av", "encoder": {"name": "compact"}},
     "compact-posterior": {"name": "compact-posterior"},
     "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
     "compact-conditional": {"name": "compact-conditional"},
@@ -52,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--latent-pooling", choices=["frames", "mean"], default="frames",
         help="of that latent: its frames one by one, or their average (default: %(default)s)")  # fmt: skip
     add("--valid-pairs", type=Path, nargs="+", metavar="DIR", help="the same (default: 4 %% of the speakers)")
+    add("--video", type=Path, metavar="DIR", help="for an audio-visual network: folder of videos of one talker each "
+        "with clean speech, or of mouth crops with sound")  # fmt: skip
+    add("--valid-video", type=Path, metavar="DIR", help="the same (default: 4 %% of the speakers)")
     add(
         "--speech-list",
         type=Path,
@@ -196,7 +200,7 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
     posterior = kind.tells_noise_variance
     if posterior and processes.count > 1:
         raise UdseError(f"--network {arguments.network}: expected one process, got {processes.count} of torchrun")
-    if not posterior and not kind.drifts:
+    if not (posterior or kind.drifts or kind.sees):
         architecture["joint"] = arguments.speech is not None and arguments.noise is not None
     frames = max(1, round(arguments.crop_seconds * spectral.sample_rate / spectral.hop_length))
     frames = -(-frames // kind.frame_multiple) * kind.frame_multiple

@@ -17,6 +17,7 @@ from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.conditional_batches import ConditionalBatches, MixedPairs, Pairs, RecordedPairs
 from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
 from udse_fast.training.posterior_batches import PosteriorBatches
+from udse_fast.training.video_batches import VideoBatches, VideoCorpus, videos_in
 
 HELD_OUT = 0.04
 """Share of the speakers (or kinds of noise) for validation, where no folder is given."""
@@ -41,11 +42,14 @@ def check_sources(arguments: argparse.Namespace, kind: type[Network]) -> None:
             "--pairs: expected one folder or two, a conditional network (--network compact-conditional), and neither "
             f"--speech nor --noise, got --network {name}, {len(arguments.pairs)} folders and {sources} of them"
         )
+    if kind.sees != (arguments.video is not None) or (kind.sees and sources):
+        wanted = "--video DIR alone" if kind.sees else "no --video, which is for --network compact-av"
+        raise UdseError(f"--network {name}: expected {wanted}, got other folders")
     if kind.drifts and arguments.pairs is None and sources < 2:
         raise UdseError(f"--network {name}: expected --pairs CLEAN NOISY, or --speech DIR and --noise DIR to be mixed")
     if arguments.tagger is not None and not kind.drifts:
         raise UdseError(f"--tagger: expected a conditional network (--network compact-conditional), got {name}")
-    if not kind.drifts and not sources:
+    if not kind.drifts and not kind.sees and not sources:
         raise UdseError("train: expected --speech DIR, --noise DIR or both (a joint prior), got neither")
     if arguments.noise is not None and kind.tells_noise_variance:
         raise UdseError(f"--network {name}: expected --speech DIR alone, got --noise DIR: its noise is drawn at random")
@@ -76,6 +80,18 @@ def training_data(
         recorded, held_out = _recorded_pairs(arguments.pairs, arguments.valid_pairs, rate)
         batches = _conditional_batches(arguments, (recorded, held_out), kind, frames, tagger)
         return TrainingData(*batches, recorded.seconds, 0.0, len(recorded.files))
+    if arguments.video is not None:
+        videos, held_out_videos = _videos(arguments.video, arguments.valid_video, rate)
+        shown = (
+            VideoBatches(
+                videos, kind.spectral, size=arguments.batch_size, frames=frames, augmentation=augmentation,
+                seed=arguments.seed,
+            ),
+            VideoBatches(
+                held_out_videos, kind.spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1, dropout=0
+            ),
+        )  # fmt: skip
+        return TrainingData(*shown, videos.seconds, 0.0, len(videos.files))
     speech, valid_speech = _corpora(arguments.speech, arguments.speech_list, arguments.valid_speech, rate)
     noise, valid_noise = _corpora(arguments.noise, arguments.noise_list, arguments.valid_noise, rate)
     if kind.drifts:
@@ -111,6 +127,15 @@ def _corpora(
         return Corpus(files, rate), Corpus(recordings_in(valid), rate)
     training, validation = split_speakers(files, folder, HELD_OUT)
     return Corpus(training, rate), Corpus(validation, rate)
+
+
+def _videos(folder: Path, valid: Path | None, rate: int) -> tuple[VideoCorpus, VideoCorpus]:
+    """Videos for training and for validation."""
+    files = videos_in(folder)
+    if valid is not None:
+        return VideoCorpus(files, rate), VideoCorpus(videos_in(valid), rate)
+    training, validation = split_speakers(files, folder, HELD_OUT)
+    return VideoCorpus(training, rate), VideoCorpus(validation, rate)
 
 
 def _prior_batches(

@@ -13,6 +13,7 @@ _CLASSES = {
     "ncsnpp-conditional": ("udse_fast.networks.conditional_ncsnpp", "ConditionalNCSNpp"),
     "ncsnpp-av": ("udse_fast.networks.ncsnpp_av", "AudioVisualNCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
+    "compact-av": ("udse_fast.networks.compact_av", "CompactAudioVisual"),
     "compact-conditional": ("udse_fast.networks.compact_conditional", "CompactConditional"),
     "compact-posterior": ("udse_fast.networks.compact_posterior", "CompactPosterior"),
 }

@@ -61,6 +61,8 @@ class Network(nn.Module):
     """Whether it tells how far from the clean spectrogram its estimate is expected to be (`posterior`)."""
     drifts: ClassVar[bool] = False
     """Whether it is trained on pairs, of x_t = delta x_0 + (1 - delta) y + sigma z, and told the recording y."""
+    sees: ClassVar[bool] = False
+    """Whether it is trained on videos, with the visual encoder that it has."""
     tells_noise_variance: ClassVar[bool] = False
     """Whether it is a posterior network, which is told a recording and its noise variance, and has `say`."""
     has_causal_core: ClassVar[bool] = False

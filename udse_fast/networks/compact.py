@@ -314,7 +314,7 @@ class Compact(Network):
         assert past is None or isinstance(past, LayerPast)
         level = noise_level.float()
         level = level.unsqueeze(1) if level.ndim == 1 else level  # (B, T or 1)
-        embedding = self._embedded(level)
+        embedding = self.told(self._embedded(level), conditions, noisy.shape[-1])
         label = conditions.label
         if label is None or self.label is None:
             label = torch.ones_like(noisy[:, 0, 0, 0], dtype=torch.long)
@@ -347,6 +347,10 @@ class Compact(Network):
         unsure = data2 * a2 / total  # posterior variance of Gaussian data
         clean = filtered + unsure.sqrt() * out[..., 18:]
         return clean, unsure[..., 0] * (2 * spread).clamp(-12, 6).exp()
+
+    def told(self, embedding: Tensor, conditions: Conditions, frames: int) -> Tensor:
+        """The embedding (B, T or 1, E) of networks that are told of more than noise level and label, (B, T or 1, E)."""
+        return embedding
 
     def _filter(self, u: Tensor, real: Tensor, imag: Tensor, past: LayerPast | None) -> Tensor:
         """sum_k w_k u_k: u (B, T, F, 2), complex weights (B, T, F, 9), the bin itself first -> (B, T, F, 2)."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udse_fast.backends.cuda_graphs import Replayed, addresses
+from udse_fast.backends.cuda_graphs import Replayed, addresses, nothing_recorded
 from udse_fast.backends.dispatch import disable, forced_backend
 from udse_fast.errors import UdseError, first_line
 from udse_fast.kernels.fused_layers import (
@@ -246,22 +246,26 @@ def fused_ncsnpp(network: NCSNpp) -> NCSNpp:
 
 
 class CapturedGraph(nn.Module):
-    """A score graph whose calls on GPUs are replayed from CUDA graphs."""
+    """A score graph whose calls on GPUs are replayed from CUDA graphs.
 
-    def __init__(self, graph: nn.Module) -> None:
+    States are padded before: all lengths that the network pads to the same one share a recording, and what cuDNN
+    measured.
+    """
+
+    def __init__(self, graph: ScoreGraph) -> None:
         super().__init__()
-        self.graph: Any = graph
+        self.graph = graph
         self._calls = Replayed(lambda: addresses(self.graph))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """As `ScoreGraph.forward`."""
-        result: Tensor = self._called(self.graph.forward, inputs)
-        return result
+        result: Tensor = self._called(self.graph.forward, self.graph.padded(*inputs))
+        return result[..., : inputs[0].shape[-1]]
 
     def per_frame(self, *inputs: Tensor) -> Tensor:
         """As `ScoreGraph.per_frame`."""
-        result: Tensor = self._called(self.graph.per_frame, inputs)
-        return result
+        result: Tensor = self._called(self.graph.per_frame, self.graph.padded(*inputs))
+        return result[..., : inputs[0].shape[-1]]
 
     def posterior(self, *inputs: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """As `ScoreGraph.posterior`."""
@@ -276,7 +280,7 @@ class CapturedGraph(nn.Module):
     def _called(self, function: Callable[..., Any], inputs: tuple[Tensor, ...], past: Past | None = None) -> Any:
         if past is not None:  # a network with a memory is called as it is
             return function(*inputs, past=past)
-        if not inputs[0].is_cuda:
+        if not self._replayed_on(inputs[0].device):
             return function(*inputs)
 
         def call(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -285,6 +289,10 @@ class CapturedGraph(nn.Module):
 
         results = self._calls(call, *inputs, key=function.__name__)
         return results if len(results) > 1 else results[0]
+
+    @staticmethod
+    def _replayed_on(device: torch.device) -> bool:
+        return device.type == "cuda"
 
 
 def optimise(network: ScoreNetwork) -> ScoreNetwork:
@@ -316,7 +324,8 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
 
     Both are tried on a spectrogram, in float32, where they must agree closely, then in `precision`: kernels that do
     not compile or launch here (no Triton, no C compiler, an old driver) are found now. Triton kernels that fail are
-    given up for all operations, and the CUDA ones tried. A TorchScript file is given back as it is.
+    given up for all operations, and the CUDA ones tried. What worked once for an architecture on a device is not tried
+    again in this process. A TorchScript file is given back as it is.
 
     Args:
         network: in float32, on the device it is for.
@@ -329,9 +338,10 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
         try:
             fast = fast or optimise(network)
             if fast.precision == "float32":
-                _try_out(fast, network, EXACT_TOLERANCE)
+                _try_out_once(fast, network, EXACT_TOLERANCE, backend)
             if precision != "float32":
-                _try_out(fast.to(precision=precision), network.to(precision=precision), ROUNDED_TOLERANCE)
+                fast, network = (each.to(precision=precision) for each in (fast, network))
+                _try_out_once(fast, network, ROUNDED_TOLERANCE, backend)
             return fast
         except Exception as error:  # whatever the reason, the plain network does the same
             reason = first_line(error)
@@ -347,15 +357,26 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
         return network.to(precision=precision)
 
 
+_worked: set[tuple[Any, ...]] = set()
+"""Backend, device, precision and architecture of what was tried and worked."""
+
+
+def _try_out_once(fast: ScoreNetwork, plain: ScoreNetwork, tolerance: float, backend: str) -> None:
+    trial = backend, str(plain.device), plain.precision, repr(plain.config["architecture"])
+    if trial not in _worked:
+        _try_out(fast, plain, tolerance)
+        _worked.add(trial)
+
+
 def _try_out(fast: ScoreNetwork, plain: ScoreNetwork, tolerance: float) -> None:
-    """Both on a spectrogram.
+    """Both on a spectrogram, of a shape that is not used again: nothing is recorded or measured for it.
 
     Raises:
         UdseError: they differ; or whatever does not work.
     """
     bins = plain.config["stft"]["n_fft"] // 2 + 1
     inputs = [x.to(plain.device) for x in plain.module.example(TRIAL_ITEMS, bins, TRIAL_FRAMES)]
-    with torch.inference_mode(), _full_float32():
+    with torch.inference_mode(), nothing_recorded(), _full_float32():
         expected = plain.graph(*inputs)
         difference = float((fast.graph(*inputs) - expected).norm() / expected.norm())
     if not difference < tolerance:

@@ -45,6 +45,14 @@ class ScoreGraph(nn.Module):
         self.module = module
         self.sde = sde
 
+    def padded(self, state: Tensor, time: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
+        """Arguments of `forward` or `per_frame` with as many frames as the network needs."""
+        missing = -state.shape[-1] % self.module.frame_multiple
+        if not missing:
+            return state, time, *conditions
+        time = F.pad(time, (0, missing), mode="replicate") if time.ndim == 2 else time
+        return F.pad(state, (0, missing)), time, *self._told(conditions).padded(missing).tensors
+
     def forward(self, state: Tensor, time: Tensor, *conditions: Tensor) -> Tensor:
         """(B, 2, F, T), one time per item (B,), conditions -> the score, (B, 2, F, T) float32."""
         frames = state.shape[-1]
@@ -285,8 +293,11 @@ class ScoreNetwork:
             raise UdseError(f"expected a posterior network (train --network compact-posterior), got the network {name}")
         mixture, variance = conditions.for_network(self.conditions, state, self.device)
         planes = torch.view_as_real(state).movedim(-1, 1).to(self.device, torch.float32)
-        level = torch.as_tensor(noise_level, dtype=torch.float32, device=self.device)
-        level = level.expand(len(state)) if level.ndim == 0 else level
+        if not isinstance(noise_level, Tensor):
+            level = torch.full((len(state),), noise_level, dtype=torch.float32, device=self.device)
+        else:
+            level = noise_level.to(self.device, torch.float32)
+            level = level.expand(len(state)) if level.ndim == 0 else level
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
 
     def new_past(self) -> Past:

@@ -95,8 +95,10 @@ class SamplerSettings:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for settings with which passes do the same."""
-        values = {**self.__dict__, "options": tuple(sorted(self.options.items()))}
+        """Equal for settings with which passes do the same; times per frame are given to them as tensors."""
+        assert self.times is not None
+        times = tuple(None if isinstance(t, Tensor) else t for t in self.times)
+        values = {**self.__dict__, "options": tuple(sorted(self.options.items())), "times": times}
         return tuple(values.values())
 
 
@@ -241,11 +243,12 @@ def posterior_sample(
         return posterior
 
 
-def divergence(settings: SamplerSettings) -> UdseError:
-    """The error of a pass that ended in NaN or infinity."""
+def divergence(settings: SamplerSettings, precision: str = "float32") -> UdseError:
+    """The error of a pass that ended in NaN or infinity, with a network that computes in a precision."""
+    or_precision = ", or precision='float32', as the network computes in float16" if precision == "float16" else ""
     return UdseError(
         f"sampler {settings.sampler!r}: the reverse pass diverged with {settings.steps} steps; "
-        "give more steps or less guidance"
+        f"give more steps or less guidance{or_precision}"
     )
 
 
@@ -312,7 +315,8 @@ def posterior_pass(
     start = ReversePass(prior, settings, draw, noise_model, dict(conditions or {}), callback)
 
     factors: tuple[Tensor, ...] = () if nmf is None else nmf.variance
-    given = *factors, *(x for by_source in start.conditions.values() for x in by_source.tensors)
+    told = (x for by_source in start.conditions.values() for x in by_source.tensors)
+    given = *factors, *told, *per_frame(settings, mixture)
     outcome: Outcome
     if replayed is not None and randomness is None and callback is None and noise_model is nmf:
         frame = torch.full((), first_frame, device=mixture.device)  # read by the graph
@@ -326,6 +330,17 @@ def posterior_pass(
     if outcome.noise is not None:
         sources["noise"] = outcome.noise
     return Posterior(sources, noise_model, outcome.calls)
+
+
+def per_frame(settings: SamplerSettings, mixture: Tensor) -> tuple[Tensor, ...]:
+    """The times that are not one for all frames, (K, T), as the last tensor of a pass; nothing where there are none.
+
+    Raises:
+        UdseError: they do not fit the mixture (F, T).
+    """
+    assert settings.times is not None
+    rows = [t for t in times_for(settings.times, mixture) if isinstance(t, Tensor)]
+    return (torch.stack(rows),) if rows else ()
 
 
 @dataclass(frozen=True)
@@ -353,19 +368,20 @@ class ReversePass:
         return outcome.flat
 
     def __call__(self, mixture: Tensor, first_frame: int | Tensor, *tensors: Tensor) -> Pass[Outcome]:
-        """Start; `tensors` are W and H, where the noise model is an NMF, and those of the conditions."""
+        """Start; `tensors` are W and H, where the noise model is an NMF, those of the conditions, and `per_frame`."""
         rest, settings, model = iter(tensors), self.settings, self.noise_model
         if isinstance(model, NMF):
             model = NMF(next(rest), next(rest), model.iterations)
         conditions = {source: c.mapped(lambda _: next(rest)) for source, c in self.conditions.items()}
         problem = Problem(mixture, self.prior, model, settings.em_rounds, conditions)
         likelihood = find_sampler(settings.sampler).likelihood(problem, **settings.options)
+        frames = (row for rows in rest for row in rows)
         assert settings.times is not None
         assert settings.dt is not None
         states = yield from reverse_diffusion(
             likelihood,
             samples=settings.samples,
-            times=times_for(settings.times, mixture),
+            times=[next(frames) if isinstance(t, Tensor) else t for t in settings.times],
             dt=settings.dt,
             draw=self.draw or counter_based(settings.seed, first_frame),
             sde=settings.sde,

@@ -15,6 +15,7 @@ from udse_fast.sampling.posterior import divergence
 from udse_fast.settings import CHOICES
 from udse_fast.streaming.channel import Samples
 from udse_fast.streaming.stream import Stream
+from udse_fast.video.track import VideoTrack
 
 _NUMBERS: Final = (
     "steps", "samples", "start_time", "end_time", "rank", "nmf_iterations", "start_share", "wiener_exponent",
@@ -49,9 +50,10 @@ class NativeStream(Stream):
         sample_rate: int,
         channels: int,
         max_attenuation_db: float | None = None,
+        track: VideoTrack | None = None,
     ) -> None:
         self._core = _core_stream(enhancer, sample_rate, channels, max_attenuation_db)
-        super().__init__(enhancer, sample_rate, channels, max_attenuation_db)
+        super().__init__(enhancer, sample_rate, channels, max_attenuation_db, track)
 
     def _start_anew(self) -> None:
         super()._start_anew()
@@ -108,11 +110,15 @@ class NativeStream(Stream):
 
 
 def make_stream(
-    enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None
+    enhancer: BlockEnhancer[Any],
+    sample_rate: int,
+    channels: int,
+    max_attenuation_db: float | None,
+    track: VideoTrack | None = None,
 ) -> Stream:
-    """A stream of the kind that runs these blocks fastest."""
+    """A stream of the kind that runs these blocks fastest; `track`: of an audio-visual prior."""
     kind = NativeStream if runs_natively(enhancer, channels) else Stream
-    return kind(enhancer, sample_rate, channels, max_attenuation_db)
+    return kind(enhancer, sample_rate, channels, max_attenuation_db, track)
 
 
 def _block_frames(enhancer: BlockEnhancer[Any]) -> int:

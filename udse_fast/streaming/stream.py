@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NoReturn, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from udse_fast.settings import InferenceSettings
 from udse_fast.streaming.blocks import Block, Enhanced
 from udse_fast.streaming.channel import Channel, Samples
 from udse_fast.streaming.stored_state import STATE_VERSION, checked_content, stored
+from udse_fast.video.track import VideoTrack
 
 CHANNELS: Final = Range(1, 1024)
 """Of a stream."""
@@ -57,8 +58,17 @@ class Stream:
     """
 
     def __init__(
-        self, enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None = None
+        self,
+        enhancer: BlockEnhancer[Any],
+        sample_rate: int,
+        channels: int,
+        max_attenuation_db: float | None = None,
+        track: VideoTrack | None = None,
     ) -> None:
+        self.track = track
+        """The video of the signal, where the prior is an audio-visual one."""
+        if track is not None:
+            enhancer = replace(enhancer, tell=track.tell)
         self.sample_rate, self.channels = sample_rate, whole_number("channels", channels, CHANNELS)
         self.enhancer, self.max_attenuation_db = enhancer, max_attenuation_db
         self._latest_format = AudioFormat(False, "float32", one_dimensional=channels == 1)
@@ -82,6 +92,8 @@ class Stream:
     def _start_anew(self) -> None:
         self._channels = self._new_channels()
         self._format: AudioFormat | None = None
+        if self.track is not None:
+            self.track.reset()
 
     def _new_channels(self) -> list[Channel]:
         network_rate = self.enhancer.model.spectral.sample_rate
@@ -130,22 +142,38 @@ class Stream:
         """Of this signal: network calls per posterior sample, of all blocks, alone or in one batch with others."""
         return self._counts.network_calls
 
-    def process(self, chunk: Audio) -> Audio:
+    def process(self, chunk: Audio, video: Any = None) -> Audio:
         """Feed a chunk (n,) or (channels, n), n >= 0; returns what is ready, in the same form.
 
         NaN and infinite samples are taken for silence: a live stream goes on.
 
+        Args:
+            video: of audio-visual priors, the frames that came with the chunk, see `VideoTrack.append`. They must not
+                come later than the sound: a block is enhanced with what is there when its sound is complete.
+
         Raises:
             UdseError: another shape, or another dtype or kind than the chunks before.
         """
-        return self.separate(chunk)[0]
+        return self.separate(chunk, video)[0]
 
-    def separate(self, chunk: Audio) -> tuple[Audio, Audio]:
+    def separate(self, chunk: Audio, video: Any = None) -> tuple[Audio, Audio]:
         """`process` with the noise as well: what was taken away from the input."""
         with self._lock:
-            self._receive(*self._checked(chunk))
+            checked = self._checked(chunk)
+            self.see(video)
+            self._receive(*checked)
             advance([self])
             return self._taken()
+
+    def see(self, video: Any) -> None:
+        """Take frames of the video that come next; None are none."""
+        if video is None:
+            return
+        if self.track is None:
+            raise UdseError(
+                "video: expected none with a prior that only hears, got one; give an audio-visual checkpoint"
+            )
+        self.track.append(video)
 
     def flush(self) -> Any:
         """The rest of the signal; afterwards the stream starts anew."""
@@ -235,6 +263,7 @@ class Stream:
             "sample_rate": self.sample_rate,
             "channels": self.channels,
             "max_attenuation_db": self.max_attenuation_db,
+            **({} if self.track is None else {"video_rate": self.track.rate}),
             **self._block_facts(),
         }
         return own | {name: value for name, value in self.enhancer.facts().items() if name != "block_frames"}
@@ -252,6 +281,7 @@ class Stream:
         return {
             "channels": [channel.state() for channel in self._channels],
             "format": None if self._format is None else asdict(self._format),
+            **({} if self.track is None else {"video": self.track.state()}),
         }
 
     def _go_on_from(self, content: dict[str, Any]) -> None:
@@ -259,6 +289,8 @@ class Stream:
         for channel, kept in zip(channels, content["channels"], strict=True):
             channel.restore(kept)
         self._channels = channels
+        if self.track is not None:
+            self.track.restore(content["video"])
         self._format = None if content["format"] is None else AudioFormat(**content["format"])
 
 

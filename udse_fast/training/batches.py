@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast.audio.spectral import Spectral
+from udse_fast.networks.base import Network
 from udse_fast.networks.conditions import NOISE_LABEL, NOTHING, SPEECH_LABEL, Conditions
 from udse_fast.training.corpus import Corpus, Crops
 
@@ -26,10 +27,23 @@ class Batch:
 
     spectrograms: Tensor
     conditions: Conditions = NOTHING
+    frames: Tensor | None = None
+    """Mouth crops (N, Tv, 88, 88) uint8, of which the network's own visual encoder makes the video it is told."""
+    sees: Tensor | None = None
+    """(N,) float32, with the frames: 1, or 0 for items that are told no video."""
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return a batch with change(tensor) in the place of every tensor."""
-        return Batch(change(self.spectrograms), self.conditions.mapped(change))
+        frames, sees = (None if tensor is None else change(tensor) for tensor in (self.frames, self.sees))
+        return Batch(change(self.spectrograms), self.conditions.mapped(change), frames, sees)
+
+    def told(self, module: Network) -> Conditions:
+        """What the network is told, which it is trained through where a part of it makes that."""
+        if self.frames is None or self.sees is None:
+            return self.conditions
+        assert module.visual_encoder is not None
+        features = module.visual_encoder(self.frames[:, None])
+        return self.conditions.merged(Conditions(video=features * self.sees[:, None, None]))
 
     def to(self, device: torch.device) -> Batch:
         """Move the batch to a device; out of pinned memory this does not wait."""
@@ -100,6 +114,15 @@ class Batches:
         """Seconds of audio in one batch."""
         return self.size * self.frames * self.spectral.hop_length / self.spectral.sample_rate
 
+    def spectrograms(self, rng: np.random.Generator, crops: Crops) -> Tensor:
+        """Of crops, (N, F, T), at random levels and through random microphones."""
+        count = len(crops.audio)
+        gain = torch.from_numpy(rng.uniform(*self.gain_range, count).astype(np.float32))
+        response = None
+        if self.augmentation.equalisation_db:
+            response = torch.from_numpy(self.augmentation.response(rng, count, self.spectral.bins))
+        return normalised(crops, gain, self.spectral, response)
+
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng((self.seed, number))
         length = (self.frames - 1) * self.spectral.hop_length
@@ -107,11 +130,7 @@ class Batches:
         for i, (label, corpus) in enumerate(self.sources):
             count = self.size // len(self.sources) + (i < self.size % len(self.sources))
             crops = corpus.crops(rng, count, length, self.augmentation.speed_range)
-            gain = torch.from_numpy(rng.uniform(*self.gain_range, count).astype(np.float32))
-            response = None
-            if self.augmentation.equalisation_db:
-                response = torch.from_numpy(self.augmentation.response(rng, count, self.spectral.bins))
-            spectrograms.append(normalised(crops, gain, self.spectral, response))
+            spectrograms.append(self.spectrograms(rng, crops))
             labels += [label] * count
         conditions = Conditions(label=torch.tensor(labels)) if len(self.sources) > 1 else NOTHING
         return Batch(torch.cat(spectrograms), conditions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +59,24 @@ def split_speakers(files: list[Path], folder: Path, share: float) -> tuple[list[
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where an excerpt is from."""
+
+    recording: int
+    """Its number."""
+    start: int
+    """In samples of it; may be before its beginning."""
+    length: int
+    """In samples of it, as fast as it was recorded."""
+
+
+@dataclass(frozen=True)
 class Crops:
     """Random excerpts: audio (N, L) float32, and `peak` (N,), the largest sample of each whole recording."""
 
     audio: NDArray[np.float32]
     peak: NDArray[np.float32]
+    places: list[Place] = field(default_factory=list)
 
 
 class Corpus:
@@ -121,12 +134,14 @@ class Corpus:
         """
         audio = np.zeros((count, length), np.float32)
         peak = np.zeros(count, np.float32)
+        places = []
         for row in range(count):
             speed = 1 + rng.uniform(-speed_range, speed_range) if speed_range else 1.0
-            audio[row], peak[row] = self._crop(rng, length, speed)
-        return Crops(audio, peak)
+            audio[row], peak[row], place = self._crop(rng, length, speed)
+            places.append(place)
+        return Crops(audio, peak, places)
 
-    def _crop(self, rng: np.random.Generator, played: int, speed: float) -> tuple[NDArray[np.float32], float]:
+    def _crop(self, rng: np.random.Generator, played: int, speed: float) -> tuple[NDArray[np.float32], float, Place]:
         """Draw `played` samples from one recording; return them with the peak of the whole recording."""
         length = round(played * speed)
         index, start = self.place(rng, length)
@@ -135,7 +150,7 @@ class Corpus:
             resampled = soxr.resample(excerpt, speed, 1, "MQ")[:played]
             excerpt = np.pad(resampled, (0, played - len(resampled)))
         peak = np.abs(self.recording(index).astype(np.float32)).max() / 32768
-        return np.asarray(excerpt, np.float32), float(peak)
+        return np.asarray(excerpt, np.float32), float(peak), Place(index, start, length)
 
     def place(self, rng: np.random.Generator, length: int) -> tuple[int, int]:
         """Draw a recording, in proportion to its length, and the first of `length` samples in it."""

@@ -133,7 +133,7 @@ def score_matching_loss(graph: ScoreGraph, batch: Batch, t: Tensor, z: Tensor) -
     delta, sigma = torch.as_tensor(sde.delta(per_item_t)), torch.as_tensor(sde.sigma(per_item_t))
     s0 = torch.view_as_real(batch.spectrograms).movedim(-1, 1)
     z = torch.view_as_real(z).movedim(-1, 1)
-    told = batch.conditions.for_network(graph.module.conditions, batch.spectrograms, z.device)
+    told = batch.told(graph.module).for_network(graph.module.conditions, batch.spectrograms, z.device)
     if graph.module.has_posterior_variance:
         level, conditions = torch.as_tensor(sde.noise_level(t)), graph.module.conditions_of(told)
         clean, variance = graph.module.posterior(s0 + (sigma / delta) * z, level, conditions)

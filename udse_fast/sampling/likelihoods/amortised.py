@@ -78,9 +78,13 @@ class Amortised(SpeechLikelihood):
             heard = estimate.speech if estimate.heard is None else estimate.heard
             read_out = _between(estimate.speech, heard, self.listening)
             return _between(read_out, self.mixture, self.mixture_share)
-        level = torch.as_tensor(t.coefficients.sigma / t.coefficients.delta, device=t.state.device)
+        level = t.coefficients.sigma / t.coefficients.delta
         following = t.following.sigma / t.following.delta
-        kept = torch.where(level > HIGHEST_LEVEL, 0.0, (following / level) ** 2).to(t.state.real)
+        kept = (following / level) ** 2
+        if isinstance(level, Tensor):
+            kept = torch.where(level > HIGHEST_LEVEL, 0.0, kept).to(t.state.real)
+        elif level > HIGHEST_LEVEL:
+            kept = 0.0
         s0 = estimate.speech
         assert t.noise is not None
         fresh = ((1 - kept) * following**2 + (1 - kept) ** 2 * estimate.variance).sqrt()

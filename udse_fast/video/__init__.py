@@ -1,0 +1,1 @@
+"""Pictures that come with sound: decoding, faces, mouth crops."""

@@ -1,0 +1,79 @@
+"""The pictures of a video file, decoded through PyAV, in time with its sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from udse_fast.audio.inputs import opened
+from udse_fast.audio.multimedia import OPTIONS, Nameless
+from udse_fast.errors import UdseError, first_line
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".mpg")
+"""Of video files in folders."""
+
+
+class Pictures:
+    """The first video track of an open file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Raises FFmpeg's errors (`av.FFmpegError`), or ValueError where there is no picture in it."""
+        import av
+
+        self._container = av.open(Nameless(file), options=OPTIONS)
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError("no picture in it")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        sound = self._container.streams.audio
+        self._starts = float((sound[0].start_time or 0) * sound[0].time_base) if sound and sound[0].time_base else 0.0
+        context = self._stream.codec_context
+        self.width: int = context.width
+        self.height: int = context.height
+
+    def at_rate(self, rate: float) -> Iterator[Any]:
+        """Frames (`av.VideoFrame`) at a rate: number j is what is shown (j + 1/2) / rate after the sound begins.
+
+        Before the first picture that one is shown; the last one is held until its own end.
+        """
+        number, shown, last, length = 0, None, 0.0, 1 / rate
+        for frame in self._container.decode(self._stream):
+            if frame.time is None:
+                continue
+            time = frame.time - self._starts
+            while (number + 0.5) / rate < time:
+                yield frame if shown is None else shown
+                number += 1
+            shown, length, last = frame, (time - last if last < time else length), time
+        while shown is not None and (number + 0.5) / rate < last + length:
+            yield shown
+            number += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+
+@contextmanager
+def open_pictures(path: str | Path) -> Iterator[Pictures]:
+    """The pictures of a file.
+
+    Raises:
+        UdseError: it cannot be read, or there is no picture in it.
+    """
+    import av
+
+    path = Path(path)
+    try:
+        with opened(path) as file:
+            pictures = Pictures(file)
+            try:
+                yield pictures
+            finally:
+                pictures.close()
+    except (OSError, ValueError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UdseError(f"{path}: expected a video, got a file whose pictures cannot be read ({reason})") from error
