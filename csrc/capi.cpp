@@ -28,6 +28,8 @@ struct udse_prior {
 };
 struct udse_stream {
   udse::Stream stream;
+  std::shared_ptr<udse::Workbench> bench;
+  std::shared_ptr<const udse::Prior> prior;
 };
 struct udse_live {
   udse::LiveStream live;
@@ -37,6 +39,7 @@ namespace {
 
 constexpr std::int64_t most_frames = std::int64_t{1} << 40;  // of one call: sizes of it do not overflow
 constexpr std::int64_t invalid = UDSE_INVALID;
+constexpr std::uint32_t most_together = 64;
 
 void describe(udse_error* error, int code, const char* text) {
   if (!error) return;
@@ -92,9 +95,17 @@ std::shared_ptr<const udse::Prior> of(const udse_prior* prior) {
   return prior->prior;
 }
 
-udse_stream* open_stream(const std::shared_ptr<const udse::Prior>& prior, const udse_options& options) {
-  return new udse_stream{{prior, chosen_settings(*prior, options), options.sample_rate, options.channels}};
+udse::Stream make_stream(const std::shared_ptr<const udse::Prior>& prior, const udse_options& options) {
+  return {prior, chosen_settings(*prior, options), options.sample_rate, options.channels};
 }
+
+bool can_be(const udse_feed& feed) {
+  return feed.stream && feed.frames >= 0 && feed.frames <= most_frames && feed.capacity >= 0 &&
+         (!feed.frames || feed.in) && (!feed.capacity || feed.out);
+}
+
+// Feeds that are made on the stack at a time
+constexpr size_t most_feeds = 64;
 
 }  // namespace
 
@@ -162,16 +173,57 @@ udse_stream* udse_open(const char* path, const udse_options* options, udse_error
 }
 
 udse_stream* udse_open_with(const udse_prior* prior, const udse_options* options, udse_error* error) {
-  return guarded(error, UDSE_INVALID, [&] { return open_stream(of(prior), known_options(options)); });
+  return guarded(error, UDSE_INVALID, [&] {
+    const udse_options chosen = known_options(options);
+    if (chosen.together > most_together)
+      throw udse::Error("together: expected up to 64 signals, got " + std::to_string(chosen.together));
+    udse::Stream stream = make_stream(of(prior), chosen);
+    auto bench =
+        std::make_shared<udse::Workbench>(stream.make_workbench(std::max<int64_t>(stream.channels(), chosen.together)));
+    return new udse_stream{std::move(stream), std::move(bench), prior->prior};
+  });
+}
+
+udse_stream* udse_open_beside(const udse_stream* other, const udse_options* options, udse_error* error) {
+  return guarded(error, UDSE_INVALID, [&] {
+    if (!other) throw udse::Error("other: expected an open stream, got null");
+    udse::Stream stream = make_stream(other->prior, known_options(options));
+    if (!stream.fits(*other->bench))
+      throw udse::Error("options: expected the block_frames, steps and samples of the other stream");
+    return new udse_stream{std::move(stream), other->bench, other->prior};
+  });
 }
 
 void udse_close(udse_stream* stream) { delete stream; }
 
 int64_t udse_process(udse_stream* stream, const float* in, int64_t frames, float* out, int64_t capacity) {
-  if (!stream || frames < 0 || frames > most_frames || capacity < 0 || (frames && !in) || (capacity && !out))
-    return UDSE_INVALID;
+  if (!can_be({stream, in, frames, out, capacity, 0})) return UDSE_INVALID;
   if (capacity < stream->stream.most(frames)) return UDSE_CAPACITY;
-  return stream->stream.process(in, frames, {out, nullptr});
+  return stream->stream.process(in, frames, {out, nullptr}, *stream->bench);
+}
+
+int udse_process_many(udse_feed* feeds, size_t count) {
+  if (count && !feeds) return UDSE_INVALID;
+  int code = UDSE_OK;
+  for (size_t i = 0; i < count && code == UDSE_OK; ++i) {
+    const udse_feed& feed = feeds[i];
+    if (!can_be(feed) || feed.stream->bench != feeds[0].stream->bench) return UDSE_INVALID;
+    for (size_t k = 0; k < i; ++k)
+      if (feeds[k].stream == feed.stream) return UDSE_INVALID;
+    if (feed.capacity < feed.stream->stream.most(feed.frames)) code = UDSE_CAPACITY;
+  }
+  if (code != UDSE_OK) return code;
+  for (size_t first = 0; first < count; first += most_feeds) {
+    udse::Stream::Feed own[most_feeds];
+    const size_t n = std::min(most_feeds, count - first);
+    for (size_t i = 0; i < n; ++i) {
+      const udse_feed& feed = feeds[first + i];
+      own[i] = {&feed.stream->stream, feed.in, feed.frames, {feed.out, nullptr}};
+    }
+    udse::Stream::process(own, n, *feeds[0].stream->bench);
+    for (size_t i = 0; i < n; ++i) feeds[first + i].written = own[i].written;
+  }
+  return UDSE_OK;
 }
 
 int64_t udse_most(const udse_stream* stream, int64_t frames) {
@@ -181,7 +233,7 @@ int64_t udse_most(const udse_stream* stream, int64_t frames) {
 int64_t udse_flush(udse_stream* stream, float* out, int64_t capacity) {
   if (!stream || capacity < 0 || (capacity && !out)) return UDSE_INVALID;
   if (capacity < stream->stream.remaining()) return UDSE_CAPACITY;
-  return stream->stream.flush({out, nullptr});
+  return stream->stream.flush({out, nullptr}, *stream->bench);
 }
 
 int64_t udse_remaining(const udse_stream* stream) { return stream ? stream->stream.remaining() : invalid; }
@@ -231,11 +283,11 @@ int udse_restore(udse_stream* stream, const void* bytes, size_t size) {
 udse_live* udse_open_live(const udse_prior* prior, const udse_options* options, udse_error* error) {
   return guarded(error, UDSE_INVALID, [&] {
     const udse_options chosen = known_options(options);
-    std::unique_ptr<udse_stream> stream(open_stream(of(prior), chosen));
+    auto stream = std::make_unique<udse::Stream>(make_stream(of(prior), chosen));
     if (chosen.buffer_frames > 10 * chosen.sample_rate)
       throw udse::Error("buffer_frames: expected up to 10 seconds, got " + std::to_string(chosen.buffer_frames));
-    return new udse_live{{std::make_unique<udse::Stream>(std::move(stream->stream)),
-                          static_cast<float>(remaining_noise(chosen.max_attenuation_db)), chosen.buffer_frames}};
+    return new udse_live{
+        {std::move(stream), static_cast<float>(remaining_noise(chosen.max_attenuation_db)), chosen.buffer_frames}};
   });
 }
 

@@ -257,12 +257,11 @@ struct CausalNetwork::Network {
   struct Item {
     int64_t frames = 0;
     Spectrum u;
-    Map features, numbers;
+    Map features;
     struct Maps {
       Map x, first, second;  // what a residual block adds to, and the inputs of its convolutions
     };
     std::vector<Maps> levels;
-    Floats sums, products, scratch;  // sums and products: of bands, of `points` kinds
     // of the call
     const NetworkBlock* block = nullptr;
     int64_t sample = 0;
@@ -271,10 +270,13 @@ struct CausalNetwork::Network {
     float noise_level = 0, data_scale = 0;
     std::shared_ptr<const Floats> film;  // of the noise level
   };
-  // Items that work together, and what they share in the stack over time.
+  // Items that work together, and what they share: side by side in the stack over time, one after the other elsewhere.
   struct Team {
     std::vector<Item> items;
+    int64_t frames = 0;
     Floats bands, x, first, second;
+    Map numbers;
+    Floats sums, products, scratch;  // sums and products: of bands, of `points` kinds
   };
   // The items of a call.
   struct Items {
@@ -435,9 +437,9 @@ struct CausalNetwork::Network {
 
   void hold(Team& team, int64_t count, int64_t frames) const {
     const auto have = static_cast<int64_t>(team.items.size());
-    if (have >= count && (count == 0 || team.items[0].frames >= frames)) return;
-    frames = std::max(frames, have ? team.items[0].frames : 0);
-    team.items.resize(std::max(count, have));
+    if (have >= count && team.frames >= frames) return;
+    team.frames = frames = std::max(frames, team.frames);
+    team.items.resize(static_cast<std::size_t>(std::max(count, have)));
     for (Item& item : team.items)
       if (item.frames < frames) hold(item, frames);
     const int64_t rows = frames * static_cast<int64_t>(team.items.size()), C = padded(frame_channels);
@@ -445,24 +447,25 @@ struct CausalNetwork::Network {
     team.bands = Floats(rows * last.bands * padded(last.channels));
     team.x = team.second = Floats(rows * C);
     team.first = Floats(rows * C + longest_reach * static_cast<int64_t>(team.items.size()) * C);
+    team.numbers = Map(levels[0].bands, padded(outputs * stem), 0);
+    team.numbers.hold(frames);
+    int64_t sums = 0, products = team.numbers.size();
+    for (const Level& level : levels) sums = std::max(sums, level.bands * padded(level.channels));
+    team.sums = Floats((frames + 1) * points * sums / tile_bands);
+    team.products = Floats(frames * points * std::max(sums, products) / tile_bands);
+    team.scratch = Floats(24 * padded(bins));
   }
 
   void hold(Item& item, int64_t frames) const {
     item.frames = frames;
     item.u.hold(bins, frames);
     item.features = Map(bins, 3, stem / 2, 1);
-    item.numbers = Map(levels[0].bands, padded(outputs * stem), 0);
-    item.scratch = Floats(24 * padded(bins));
-    int64_t sums = 0, products = levels[0].bands * padded(outputs * stem);
+    item.features.hold(frames);
     item.levels.clear();
     for (const Level& level : levels) {
       const Map map(level.bands, padded(level.channels), 1, 1);
       item.levels.push_back({map, map, map});
-      sums = std::max(sums, map.size());
     }
-    item.sums = Floats((frames + 1) * points * sums / tile_bands);
-    item.products = Floats(frames * points * std::max(sums, products) / tile_bands);
-    for (Map* map : {&item.features, &item.numbers}) map->hold(frames);
     for (auto& maps : item.levels)
       for (Map* map : {&maps.x, &maps.first, &maps.second}) map->hold(frames);
   }
@@ -515,7 +518,7 @@ struct CausalNetwork::Network {
   }
 
   // The convolution of 3 by 3 over the bands of `in`, whose channels are padded to `channels`.
-  static void convolve(const NetworkKernels& run, const Layer& layer, Item& item, Map& in, int64_t channels,
+  static void convolve(const NetworkKernels& run, const Layer& layer, Team& team, Map& in, int64_t channels,
                        int64_t frames, int64_t bands, Map& out, Finish finish) {
     const int64_t columns = layer.shape.panels * panel, tiles = bands / tile_bands;
     const Rows rows{out.frame(0), out.stride(), columns};
@@ -524,15 +527,15 @@ struct CausalNetwork::Network {
                           true, rows, finish);
     const int64_t sums = tiles * channels, products = tiles * columns;
     for (int64_t t = 0; t <= frames; ++t)
-      run.band_sums(in.with_border(t - 1), tiles, channels, item.sums.data() + t * points * sums);
+      run.band_sums(in.with_border(t - 1), tiles, channels, team.sums.data() + t * points * sums);
     for (int64_t i = 0; i < points; ++i)
-      run.convolve(layer.product(i), {item.sums.data() + i * sums, points * sums, channels, points * sums}, frames,
-                   tiles, true, {item.products.data() + i * frames * products, products, columns}, Finish::store);
-    run.from_products(item.products.data(), layer.bias.data(), frames, tiles, columns, rows, finish);
+      run.convolve(layer.product(i), {team.sums.data() + i * sums, points * sums, channels, points * sums}, frames,
+                   tiles, true, {team.products.data() + i * frames * products, products, columns}, Finish::store);
+    run.from_products(team.products.data(), layer.bias.data(), frames, tiles, columns, rows, finish);
   }
 
-  void residuals(const NetworkKernels& run, const std::vector<Residual>& blocks, const Items& items, int64_t frames,
-                 int64_t level) const {
+  void residuals(const NetworkKernels& run, const std::vector<Residual>& blocks, Team& team, const Items& items,
+                 int64_t frames, int64_t level) const {
     const int64_t bands = levels[level].bands;
     for (const Residual& block : blocks) {
       const int64_t C = padded(block.channels);
@@ -540,12 +543,12 @@ struct CausalNetwork::Network {
         auto& maps = item.levels[level];
         norm(run, block, item, maps.x, maps.first, frames, bands);
         remember(item, maps.first, 1, frames);
-        convolve(run, block.conv1, item, maps.first, C, frames, bands, maps.second, Finish::silu);
+        convolve(run, block.conv1, team, maps.first, C, frames, bands, maps.second, Finish::silu);
       }
       for (Item& item : items) {
         auto& maps = item.levels[level];
         remember(item, maps.second, 1, frames);
-        convolve(run, block.conv2, item, maps.second, C, frames, bands, maps.x, Finish::add);
+        convolve(run, block.conv2, team, maps.second, C, frames, bands, maps.x, Finish::add);
       }
     }
   }
@@ -592,15 +595,15 @@ struct CausalNetwork::Network {
         [&](float* h, const float* from) { std::memcpy(h, from, static_cast<std::size_t>(wide) * sizeof(float)); });
   }
 
-  void answer(const NetworkKernels& run, Item& item) const {
+  void answer(const NetworkKernels& run, Team& team, Item& item) const {
     const NetworkBlock& block = *item.block;
     const int64_t K = block.frames, b = item.sample;
     const float a2 = item.noise_level * item.noise_level, data2 = item.data_scale * item.data_scale;
     const float skip = std::min(std::max(data2 / (a2 + data2), 1e-6f), 1 - 1e-6f);
     for (int64_t t = 0; t < K; ++t)
-      run.answer({bins, padded(bins), stem, item.numbers.frame(t), padded(outputs * stem), item.u.part(t, 0),
+      run.answer({bins, padded(bins), stem, team.numbers.frame(t), padded(outputs * stem), item.u.part(t, 0),
                   item.u.part(t, 1), 2 * item.u.plane, std::log(skip / (1 - skip)), data2 * a2 / (a2 + data2),
-                  block.clean + b * bins * K + t, block.variance + b * bins * K + t, K, item.scratch.data()});
+                  block.clean + b * bins * K + t, block.variance + b * bins * K + t, K, team.scratch.data()});
   }
 
   // The first `count` items of a team, which know their block, their sample of it, and the film.
@@ -618,7 +621,7 @@ struct CausalNetwork::Network {
     }
     const int64_t last = static_cast<int64_t>(levels.size()) - 1;
     for (int64_t i = 0; i <= last; ++i) {
-      residuals(run, levels[i].before, items, K, i);
+      residuals(run, levels[i].before, team, items, K, i);
       for (Item& item : items) {
         if (i == last) break;
         Map &h = item.levels[i].x, &next = item.levels[i + 1].x;
@@ -636,16 +639,16 @@ struct CausalNetwork::Network {
         run.convolve(levels[i].up.convolution(), {from.frame(0), from.stride(), C, 0}, K, levels[i + 1].bands, false,
                      {h.frame(0), h.stride(), 2 * padded(levels[i].channels)}, Finish::add);
       }
-      residuals(run, levels[i].after, items, K, i);
+      residuals(run, levels[i].after, team, items, K, i);
     }
     for (Item& item : items) {
       auto& maps = item.levels[0];
       for (int64_t t = 0; t < K; ++t) run.silu(maps.x.frame(t), maps.x.size(), maps.first.frame(t));
       remember(item, maps.first, 1, K);
-      convolve(run, output, item, maps.first, padded(levels[0].channels), K, levels[0].bands, item.numbers,
+      convolve(run, output, team, maps.first, padded(levels[0].channels), K, levels[0].bands, team.numbers,
                Finish::store);
+      answer(run, team, item);
     }
-    for (Item& item : items) answer(run, item);
   }
 
   void step(const NetworkBlock& block, int64_t begin, int64_t end) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel_rows.hpp"
+#include "philox_normal.hpp"
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
@@ -51,44 +52,9 @@ inline void philox(Width<N> L, uint32_t frame, uint32_t bin, const NoiseKey& key
   }
 }
 
-// ln((k + 1/2) / 2^24) for k < 2^24, relative error 1.5e-7. The upper half is taken from the distance to 1, which is
-// exact.
-inline float log_uniform(int32_t k) {
-  const bool upper = k >= 1 << 23;
-  const float v = (static_cast<float>(upper ? 0xffffff - k : k) + 0.5f) * 0x1p-24f;  // the uniform number, or 1 less it
-  const int32_t exponent = (bits(v) - 0x3f2aaaab) >> 23;  // v = (1 + f) 2^exponent, 1 + f in [2/3, 4/3)
-  const float lower_f = from_bits(bits(v) - exponent * (1 << 23)) - 1;
-  const bool near_one = v <= 1.f / 3;
-  const float f = upper ? (near_one ? -v : 1 - 2 * v) : lower_f;
-  const float e = upper ? (near_one ? 0.f : -1.f) : static_cast<float>(exponent);
-  float p = -0.121255808f;
-  p = p * f + 0.134257495f;
-  p = p * f - 0.123461902f;
-  p = p * f + 0.141183093f;
-  p = p * f - 0.166701406f;
-  p = p * f + 0.200037807f;
-  p = p * f - 0.249999881f;
-  p = p * f + 0.333333194f;
-  return e * 0.693147181f + (f + f * f * (p * f - 0.5f));
-}
-
-// bit 1 of a quadrant, where the sign of a float is
-inline int32_t sign_bit(int32_t quadrant) { return static_cast<int32_t>(static_cast<uint32_t>(quadrant & 2) << 30); }
-
-// sqrt(-ln u_0) exp(2 pi j u_1), u = ((x >> 8) + 1/2) / 2^24; absolute error below 1e-6
 template <int N>
 inline void normal_row(Width<N> L, const uint32_t* x0, const uint32_t* x1, ComplexRow& z) {
-  each(L, [&](int i) {
-    const float modulus = __builtin_sqrtf(-log_uniform(static_cast<int32_t>(x0[i] >> 8)));
-    const int32_t k = static_cast<int32_t>(x1[i] >> 8), quadrant = (k + (1 << 21)) >> 22;
-    const float d = (static_cast<float>(k - quadrant * (1 << 22)) + 0.5f) * 0x1p-24f,
-                u = d * d;  // turns, in [-1/8, 1/8]
-    const float sine = d * (6.28318548f + u * (-41.3416634f + u * (81.5925446f - u * 75.4016113f)));
-    const float cosine = 1 + u * (-19.7392082f + u * (64.9393158f + u * (-85.4428482f + u * 59.2201691f)));
-    const bool odd = quadrant & 1;
-    z[0][i] = modulus * from_bits(bits(odd ? sine : cosine) ^ sign_bit(quadrant + 1));
-    z[1][i] = modulus * from_bits(bits(odd ? cosine : sine) ^ sign_bit(quadrant));
-  });
+  each(L, [&](int i) { complex_normal(x0[i], x1[i], z[0][i], z[1][i]); });
 }
 
 // The rows of an even and the next odd bin: one counter serves both. Compiled once with all that it calls: where the

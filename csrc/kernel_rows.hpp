@@ -101,18 +101,6 @@ inline void load(Width<N> L, const PerFrame& number, int64_t t0, int n, Row& row
   each(L, [&](int i) { row[i] = number.value; });
 }
 
-inline int32_t bits(float x) {
-  int32_t b;
-  __builtin_memcpy(&b, &x, 4);
-  return b;
-}
-
-inline float from_bits(int32_t b) {
-  float x;
-  __builtin_memcpy(&x, &b, 4);
-  return x;
-}
-
 inline float square(float x) { return x * x; }
 
 }  // namespace

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import as_file, files
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from udse_fast import Enhancer, UdseError
+from udse_fast import Enhancer, UdseError, _core
 from udse_fast.audio.resampling import Resampler
 from udse_fast.streaming.native import NativeStream
 from udse_fast.streaming.stream import Stream
@@ -121,3 +122,41 @@ def test_the_words_mean_the_same(channels: int, settings: dict[str, str]) -> Non
     speech, expected = whole(native, signal)[0], whole(python, signal)[0]
     error = np.sqrt(np.mean((speech - expected) ** 2) / np.mean(expected**2))
     assert error < 1e-4
+
+
+def test_streams_side_by_side_equal_each_alone() -> None:
+    """Of other rates and channels, other seeds and lengths of chunks; one has settings of its own."""
+    signals = [noisy(16000)[:6_000], np.stack([noisy(48000)[:9_000]] * 2), noisy(16000)[2_000:9_000], noisy(16000)]
+    kinds: list[dict[str, Any]] = [{}, {"sample_rate": 48000, "channels": 2}, {"steps": 3}, {}]
+    alone = [whole(enhancer().open_stream(**kind), x)[0] for kind, x in zip(kinds, signals, strict=True)]
+    streams = [enhancer().open_stream(**kind) for kind in kinds]
+    parts: list[list[Any]] = [[] for _ in streams]
+    for number in range(10):
+        chunks = [x[..., x.shape[-1] * number // 10 : x.shape[-1] * (number + 1) // 10] for x in signals]
+        for part, out in zip(parts, Enhancer.process_many(streams, chunks), strict=True):
+            part.append(out)
+    for part, stream, expected in zip(parts, streams, alone, strict=True):
+        np.testing.assert_array_equal(np.concatenate([*part, stream.flush()], axis=-1), expected)
+
+
+def test_a_call_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = noisy(16000)[:6_000]
+    expected, _ = whole(enhancer().open_stream(), x)
+    stream = enhancer().open_stream()
+    parts = [stream.process(x[:2_000])]
+
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_core, "process_many", fails)
+        for start in (2_000, 3_000):
+            with pytest.raises(MemoryError):
+                stream.process(x[start : start + 1_000])
+        with pytest.raises(MemoryError):
+            stream.flush()
+    other = enhancer().open_stream()
+    other.restore(stream.state())
+    for goes_on in (stream, other):
+        rest = [*parts, goes_on.process(x[4_000:]), goes_on.flush()]
+        np.testing.assert_array_equal(np.concatenate(rest), expected)

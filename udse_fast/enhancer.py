@@ -349,13 +349,11 @@ class Enhancer:
 
     @staticmethod
     def process_many(streams: Sequence[Stream], chunks: Sequence[Audio]) -> list[Audio]:
-        """Feed many streams of this Enhancer at once.
-
-        Streams in Python make their network calls as one batch; native ones are computed one after the
-        other.
+        """Feed many streams of this Enhancer at once: their network calls are made together.
 
         Returns:
-            What is ready of each, as `streams[i].process(chunks[i])` would give up to rounding.
+            What is ready of each, as `streams[i].process(chunks[i])` would give: up to rounding, those of native
+            streams to the bit.
         """
         return process_together(streams, chunks)
 

@@ -13,21 +13,35 @@
 
 namespace udse {
 
+// The network calls of a block
+struct Calls {
+  std::vector<float> noise_levels;  // in the order of the calls
+  std::int64_t samples, frames;     // B, K
+
+  bool operator==(const Calls& other) const {
+    return noise_levels == other.noise_levels && samples == other.samples && frames == other.frames;
+  }
+};
+
 class BlockSampler {
  public:
   virtual ~BlockSampler() = default;
 
-  // Noise levels of the network calls of a block, in their order
-  virtual const std::vector<float>& noise_levels() const = 0;
+  virtual const Calls& calls() const = 0;
 
   // The block: x (F, K), compressed and normalised, with the number of its first frame; it is read until the last
   // answer.
   virtual void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) = 0;
-  virtual NetworkBlock request(std::size_t call) = 0;
+  // `memories`: (calls, B, memory_size of the network), where it writes what it remembers of the block.
+  virtual NetworkBlock request(std::size_t call, float* memories) = 0;
   // The network has written what the request points to. The noise model learns on the way.
   virtual void answer(std::size_t call, NoiseModel& noise) = 0;
   // Samples (B, F, K), after the last answer
   virtual const cfloat* speech() const = 0;
+
+  // After a block that went well: its memories are those that the next one goes on from. They are exchanged for the
+  // ones of the block before, which without this call stay.
+  virtual void keep(std::vector<float>& memories) = 0;
 
   virtual void reset() = 0;
   virtual void exchange(State& state) = 0;

@@ -57,6 +57,9 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       speech_(static_cast<size_t>(advance_)),
       gain_(speech_.size()),
       given_mixture_(speech_.size()) {
+  State learnt(State::measure);
+  exchange_learnt(learnt);
+  learnt_.resize(learnt.size());
   reset();
 }
 
@@ -106,26 +109,31 @@ bool CausalBlocks::begin() {
   update_level();
   active_ = level_ > least_level;
   if (!active_) return false;
+  State learnt(State::save, learnt_.data());
+  exchange_learnt(learnt);
   for (cfloat& z : mixture_) z = {z.real() / level_, z.imag() / level_};
   noise_model_.next_block(mixture_.data(), level_);
   sampler_->start(mixture_.data(), frame_, noise_model_);
   return true;
 }
 
-// The mixture is given, as far down as noise would be, and what was remembered is forgotten.
+// The mixture is given, as far down as noise would be, and what was learnt before the block is as it was.
 void CausalBlocks::recover() {
   ++recovered_blocks_;
-  noise_model_.reset();
-  sampler_->reset();
-  read_out_.reset();
+  const unsigned char* const before = learnt_.data();
+  State learnt(State::restore, before);
+  exchange_learnt(learnt);
   for (size_t i = 0; i < spectrogram_.size(); ++i) spectrogram_[i] = recovered_gain * loud_mixture_[i];
 }
 
-void CausalBlocks::estimate() {
+void CausalBlocks::estimate(std::vector<float>& memories) {
   read_out_.decompress(mixture_.data(), level_, loud_mixture_.data());
   read_out_.estimate(sampler_->speech(), mixture_.data(), level_, noise_model_, spectrogram_.data());
   const auto finite = [](cfloat z) { return std::isfinite(z.real()) && std::isfinite(z.imag()); };
-  if (!std::all_of(spectrogram_.begin(), spectrogram_.end(), finite)) recover();
+  if (std::all_of(spectrogram_.begin(), spectrogram_.end(), finite))
+    sampler_->keep(memories);
+  else
+    recover();
 }
 
 // Real gain up to 1 from the mixture to the speech, by their powers
@@ -179,6 +187,11 @@ int64_t CausalBlocks::missing() const {
   // samples that are held and were not given yet, with those before the signal, in whole blocks
   const int64_t blocks = (held_ + advance_ - 1) / advance_;
   return std::max<int64_t>(0, blocks * advance_ + window_ - advance_ - held_);
+}
+
+void CausalBlocks::exchange_learnt(State& state) {
+  noise_model_.exchange(state);
+  read_out_.exchange(state);
 }
 
 void CausalBlocks::exchange(State& state) {

@@ -26,8 +26,10 @@ class CausalBlocks {
   bool ready() const { return held_ >= window_; }
   // Starts the next block; false for digital silence, of which nothing is asked.
   bool begin();
-  // After the sampler's last answer: the speech (F, K) at the level of the input, and the mixture
-  void estimate();
+  bool active() const { return active_; }  // the block under way is not silent
+  // After the sampler's last answer: the speech (F, K) at the level of the input, and the mixture. `memories` are those
+  // that the network wrote; for the next block where this one went well.
+  void estimate(std::vector<float>& memories);
   std::vector<cfloat>& speech_spectrogram() { return spectrogram_; }
   const std::vector<cfloat>& mixture_spectrogram() const { return loud_mixture_; }
   // After the estimate, or after silence: the speech, the gain in the highest bands, and what came, `count()` samples
@@ -52,6 +54,7 @@ class CausalBlocks {
   void update_level();
   float gain_of_highest(std::int64_t frame) const;
   void recover();
+  void exchange_learnt(State& state);
 
   std::shared_ptr<const Prior> prior_;
   std::int64_t frames_, advance_, window_;
@@ -73,7 +76,8 @@ class CausalBlocks {
   float level_ = 0;
   std::uint64_t frame_ = 0;  // number of the next block's first
   std::int64_t skip_ = 0;    // samples before the signal starts
-  bool active_ = false;      // the block under way is not silent
+  bool active_ = false;
+  std::vector<unsigned char> learnt_;  // noise model and read-out as they were before the block under way
   std::int64_t left_out_ = 0, recovered_blocks_ = 0;
   std::vector<cfloat> mixture_;                     // x, (F, K)
   std::vector<cfloat> spectrogram_, loud_mixture_;  // speech and mixture at the level of the input, (F, K)

@@ -9,11 +9,12 @@ class DdrmSampler final : public BlockSampler {
  public:
   DdrmSampler(const Prior& prior, const StreamSettings& settings);
 
-  const std::vector<float>& noise_levels() const override { return noise_levels_; }
+  const Calls& calls() const override { return calls_; }
   void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) override;
-  NetworkBlock request(std::size_t call) override;
+  NetworkBlock request(std::size_t call, float* memories) override;
   void answer(std::size_t call, NoiseModel& noise) override;
   const cfloat* speech() const override { return state_.data(); }
+  void keep(std::vector<float>& memories) override { memories_.swap(memories); }
   void reset() override;
   void exchange(State& state) override;
 
@@ -25,7 +26,7 @@ class DdrmSampler final : public BlockSampler {
   float eta_, noise_bias_, variance_scale_;
   std::vector<double> delta_, sigma_;       // by step
   std::vector<Coefficients> coefficients_;  // by step
-  std::vector<float> noise_levels_;
+  Calls calls_;
   std::vector<float> level_of_samples_;  // of one call, (B)
   std::int64_t memory_size_;
   std::vector<float> memories_;  // (N, B, memory_size)

@@ -16,6 +16,7 @@ constexpr double spare_seconds = 0.5;   // that the worker may be late before it
 
 LiveStream::LiveStream(std::unique_ptr<Stream> stream, float remaining_noise, int64_t buffer_frames)
     : stream_(std::move(stream)),
+      bench_(stream_->make_workbench(stream_->channels())),
       channels_(stream_->channels()),
       latency_(stream_->latency()),
       fade_(buffer_frames > 0 ? static_cast<int64_t>(fade_seconds * static_cast<double>(stream_->sample_rate())) : 1),
@@ -120,7 +121,7 @@ bool LiveStream::enhance(int64_t until) {
   taken_ += n;
   consumed_.store(taken_, std::memory_order_release);
   stream_->set_remaining_noise(remaining_noise_.load(std::memory_order_relaxed));
-  const int64_t count = stream_->process(chunk_.data(), n, {result_.data(), nullptr});
+  const int64_t count = stream_->process(chunk_.data(), n, {result_.data(), nullptr}, bench_);
   const int64_t produced = produced_.load(std::memory_order_relaxed);
   enhanced_.write(produced, result_.data(), count);
   produced_.store(produced + count, std::memory_order_release);

@@ -41,6 +41,7 @@ class LiveStream {
   bool enhance(std::int64_t until);
 
   std::unique_ptr<Stream> stream_;
+  Workbench bench_;
   std::int64_t channels_, latency_, fade_;
   bool has_worker_;
   Ring noisy_, enhanced_;

@@ -56,7 +56,6 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
       settings_(checked(settings, sample_rate, channels)),
       sample_rate_(sample_rate),
       channel_count_(channels),
-      workspace_(prior_->network->workspace(0, 1, {})),
       mixture_(channels, piece_frames + 1),
       remaining_noise_(static_cast<float>(settings.remaining_noise)) {
   isa();  // throws where one is forced that is not there
@@ -66,11 +65,7 @@ Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& setting
   for (int64_t c = 0; c < channels; ++c)
     channels_.push_back(std::unique_ptr<Channel>(
         new Channel{{prior_, settings, most_pushed_}, Resampler(down), Resampler(up), Resampler(up), Resampler(up)}));
-  Channel& first = *channels_[0];
-  workspace_ = prior_->network->workspace(channels * settings.samples, settings.block_frames,
-                                          first.blocks.sampler().noise_levels());
-  requests_.reserve(static_cast<size_t>(channels));
-  active_.resize(static_cast<size_t>(channels));
+  const Channel& first = *channels_[0];
   piece_.resize(piece_frames);
   resampled_.resize(static_cast<size_t>(most_pushed_));
   const int64_t longest_silence = std::max({first.speech_after.delay(), piece_frames, most_pushed_});
@@ -91,6 +86,8 @@ int64_t Stream::latency() const {
   const int64_t end = (channel.blocks.first() - 1) * rate % std::gcd(channel.blocks.advance(), network_rate);
   return channel.before.delay() + held / network_rate - (end > held % network_rate);
 }
+
+Workbench Stream::make_workbench(int64_t signals) const { return {prior_, calls(), signals}; }
 
 int64_t Stream::most(int64_t frames) const {
   const Channel& channel = *channels_[0];
@@ -137,34 +134,27 @@ void Stream::share_gain() {
   const size_t size = channels_[0]->blocks.mixture_spectrogram().size();
   for (size_t i = 0; i < size; ++i) {
     float speech = 0, mixture = 0;
-    for (size_t c = 0; c < channels_.size(); ++c) {
-      if (!active_[c]) continue;
-      speech += std::norm(channels_[c]->blocks.speech_spectrogram()[i]);
-      mixture += std::norm(channels_[c]->blocks.mixture_spectrogram()[i]);
+    for (const auto& channel : channels_) {
+      if (!channel->blocks.active()) continue;
+      speech += std::norm(channel->blocks.speech_spectrogram()[i]);
+      mixture += std::norm(channel->blocks.mixture_spectrogram()[i]);
     }
     const float gain = std::min(1.f, std::sqrt(speech / std::max(mixture, std::numeric_limits<float>::min())));
-    for (size_t c = 0; c < channels_.size(); ++c)
-      if (active_[c])
-        channels_[c]->blocks.speech_spectrogram()[i] = gain * channels_[c]->blocks.mixture_spectrogram()[i];
+    for (const auto& channel : channels_)
+      if (channel->blocks.active())
+        channel->blocks.speech_spectrogram()[i] = gain * channel->blocks.mixture_spectrogram()[i];
   }
 }
 
-int64_t Stream::run_block(int64_t most_given, Writer& to) {
-  for (size_t c = 0; c < channels_.size(); ++c) active_[c] = channels_[c]->blocks.begin();
-  const size_t calls = channels_[0]->blocks.sampler().noise_levels().size();
-  for (size_t call = 0; call < calls; ++call) {
-    requests_.clear();
-    for (size_t c = 0; c < channels_.size(); ++c)
-      if (active_[c]) requests_.push_back(channels_[c]->blocks.sampler().request(call));
-    if (requests_.empty()) break;
-    prior_->network->step(requests_.data(), requests_.size(), workspace_);
-    network_calls_ += static_cast<int64_t>(requests_.size());
-    for (size_t c = 0; c < channels_.size(); ++c)
-      if (active_[c]) channels_[c]->blocks.sampler().answer(call, channels_[c]->blocks.noise_model());
-  }
-  for (size_t c = 0; c < channels_.size(); ++c)
-    if (active_[c]) channels_[c]->blocks.estimate();
-  if (settings_.common_gain && std::count(active_.begin(), active_.end(), 1) > 1) share_gain();
+void Stream::put_on(Workbench& bench) {
+  for (auto& channel : channels_) bench.put(channel->blocks);
+}
+
+int64_t Stream::give_block(int64_t most_given, Writer& to) {
+  const auto active =
+      std::count_if(channels_.begin(), channels_.end(), [](const auto& channel) { return channel->blocks.active(); });
+  network_calls_ += active * static_cast<int64_t>(calls().noise_levels.size());
+  if (settings_.common_gain && active > 1) share_gain();
   for (auto& channel : channels_) channel->blocks.end();
   const int64_t count = std::min(channels_[0]->blocks.count(), most_given);
   for (int64_t c = 0; c < channel_count_; ++c) {
@@ -175,19 +165,47 @@ int64_t Stream::run_block(int64_t most_given, Writer& to) {
   return count;
 }
 
-int64_t Stream::process(const float* in, int64_t frames, const Output& out) {
-  const DenormalsOff denormals_off;
-  Writer to{out, 0};
-  for (int64_t taken = 0; taken < frames;) {
-    const int64_t count = std::min(piece_frames, frames - taken);
-    push(in + taken * channel_count_, count);
-    taken += count;
-    while (channels_[0]->blocks.ready()) run_block(everything, to);
-  }
-  return to.written;
+int64_t Stream::run_block(int64_t most_given, Writer& to, Workbench& bench) {
+  put_on(bench);
+  bench.finish();
+  return give_block(most_given, to);
 }
 
-int64_t Stream::flush(const Output& out) {
+void Stream::take(Feed& feed) {
+  while (!ready() && feed.taken < feed.frames) {
+    const int64_t count = std::min(piece_frames, feed.frames - feed.taken);
+    push(feed.in + feed.taken * channel_count_, count);
+    feed.taken += count;
+  }
+  feed.ready = ready();
+}
+
+void Stream::process(Feed* feeds, size_t count, Workbench& bench) {
+  const DenormalsOff denormals_off;
+  for (bool any = true; any;) {
+    any = false;
+    for (Feed* feed = feeds; feed != feeds + count; ++feed) {
+      feed->stream->take(*feed);
+      if (feed->ready) feed->stream->put_on(bench);
+      any = any || feed->ready;
+    }
+    bench.finish();
+    for (Feed* feed = feeds; feed != feeds + count; ++feed) {
+      if (!feed->ready) continue;
+      Writer to{feed->out, feed->written};
+      feed->stream->give_block(everything, to);
+      feed->written = to.written;
+    }
+  }
+}
+
+int64_t Stream::process(const float* in, int64_t frames, const Output& out, Workbench& bench) {
+  Feed feed{this, in, frames, out};
+  process(&feed, 1, bench);
+  return feed.written;
+}
+
+int64_t Stream::flush(const Output& out, Workbench& bench) {
   const DenormalsOff denormals_off;
   const CausalBlocks& blocks = channels_[0]->blocks;
   Writer to{out, 0};
@@ -197,7 +215,7 @@ int64_t Stream::flush(const Output& out) {
     left -= count;
     for (auto& channel : channels_)
       channel->blocks.push(resampled_.data(), channel->before.process(silence_.data(), count, resampled_.data()));
-    while (blocks.ready()) run_block(everything, to);
+    while (ready()) run_block(everything, to, bench);
   }
   // then to the blocks, until they have given all of it
   int64_t to_give = blocks.remaining();
@@ -205,7 +223,7 @@ int64_t Stream::flush(const Output& out) {
     const int64_t count = std::min(most_pushed_, missing);
     missing -= count;
     for (auto& channel : channels_) channel->blocks.push(silence_.data(), count);
-    while (blocks.ready()) to_give -= run_block(to_give, to);
+    while (ready()) to_give -= run_block(to_give, to, bench);
   }
   for (int64_t c = 0; c < channel_count_; ++c) {
     Channel& channel = *channels_[static_cast<size_t>(c)];

@@ -8,6 +8,7 @@
 #include "stream/causal_blocks.hpp"
 #include "stream/resampler.hpp"
 #include "stream/ring.hpp"
+#include "stream/workbench.hpp"
 
 namespace udse {
 
@@ -17,8 +18,8 @@ struct Output {
   float* noise;
 };
 
-// The output does not depend on how the input is cut, bit for bit. After the constructor nothing is allocated, no lock
-// is taken and nothing is thrown, but by `restore`. One thread at a time.
+// The output does not depend on how the input is cut, nor on the company on a workbench, bit for bit. After the
+// constructor nothing is allocated, no lock is taken and nothing is thrown, but by `restore`. One thread at a time.
 class Stream {
  public:
   // Throws Error for settings, a rate or a number of channels that cannot be.
@@ -31,13 +32,32 @@ class Stream {
   std::int64_t latency() const;
   // Frames that `process` of so many gives, at most
   std::int64_t most(std::int64_t frames) const;
+  std::int64_t received() const { return received_; }
   // Frames that came in and were not given yet
   std::int64_t remaining() const { return received_ - returned_; }
 
-  // Room for `most(frames)` frames; gives the number of frames written. NaN and infinite samples count as silence.
-  std::int64_t process(const float* in, std::int64_t frames, const Output& out);
+  // A workbench for this stream, and for others that ask the same of the network, so many signals side by side. A
+  // workbench is used by one thread at a time.
+  Workbench make_workbench(std::int64_t signals) const;
+  bool fits(const Workbench& bench) const { return bench.fits(*prior_, calls()); }
+  // Of a block of each channel
+  const Calls& calls() const { return channels_[0]->blocks.sampler().calls(); }
+
+  // Frames that come, and where those go that are ready: room for `most(frames)`
+  struct Feed {
+    Stream* stream;
+    const float* in;
+    std::int64_t frames;
+    Output out;
+    std::int64_t taken = 0, written = 0;
+    bool ready = false;  // a block is
+  };
+  // All streams at once, each by its own feed, which tells what was written. NaN and infinite samples count as silence.
+  static void process(Feed* feeds, std::size_t count, Workbench& bench);
+  // One stream; gives the number of frames written
+  std::int64_t process(const float* in, std::int64_t frames, const Output& out, Workbench& bench);
   // Room for `remaining()`; afterwards the stream starts anew
-  std::int64_t flush(const Output& out);
+  std::int64_t flush(const Output& out, Workbench& bench);
   void reset();
   // Factor of the noise that is left in, 0 to 1, from the next block on
   void set_remaining_noise(float factor) { remaining_noise_ = factor; }
@@ -65,9 +85,13 @@ class Stream {
 
   static std::array<Resampler*, 4> resamplers(Channel& channel);
   void push(const float* in, std::int64_t frames);
-  // Enhances the block that is ready; all channels are in step. Of the samples that it gives at most `most_given`
-  // count.
-  std::int64_t run_block(std::int64_t most_given, Writer& to);
+  bool ready() const { return channels_[0]->blocks.ready(); }  // all channels are in step
+  // Until a block is ready, or everything is taken
+  void take(Feed& feed);
+  void put_on(Workbench& bench);
+  // The block that the workbench has done. Of the samples that it gives at most `most_given` count.
+  std::int64_t give_block(std::int64_t most_given, Writer& to);
+  std::int64_t run_block(std::int64_t most_given, Writer& to, Workbench& bench);
   // Samples at the network's rate: speech, gain of the band above, and what came
   struct Part {
     const float *speech, *gain, *low;
@@ -82,9 +106,6 @@ class Stream {
   std::int64_t sample_rate_, channel_count_;
   std::int64_t most_pushed_ = 0;  // samples at the network's rate of a piece
   std::vector<std::unique_ptr<Channel>> channels_;
-  CausalNetwork::Workspace workspace_;
-  std::vector<NetworkBlock> requests_;
-  std::vector<char> active_;  // channels that are not silent
   std::vector<float> piece_, resampled_, silence_, speech_, gain_, low_;
   Ring mixture_;  // frames that came, those that were not given yet among them
   float remaining_noise_;

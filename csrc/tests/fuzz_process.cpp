@@ -38,11 +38,28 @@ void run(Bytes bytes, udse_prior* prior) {
   options.steps = options.samples = 1;
   udse_stream* const stream = udse_open_with(prior, &options, nullptr);
   require(stream != nullptr);
+  options.sample_rate = rates[bytes.take<uint8_t>() % 6];
+  udse_stream* const beside = udse_open_beside(stream, &options, nullptr);
+  require(beside != nullptr);
   int64_t in_frames = 0, out_frames = 0;
   std::vector<unsigned char> state;
   while (bytes.at < bytes.end) {
-    const unsigned what = bytes.take<uint8_t>() % 8;
-    if (what < 5) {
+    const unsigned what = bytes.take<uint8_t>() % 9;
+    if (what == 8) {  // side by side with a neighbour, which alone nothing is asked of
+      const int64_t frames = bytes.take<uint16_t>() % 3000;
+      const std::vector<float> in(static_cast<std::size_t>(frames) * options.channels, bytes.take<float>());
+      std::vector<float> out[2];
+      udse_feed feeds[2] = {{stream, in.data(), frames, nullptr, 0, 0}, {beside, in.data(), frames, nullptr, 0, 0}};
+      for (int i : {0, 1}) {
+        feeds[i].capacity = udse_most(feeds[i].stream, frames);
+        out[i].resize(static_cast<std::size_t>(feeds[i].capacity) * options.channels);
+        feeds[i].out = out[i].data();
+      }
+      require(udse_process_many(feeds, 2) == UDSE_OK);
+      in_frames += frames;
+      out_frames += feeds[0].written;
+      require(udse_remaining(stream) == in_frames - out_frames);
+    } else if (what < 5) {
       const int64_t frames = bytes.take<uint16_t>() % 3000;
       std::vector<float> in(static_cast<std::size_t>(frames) * options.channels);
       const float pattern[] = {bytes.take<float>(), bytes.take<float>(), bytes.take<float>()};
@@ -72,7 +89,7 @@ void run(Bytes bytes, udse_prior* prior) {
       }
     }
   }
-  udse_close(stream);
+  udse_close(stream), udse_close(beside);
 }
 
 }  // namespace

@@ -144,6 +144,50 @@ void live_is_the_stream_with_a_delay(const udse_prior* prior, uint32_t rate, uin
   udse_close_live(live);
 }
 
+void streams_beside_each_other(const udse_prior* prior) {
+  udse_options options = quick();
+  options.together = 2;
+  udse_stream* const first = udse_open_with(prior, &options, nullptr);
+  udse_options other_rate = quick(48000);
+  udse_stream* const second = udse_open_beside(first, &other_rate, nullptr);
+  udse_stream* const apart = udse_open_with(prior, &options, nullptr);
+  CHECK(first && second && apart);
+  const Samples x = noise(4800), wanted = enhanced(prior, other_rate, x);
+  Samples a(9000), b(9000);
+  udse_feed feeds[] = {{first, x.data(), 1600, a.data(), 9000, -1}, {second, x.data(), 4800, b.data(), 9000, -1}};
+  const auto refused = [&](udse_feed bad, int code) {
+    udse_feed both[] = {feeds[0], bad};
+    return udse_process_many(both, 2) == code && both[0].written == -1 && udse_remaining(first) == 0;
+  };
+  udse_feed bad = feeds[1];
+  bad.stream = apart;
+  CHECK(refused(bad, UDSE_INVALID));
+  bad.stream = first;  // twice
+  CHECK(refused(bad, UDSE_INVALID));
+  bad = feeds[1];
+  bad.capacity = 10;
+  CHECK(refused(bad, UDSE_CAPACITY));
+  bad.frames = -1;
+  CHECK(refused(bad, UDSE_INVALID));
+  CHECK(udse_process_many(nullptr, 1) == UDSE_INVALID && udse_process_many(nullptr, 0) == UDSE_OK);
+  start_watching();
+  CHECK(udse_process_many(feeds, 2) == UDSE_OK);
+  const WatchedCalls calls = stop_watching();
+  CHECK(calls.allocations == 0 && calls.locks == 0);
+  CHECK(feeds[0].written == 1600 - udse_remaining(first) && feeds[1].written > 0);
+  for (int64_t i = 0; i < feeds[1].written; ++i) CHECK(b[size_t(i)] == wanted[size_t(i)]);
+
+  udse_error error;
+  options.steps = 2;
+  CHECK(!udse_open_beside(first, &options, &error) && error.code == UDSE_INVALID && std::strstr(error.text, "steps"));
+  CHECK(!udse_open_beside(nullptr, &options, &error) && error.code == UDSE_INVALID);
+  options.together = 65;
+  CHECK(!udse_open_with(prior, &options, &error) && std::strstr(error.text, "65"));
+  udse_close(first);  // the others go on
+  CHECK(udse_flush(second, b.data(), 9000) >= 0);
+  udse_close(second), udse_close(apart);
+}
+
 // Fed at leisure, a worker gives what the caller would compute; fed as fast as can be it is late, and what is heard
 // then is the input of that moment, without a jump.
 void a_worker_that_is_late_is_bridged(const udse_prior* prior) {
@@ -186,6 +230,7 @@ int main(int argc, char** argv) {
   wrong_calls_give_codes(prior);
   live_is_the_stream_with_a_delay(prior, 16000, 1);
   live_is_the_stream_with_a_delay(prior, 44100, 2);
+  streams_beside_each_other(prior);
   a_worker_that_is_late_is_bridged(prior);
   udse_close_prior(prior);
   std::puts("C interface: ok");

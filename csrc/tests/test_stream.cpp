@@ -50,6 +50,7 @@ template <class Length>
 Samples run(udse::Stream& stream, const Samples& in, Length length, Samples* noise_out = nullptr) {
   const int64_t channels = stream.channels(), frames = int64_t(in.size()) / channels;
   Samples out, piece, noise_piece;
+  udse::Workbench bench = stream.make_workbench(channels);
   const auto add = [&](int64_t count) {
     out.insert(out.end(), piece.begin(), piece.begin() + count * channels);
     if (noise_out) noise_out->insert(noise_out->end(), noise_piece.begin(), noise_piece.begin() + count * channels);
@@ -61,13 +62,13 @@ Samples run(udse::Stream& stream, const Samples& in, Length length, Samples* noi
   for (int64_t at = 0; at < frames;) {
     const int64_t n = std::min<int64_t>(length(), frames - at);
     make_room(stream.most(n));
-    const int64_t count = stream.process(in.data() + at * channels, n, {piece.data(), noise_piece.data()});
+    const int64_t count = stream.process(in.data() + at * channels, n, {piece.data(), noise_piece.data()}, bench);
     CHECK(count <= stream.most(n));
     add(count);
     at += n;
   }
   make_room(stream.remaining());
-  add(stream.flush({piece.data(), noise_piece.data()}));
+  add(stream.flush({piece.data(), noise_piece.data()}, bench));
   return out;
 }
 
@@ -111,9 +112,10 @@ void latency_is_exact() {
     udse::Stream stream = make_stream(rate, 1, 1, 1);
     Samples out(size_t(stream.most(1)));
     int64_t most_waiting = 0;
+    udse::Workbench bench = stream.make_workbench(1);
     for (int64_t i = 0; i < rate; ++i) {
       const float x = noise();
-      stream.process(&x, 1, {out.data(), nullptr});
+      stream.process(&x, 1, {out.data(), nullptr}, bench);
       most_waiting = std::max(most_waiting, stream.remaining());
     }
     CHECK(most_waiting == stream.latency());
@@ -128,6 +130,92 @@ void channels_are_enhanced_one_by_one() {
   const auto chunks = [] { return 480; };
   const Samples of_left = run(mono, left, chunks), of_right = run(mono, right, chunks), out = run(stereo, both, chunks);
   for (size_t i = 0; i < 9000; ++i) CHECK(out[2 * i] == of_left[i] && out[2 * i + 1] == of_right[i]);
+}
+
+// Streams of any rate and number of channels, in pieces of any length, on a workbench with fewer places than signals
+void company_changes_nothing() {
+  struct Member {
+    int64_t rate, channels;
+    Samples in, alone, out;
+    udse::Stream stream;
+  };
+  std::vector<Member> members;
+  for (const auto [rate, channels] : {std::pair{16000, 1}, {44100, 2}, {48000, 1}, {16000, 1}, {8000, 3}}) {
+    const Samples in = signal(rate / 2, rate, channels);
+    udse::Stream stream = make_stream(rate, channels, 3, 2);
+    const Samples alone = run(stream, in, [] { return 500; });
+    members.push_back({rate, channels, in, alone, {}, std::move(stream)});
+  }
+  udse::Workbench bench = members[0].stream.make_workbench(3);
+  std::vector<udse::Stream::Feed> feeds;
+  std::vector<Samples> rooms;
+  for (int round = 0; round < 200; ++round) {
+    feeds.clear(), rooms.clear();
+    rooms.reserve(members.size());
+    for (Member& m : members) {
+      CHECK(m.stream.fits(bench));
+      const int64_t frames = int64_t(m.in.size()) / m.channels, at = std::min<int64_t>(frames, m.stream.received());
+      const int64_t n = std::min<int64_t>(frames - at, int64_t(generator() % 4000));
+      rooms.emplace_back(size_t(m.stream.most(n) * m.channels));
+      feeds.push_back({&m.stream, m.in.data() + at * m.channels, n, {rooms.back().data(), nullptr}});
+    }
+    udse::Stream::process(feeds.data(), feeds.size(), bench);
+    for (size_t i = 0; i < members.size(); ++i)
+      members[i].out.insert(members[i].out.end(), rooms[i].begin(),
+                            rooms[i].begin() + feeds[i].written * members[i].channels);
+  }
+  for (Member& m : members) {
+    Samples rest(size_t(m.stream.remaining() * m.channels));
+    m.stream.flush({rest.data(), nullptr}, bench);
+    m.out.insert(m.out.end(), rest.begin(), rest.end());
+    CHECK(same(m.out, m.alone));
+  }
+}
+
+// Blocks whose network breaks down: a quiet mixture is given, and what was learnt before them is still there.
+void a_block_that_breaks_down_changes_nothing() {
+  const udse::StreamSettings chosen = settings(2, 2);
+  udse::CausalBlocks broken(prior, chosen, 4096), sound(prior, chosen, 4096);
+  const auto memories = [] { return std::vector<float>(size_t(2 * 2 * prior->network->memory_size()), 0.5f); };
+  const auto answers = [&](udse::CausalBlocks& blocks, float value) {
+    std::vector<float> written = memories();
+    CHECK(blocks.begin());
+    for (size_t call = 0; call < 2; ++call) {
+      const udse::NetworkBlock asked = blocks.sampler().request(call, written.data());
+      const int64_t size = asked.samples * asked.frames * prior->network->bins();
+      std::fill_n(asked.clean, size, udse::cfloat(value, 0.1f));
+      std::fill_n(asked.variance, size, 0.1f);
+      blocks.sampler().answer(call, blocks.noise_model());
+    }
+    blocks.estimate(written);
+    blocks.end();
+  };
+  const auto learnt = [](udse::CausalBlocks& blocks) {
+    udse::State size(udse::State::measure);
+    blocks.noise_model().exchange(size), blocks.sampler().exchange(size);
+    std::vector<unsigned char> bytes(size.size());
+    udse::State saved(udse::State::save, bytes.data());
+    blocks.noise_model().exchange(saved), blocks.sampler().exchange(saved);
+    return bytes;
+  };
+  const Samples x = signal(16000, 16000);
+  int64_t at = 0;
+  for (auto* blocks : {&broken, &sound}) blocks->push(x.data(), blocks->window());
+  for (int i = 0; i < 2; ++i) {
+    for (auto* blocks : {&broken, &sound}) answers(*blocks, 0.2f);
+    for (auto* blocks : {&broken, &sound}) blocks->push(x.data() + at, blocks->advance());
+    at += broken.advance();
+  }
+  const std::vector<unsigned char> before = learnt(broken);
+  CHECK(before == learnt(sound));
+  answers(broken, std::numeric_limits<float>::quiet_NaN());
+  CHECK(broken.recovered_blocks() == 1 && learnt(broken) == before);
+  for (int64_t i = 0; i < broken.count(); ++i) CHECK(std::isfinite(broken.speech()[i]));
+  answers(sound, 0.2f);
+  CHECK(sound.recovered_blocks() == 0 && learnt(sound) != before);
+  broken.push(x.data() + at, broken.advance());
+  answers(broken, 0.2f);
+  CHECK(broken.recovered_blocks() == 1 && learnt(broken) != before);
 }
 
 void speech_and_noise_add_up_to_the_input() {
@@ -153,14 +241,15 @@ void a_state_goes_on_to_the_bit(int64_t rate) {
   const int64_t half = int64_t(in.size()) / 2 + 7;
   udse::Stream one = make_stream(rate, 1, 3, 2), other = make_stream(rate, 1, 3, 2);
   Samples first(size_t(one.most(half))), a(size_t(one.most(half))), b(a.size());
-  one.process(in.data(), half, {first.data(), nullptr});
+  udse::Workbench bench = one.make_workbench(1);
+  one.process(in.data(), half, {first.data(), nullptr}, bench);
   std::vector<unsigned char> state(one.state_size());
   one.save(state.data());
-  other.process(in.data(), 999, {b.data(), nullptr});  // has heard something else
+  other.process(in.data(), 999, {b.data(), nullptr}, bench);  // has heard something else
   other.restore(state.data(), state.size());
   const int64_t rest = int64_t(in.size()) - half;
-  const int64_t n = one.process(in.data() + half, rest, {a.data(), nullptr});
-  CHECK(other.process(in.data() + half, rest, {b.data(), nullptr}) == n);
+  const int64_t n = one.process(in.data() + half, rest, {a.data(), nullptr}, bench);
+  CHECK(other.process(in.data() + half, rest, {b.data(), nullptr}, bench) == n);
   CHECK(std::memcmp(a.data(), b.data(), size_t(n) * sizeof(float)) == 0);
 
   const auto refused = [&](udse::Stream& stream, const std::vector<unsigned char>& bytes) {
@@ -189,10 +278,11 @@ void nothing_is_allocated_or_locked() {
     udse::Stream stream = make_stream(rate, 2, 12, 2);
     Samples out(size_t(2 * stream.most(rate)));
     std::vector<unsigned char> state(stream.state_size());
+    udse::Workbench bench = stream.make_workbench(1);
     start_watching();
-    const int64_t n = stream.process(in.data(), rate, {out.data(), nullptr});
+    const int64_t n = stream.process(in.data(), rate, {out.data(), nullptr}, bench);
     stream.save(state.data());
-    stream.flush({out.data(), nullptr});
+    stream.flush({out.data(), nullptr}, bench);
     stream.restore(state.data(), state.size());
     stream.reset();
     const WatchedCalls calls = stop_watching();
@@ -278,6 +368,8 @@ int main(int argc, char** argv) {
   every_rate_and_channel_keeps_its_length();
   latency_is_exact();
   channels_are_enhanced_one_by_one();
+  company_changes_nothing();
+  a_block_that_breaks_down_changes_nothing();
   speech_and_noise_add_up_to_the_input();
   an_attenuation_limit_leaves_noise_in();
   for (const int64_t rate : {8000, 44100}) a_state_goes_on_to_the_bit(rate);

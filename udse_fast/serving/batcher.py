@@ -1,7 +1,4 @@
-"""Streams of many connections, computed together: one worker takes the chunks of all that wait.
-
-Streams in Python share their network calls as one batch; native ones are computed one after the other.
-"""
+"""Streams of many connections, computed together: one worker takes the chunks of all that wait."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ import torch
 from udse_fast import _core
 from udse_fast.backends.dispatch import wanted
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer
+from udse_fast.model import Model
+from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
 from udse_fast.sampling.posterior import divergence
 from udse_fast.settings import CHOICES
@@ -78,9 +82,21 @@ class NativeStream(Stream):
     def _end(self) -> None:
         self._ended = True
 
-    def _work_alone(self) -> None:
-        while self._waiting:
-            self._ready.append(self._core.process(np.ascontiguousarray(self._waiting.pop(0).T)))
+    @staticmethod
+    def _work(streams: Sequence[Any]) -> None:
+        waiting = [stream for stream in streams if stream._waiting]
+        while waiting:
+            together = [stream for stream in waiting if stream._core.fits(waiting[0]._core)]
+            waiting = [stream for stream in waiting if stream not in together]
+            chunks = [np.ascontiguousarray(np.concatenate(stream._waiting, axis=1).T) for stream in together]
+            results = _core.process_many([stream._core for stream in together], chunks)
+            for stream, ready in zip(together, results, strict=True):
+                stream._waiting = []
+                stream._ready.append(ready)
+        for stream in streams:
+            stream._finish_work()
+
+    def _finish_work(self) -> None:
         self._counts.network_calls = self._core.network_calls
         if self._core.recovered_blocks > self.fallbacks:
             if not self.enhancer.falls_back:
@@ -101,12 +117,16 @@ class NativeStream(Stream):
 
     def _content(self) -> dict[str, Any]:
         state = torch.frombuffer(bytearray(self._core.state()), dtype=torch.uint8)
-        return {**super()._content(), "core": state}
+        waiting = [torch.from_numpy(samples) for samples in self._waiting]
+        ready = [[torch.from_numpy(part) for part in both] for both in self._ready]
+        return {**super()._content(), "core": state, "waiting": waiting, "ready": ready}
 
     def _go_on_from(self, content: dict[str, Any]) -> None:
         super()._go_on_from(content)
         self._core.restore(content["core"].numpy().tobytes())
         self._between_calls()
+        self._waiting = [samples.numpy() for samples in content["waiting"]]
+        self._ready = [(speech.numpy(), noise.numpy()) for speech, noise in content["ready"]]
 
 
 def make_stream(
@@ -125,19 +145,27 @@ def _block_frames(enhancer: BlockEnhancer[Any]) -> int:
     return enhancer.settings.block_frames or enhancer.model.network.causal_block
 
 
+_PRIORS: WeakKeyDictionary[CausalCore, _core.StreamPrior] = WeakKeyDictionary()
+"""What streams of the same network share."""
+
+
+def _core_prior(model: Model) -> _core.StreamPrior:
+    core, config = model.network.causal_core(), model.network.config
+    if core not in _PRIORS:
+        signal = {**config["stft"], **config["compression"]}
+        window = signal.pop("window")
+        sde = {name: value for name, value in config["sde"].items() if name != "name"}
+        fingerprint = int(model.fingerprints[0], 16)
+        _PRIORS[core] = _core.StreamPrior(core.network, {**signal, **sde}, window == "sqrt_hann", fingerprint)
+    return _PRIORS[core]
+
+
 def _core_stream(
     enhancer: BlockEnhancer[Any], sample_rate: int, channels: int, max_attenuation_db: float | None
 ) -> _core.NativeStream:
     model, settings = enhancer.model, enhancer.settings
-    config = model.network.config
-    signal = {**config["stft"], **config["compression"]}
-    window = signal.pop("window")
-    sde = {name: value for name, value in config["sde"].items() if name != "name"}
-    prior = _core.StreamPrior(
-        model.network.causal_core().network, {**signal, **sde}, window == "sqrt_hann", int(model.fingerprints[0], 16)
-    )
     numbers = {name: getattr(settings, name) for name in _NUMBERS} | model.options
     numbers["block_frames"] = _block_frames(enhancer)
     numbers["remaining_noise"] = 0.0 if max_attenuation_db is None else 10 ** (-max_attenuation_db / 20)
     words = {name: getattr(settings, name) for name in CHOICES}
-    return _core.NativeStream(prior, numbers, words, enhancer.seed, sample_rate, channels)
+    return _core.NativeStream(_core_prior(model), numbers, words, enhancer.seed, sample_rate, channels)

@@ -209,8 +209,13 @@ class Stream:
         for channel, row in zip(self._channels, samples, strict=True):
             channel.push(row)
 
-    def _work_alone(self) -> None:
-        """Do what is not done in blocks together with other streams: here nothing."""
+    @staticmethod
+    def _work(streams: Sequence[Any]) -> None:
+        """Enhance what is there of streams of this kind, see `advance`."""
+        while due := [(stream, blocks) for stream in streams for blocks in stream._due()]:
+            results = enhance_blocks([(stream.enhancer, blocks) for stream, blocks in due])
+            for (stream, blocks), enhanced in zip(due, results, strict=True):
+                stream._accept(blocks, enhanced)
 
     def _end(self) -> None:
         """No more samples come."""
@@ -301,12 +306,8 @@ def advance(streams: Sequence[Stream]) -> None:
     """
     started = time.perf_counter()
     try:
-        for stream in streams:
-            stream._work_alone()
-        while due := [(stream, blocks) for stream in streams for blocks in stream._due()]:
-            results = enhance_blocks([(stream.enhancer, blocks) for stream, blocks in due])
-            for (stream, blocks), enhanced in zip(due, results, strict=True):
-                stream._accept(blocks, enhanced)
+        for kind in dict.fromkeys(type(stream) for stream in streams):
+            kind._work([stream for stream in streams if type(stream) is kind])
     finally:
         for stream in streams:
             stream._counts.last_seconds = time.perf_counter() - started

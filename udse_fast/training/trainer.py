@@ -29,6 +29,7 @@ from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
 from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Augmentation, Batch, Batches
+from udse_fast.training.muon import Muon
 from udse_fast.training.parallel import ALONE, Processes
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
@@ -63,21 +64,16 @@ class Settings:
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
 
 
-def torch_has_muon() -> bool:
-    """Say whether this torch has Muon: it came with 2.9."""
-    return "Muon" in torch.optim.__all__
-
-
 class Optimizers:
     """Optimise matrices (kernels too: one row per output channel) with Muon, and everything else with AdamW.
 
-    Muon (Jordan et al. 2024): lower error than AdamW in fewer steps here; it came with torch 2.9, older fall back.
-    A network that names no matrices is trained with Adam as published.
+    Muon has lower error than AdamW in fewer steps here. A network that names no matrices is trained with Adam as
+    published.
     """
 
     def __init__(self, module: Network, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        hidden = module.hidden_matrices() if torch_has_muon() else []
+        hidden = module.hidden_matrices()
         chosen = {id(p) for p in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
@@ -87,14 +83,7 @@ class Optimizers:
             torch.optim.AdamW(rest, lr=learning_rate, betas=module.adam_betas, weight_decay=0.0, fused=fused)
         ]
         if self.matrices:
-            self.all.append(
-                torch.optim.Muon(
-                    [m for _, m in self.matrices],
-                    lr=learning_rate,
-                    weight_decay=0.01,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.all.append(Muon([m for _, m in self.matrices], learning_rate, weight_decay=0.01))
 
     @staticmethod
     def _as_matrix(kernel: Tensor) -> Tensor:
