@@ -32,7 +32,7 @@ def _compute() -> None:
 
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """So many busy processes; in a session of their own, as other users' are, so that cores are shared evenly."""
+    """So many busy processes."""
     processes = [multiprocessing.get_context("spawn").Process(target=_compute, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
@@ -76,13 +76,10 @@ def main() -> None:
         audio = np.asarray(soundfile.read(path, dtype="float32")[0])
     cores = len(os.sched_getaffinity(0))
     print("# Beside a busy neighbour\n")
-    print(f"`{' '.join(['python benchmarks/neighbours.py', '--precision', arguments.precision])}`: {processor()},")
-    print(
-        f"{cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.precision}, {cores} busy"
-    )
-    print(
-        f"processes; real-time factors in seconds of the wall, the median of {arguments.repeats}, {len(audio) / RATE:.0f} s of audio.\n"
-    )
+    print(f"`python benchmarks/neighbours.py --precision {arguments.precision}`: {processor()}, {cores} cores,")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.precision}. Beside {cores} busy")
+    print("processes. Real-time factors by the clock on the wall, each the median of")
+    print(f"{arguments.repeats} times {len(audio) / RATE:.0f} s of audio.\n")
     print("| what | alone | beside | ratio |\n| --- | --- | --- | --- |")
     for name, run in cases(audio, arguments.precision).items():
         run()  # one-time costs

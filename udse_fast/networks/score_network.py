@@ -28,6 +28,7 @@ KINDS = {
     "prior": "a prior",
     "posterior": "a posterior network (udse-fast train --network compact-posterior)",
     "conditional": "a conditional network, trained on pairs",
+    "tagged": "a conditional network that is told the latent of a tagger",
 }
 """Of networks: what they know is what a sampler asks for."""
 
@@ -376,7 +377,9 @@ def _of_items(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
 def _kind(module: Network) -> str:
     if module.tells_noise_variance:
         return "posterior"
-    return "conditional" if module.drifts else "prior"
+    if not module.drifts:
+        return "prior"
+    return "tagged" if "latent" in module.conditions else "conditional"
 
 
 def _as_complex(score: Tensor, like: Tensor) -> Tensor:
