@@ -7,6 +7,7 @@ AV-HuBERT's preparation averages landmarks. Eyes give scale and tilt; where they
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +98,7 @@ def _cascade(name: str) -> Any:
         raise UdseError(
             f"finding the mouth in a video needs the package OpenCV ({error}): pip install udse-fast[video]"
         ) from None
-    return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
+    return cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / f"haarcascade_{name}.xml"))
 
 
 def mouth_places(pictures: Iterable[Grey]) -> NDArray[np.float64]:
