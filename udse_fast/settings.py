@@ -148,6 +148,12 @@ class InferenceSettings(CausalSettings, OverlapSettings, ReadOutSettings, Sampli
     """All of them. A checkpoint may bring its own."""
 
 
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "vocals": {"steps": 90},  # Ex-Diff: voices in music
+    "dereverberation": {"steps": 50, "corrector_snr": 0.33},  # SGMSE+
+}
+"""Settings that were published for other tasks than noise."""
+
 STREAM_BLOCKS: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
 """Of overlapping streams, where nothing else is asked for: shorter than for whole signals, as they are the latency."""
 

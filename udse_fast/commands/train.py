@@ -20,6 +20,7 @@ from udse_fast.networks.conditional_ncsnpp import CONDITIONAL_SIZES
 from udse_fast.networks.edm_ncsnpp import EDM_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
+from udse_fast.tagger import Tagger
 from udse_fast.training.batches import Augmentation
 from udse_fast.training.curves import draw_curves
 from udse_fast.training.parallel import Processes, processes_of_torchrun
@@ -49,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "conditional network what the speech is mixed with")  # fmt: skip
     add("--pairs", type=Path, nargs="+", metavar="DIR", help="for a conditional network: folders CLEAN NOISY of equal "
         "names, or one that has folders noisy/ beside clean/")  # fmt: skip
+    add("--tagger", type=Path, metavar="FILE", help="Cnn14_DecisionLevelMax of PANNs, whose latent of the recording a "
+        "conditional network is told (Ex-Diff)")  # fmt: skip
+    add("--latent-pooling", choices=["frames", "mean"], default="frames",
+        help="of that latent: its frames one by one, or their average (default: %(default)s)")  # fmt: skip
     add("--valid-pairs", type=Path, nargs="+", metavar="DIR", help="the same (default: 4 %% of the speakers)")
     add("--video", type=Path, metavar="DIR", help="for an audio-visual network: folder of videos of one talker each "
         "with clean speech, or of mouth crops with sound")  # fmt: skip
@@ -202,7 +207,10 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
     frames = max(1, round(arguments.crop_seconds * spectral.sample_rate / spectral.hop_length))
     frames = -(-frames // kind.frame_multiple) * kind.frame_multiple
     augmentation = Augmentation(arguments.speed_range, arguments.equalisation)
-    data = training_data(arguments, kind, frames, augmentation)
+    tagger = None if arguments.tagger is None else Tagger(arguments.tagger)
+    if tagger is not None:
+        architecture |= {"latent_size": tagger.latent_size, "latent_pooling": arguments.latent_pooling}
+    data = training_data(arguments, kind, frames, augmentation, tagger)
     initial = load_network(arguments.init) if arguments.init else None
     if kind.has_data_scale:
         measured = SIGMA_DATA if posterior else measure_sigma_data(data.training)
