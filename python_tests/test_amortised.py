@@ -192,7 +192,7 @@ def test_passes_share_their_calls() -> None:
     alone = [run(posterior_pass(x, prior, settings)) for x in mixtures]
     together = run(gather([posterior_pass(x, prior, settings) for x in mixtures]))
     for one, other in zip(alone, together, strict=True):
-        torch.testing.assert_close(other.speech, one.speech, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.speech, one.speech, rtol=1e-3, atol=1e-4)
 
 
 def test_a_score_of_the_network_is_that_of_its_mean_and_needs_its_conditions() -> None:

@@ -167,8 +167,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
         model = self.model
         options = find_sampler(model.sampler).options | model.options
         return {
-            "checkpoint": model.fingerprints[0],
-            "noise_checkpoint": model.fingerprints[1],
+            **model.fingerprints,
             "precision": model.precision,
             "device": model.device.type,
             "sampler": model.sampler,

@@ -17,6 +17,8 @@ from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoi
 from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.model import (
+    BEST,
+    BEST_CAUSAL,
     BUILT_IN,
     BUILT_IN_CAUSAL,
     BUILT_IN_JOINT,
@@ -46,6 +48,7 @@ class Enhancer:
         seed: of all randomness; the same seed gives the same output.
         max_attenuation_db: the noise is attenuated by so much at most, in dB; 0 gives the input back; None: no limit.
         noise_checkpoint: a noise prior of its own for ParaDiffUSE; None: the checkpoint must be a joint one.
+        posterior_checkpoint: a posterior network for "amortised_ddrm"; None: the built-in one.
         tagger: file of Cnn14 (PANNs, decision level), for networks that are told the latent of a tagger ("ex_diff").
         preset: published settings for another task, "vocals" or "dereverberation".
         settings: more of `InferenceSettings` (rank, readout, block_seconds, ...) and options of the sampler
@@ -68,6 +71,7 @@ class Enhancer:
         *,
         max_attenuation_db: float | None = None,
         noise_checkpoint: str | os.PathLike[str] | None = None,
+        posterior_checkpoint: str | os.PathLike[str] | None = None,
         tagger: str | os.PathLike[str] | None = None,
         preset: str | None = None,
         **settings: Any,
@@ -85,11 +89,17 @@ class Enhancer:
         if is_built_in and row is not None:
             needs_noise = row.noise == "score" and noise_checkpoint is None
             checkpoint = BUILT_IN_POSTERIOR if row.network == "posterior" else BUILT_IN_JOINT if needs_noise else None
-        self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
+        best = BEST if is_built_in and sampler is None else sampler
+        self.model = load_model(
+            checkpoint, noise_checkpoint, best, device, precision, self._given, posterior_checkpoint
+        )
         self.tagger = self._tagger(tagger)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
         chosen = find_sampler(self.sampler)
-        self._has_causal_form = is_built_in and chosen.noise == "nmf" and chosen.network == "prior"
+        self._has_causal_form = is_built_in and (
+            sampler is None
+            or (chosen.noise == "nmf" and chosen.network == "prior" and not chosen.likelihood.needs_posterior_network)
+        )
         self._asked = sampler, device, precision
         self._stream: Stream | None = None
 
@@ -344,7 +354,11 @@ class Enhancer:
                     f"needs no noise prior, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
                 )
             sampler, device, precision = self._asked
-            self._causal_model = load_model(BUILT_IN_CAUSAL, None, sampler, device, precision, self._given)
+            foreign = (
+                find_sampler(BEST).options.keys() - find_sampler(BEST_CAUSAL).options.keys() if not sampler else ()
+            )
+            given = {name: value for name, value in self._given.items() if name not in foreign}
+            self._causal_model = load_model(BUILT_IN_CAUSAL, None, sampler, device, precision, given)
         return self._causal_model
 
     @staticmethod

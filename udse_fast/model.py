@@ -26,6 +26,8 @@ BUILT_IN, BUILT_IN_JOINT, BUILT_IN_CAUSAL = "speech", "joint", "causal"
 """Of the priors that come with the package: of speech, of speech and noise, and of speech for causal streams."""
 BUILT_IN_POSTERIOR = "posterior"
 """Of the posterior network that comes with the package, which is told the recording."""
+BEST, BEST_CAUSAL = "amortised_ddrm", "ddrm"
+"""Samplers for the built-in prior of speech: of whole signals, and of its causal form."""
 Path = str | os.PathLike[str]
 
 
@@ -42,6 +44,8 @@ class Model:
     """Of the sampler, see `udse_fast.sampling.samplers.SAMPLERS`."""
     device: torch.device
     precision: str
+    posterior_network: ScoreNetwork | None = None
+    """Of the samplers that ask one beside the prior."""
     passes: Replayed | None = None
     """Where reverse passes of whole blocks are recorded; on CUDA devices only."""
 
@@ -59,12 +63,15 @@ class Model:
     @cached_property
     def prior(self) -> NetworkPrior:
         """The score of whole blocks."""
-        return NetworkPrior(self.network, self.noise_network)
+        return NetworkPrior(self.network, self.noise_network, self.posterior_network)
 
     @cached_property
-    def fingerprints(self) -> tuple[str, str]:
-        """Of both networks' weights."""
-        return fingerprint(self.network), fingerprint(self.noise_network)
+    def fingerprints(self) -> dict[str, str]:
+        """Of the networks' weights, by the name of the checkpoint."""
+        networks = {"checkpoint": self.network, "noise_checkpoint": self.noise_network}
+        if self.posterior_network is not None:
+            networks["posterior_checkpoint"] = self.posterior_network
+        return {name: fingerprint(network) for name, network in networks.items()}
 
 
 def load_model(
@@ -74,11 +81,12 @@ def load_model(
     device: str,
     precision: str,
     given: Mapping[str, Any],
+    posterior_checkpoint: Path | None = None,
 ) -> Model:
     """Load a prior, choose what is left open.
 
     Args:
-        checkpoint, noise_checkpoint, sampler, device, precision: see `udse_fast.Enhancer`.
+        checkpoint, noise_checkpoint, posterior_checkpoint, sampler, device, precision: see `udse_fast.Enhancer`.
         given: settings and options of the sampler that take the place of the recommended ones.
 
     Raises:
@@ -102,16 +110,33 @@ def load_model(
             f"sampler {chosen!r}: expected a joint speech and noise prior, got a checkpoint of one source; "
             "give noise_checkpoint too, or train with --speech and --noise"
         )
+    asked = [network, noise_network]
+    if find_sampler(chosen).likelihood.needs_posterior_network:
+        asked.append(_posterior_network(posterior_checkpoint, network, on))
+    elif posterior_checkpoint is not None:
+        raise UdseError(f"posterior_checkpoint: expected none for the sampler {chosen!r}, which asks no such network")
     precision, passes = _precision(precision, on, network), None
     if on.type == "cuda":
-        fast = {n: optimised_or_plain(n, precision) for n in {network, noise_network}}
-        network, noise_network = fast[network], fast[noise_network]
-        graphs = network.graph, noise_network.graph
+        fast = {n: optimised_or_plain(n, precision) for n in set(asked)}
+        asked = [fast[n] for n in asked]
+        graphs = [n.graph for n in asked]
         passes = Replayed(lambda: addresses(*graphs))
     else:
-        for each in (network, noise_network):
+        for each in asked:
             each.to(on, precision)
-    return Model(network, noise_network, chosen, settings, options, on, precision, passes)
+    network, noise_network, *posterior = asked
+    return Model(network, noise_network, chosen, settings, options, on, precision, *posterior, passes=passes)
+
+
+def _posterior_network(checkpoint: Path | None, prior: ScoreNetwork, device: torch.device) -> ScoreNetwork:
+    """The posterior network that is asked beside a prior: the built-in one, if none is given."""
+    network = load_network(BUILT_IN_POSTERIOR if checkpoint is None else checkpoint, device)
+    if network.kind != "posterior":
+        raise UdseError(f"posterior_checkpoint: expected {KINDS['posterior']}, got {KINDS[network.kind]}")
+    if network.causal_block:
+        raise UdseError("posterior_checkpoint: expected a network of whole blocks, got one of causal streams")
+    _check_alike(prior, network, "posterior_checkpoint")
+    return network
 
 
 def _check_kind(network: ScoreNetwork, sampler: str) -> None:
@@ -150,12 +175,12 @@ def _settings_and_options(sampler: str, given: Mapping[str, Any]) -> tuple[Infer
     return settings, row.checked({name: value for name, value in given.items() if name in row.options})
 
 
-def _check_alike(speech: ScoreNetwork, noise: ScoreNetwork) -> None:
+def _check_alike(speech: ScoreNetwork, other: ScoreNetwork, name: str = "noise_checkpoint") -> None:
     for section in ("stft", "compression", "sde"):
-        if speech.config[section] != noise.config[section]:
+        if speech.config[section] != other.config[section]:
             raise UdseError(
-                f"noise_checkpoint: expected the {section} settings of the speech prior, {speech.config[section]}, "
-                f"got {noise.config[section]}"
+                f"{name}: expected the {section} settings of the speech prior, {speech.config[section]}, "
+                f"got {other.config[section]}"
             )
 
 

@@ -15,10 +15,13 @@ from udse_fast.sampling.sde import Time
 
 
 class NetworkPrior(Prior):
-    """Scores of speech (any number of talkers) and noise, from one joint network or two."""
+    """Scores of speech (any number of talkers) and noise, from one joint network or two; and what a posterior network
+    says about the recording."""
 
-    def __init__(self, speech: ScoreNetwork, noise: ScoreNetwork | None = None) -> None:
-        self.speech, self.noise = speech, noise or speech
+    def __init__(
+        self, speech: ScoreNetwork, noise: ScoreNetwork | None = None, posterior: ScoreNetwork | None = None
+    ) -> None:
+        self.speech, self.noise, self.posterior = speech, noise or speech, posterior or speech
 
     def network(self, source: str) -> ScoreNetwork:
         """The network of a source."""
@@ -26,12 +29,12 @@ class NetworkPrior(Prior):
 
     def batch_key(self, source: str) -> Hashable:
         """The network of the source; not kept, as a copy of the prior has networks of its own."""
-        return id(self.network(source))
+        return id(self.network(source)), id(self.posterior)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One network call, all with or all without the posterior variance."""
         first = requests[0]
-        network = self.network(first.source)
+        network = self.posterior if first.wants_estimate else self.network(first.source)
         state, time, conditions = batch(requests, network)
         if first.wants_estimate:
             return estimates(requests, network.say(*unit_gain(state, time, network), conditions))

@@ -76,6 +76,7 @@ def reverse_diffusion(
         for t, size in zip(times, sizes, strict=True)
     ]
     states: States = {}
+    yield from likelihood.prepare(sde)
     for round_ in range(likelihood.rounds):
         states = {}
         for source in likelihood.sources:

@@ -25,7 +25,7 @@ from udse_fast.sampling.problem import (
     times_for,
 )
 from udse_fast.sampling.randomness import Draw, counter_based
-from udse_fast.sampling.requests import EStep, Pass, Prior, Score, as_prior
+from udse_fast.sampling.requests import EStep, FunctionPrior, Pass, Prior, Score, as_prior
 from udse_fast.sampling.samplers import CORRECTOR_SNR, SEEDS, Sampler, find_sampler
 from udse_fast.sampling.sde import OUVE, SDE, Time, time_grid
 
@@ -133,6 +133,10 @@ class Posterior:
     noise_model: NoiseModel | None
     score_evaluations: int
     """Network calls per sample."""
+    heard: Tensor | None = None
+    """(F, T) complex, an estimate that a read-out averages with what it makes of the samples."""
+    listening: float = 0.0
+    """Its share."""
 
     @property
     def speech(self) -> Tensor:
@@ -259,19 +263,20 @@ class Outcome(NamedTuple):
     states: tuple[Tensor, ...]
     """Of the likelihood's sources."""
     noise: Tensor | None
+    heard: Tensor | None
     factors: tuple[Tensor, ...]
     """W and H of a noise model that is an NMF."""
 
     @property
     def flat(self) -> tuple[Any, ...]:
         """Without tuples in it, as a graph gives it out."""
-        return self.calls, self.noise, *self.factors, *self.states
+        return self.calls, self.noise, self.heard, *self.factors, *self.states
 
     @classmethod
     def of(cls, flat: Sequence[Any], factors: int) -> Outcome:
         """From its flat form, of which so many are factors."""
-        calls, noise, *tensors = flat
-        return cls(calls, tuple(tensors[factors:]), noise, tuple(tensors[:factors]))
+        calls, noise, heard, *tensors = flat
+        return cls(calls, tuple(tensors[factors:]), noise, heard, tuple(tensors[:factors]))
 
 
 def posterior_pass(
@@ -299,6 +304,11 @@ def posterior_pass(
     """
     row = find_sampler(settings.sampler)
     prior, mixture = as_prior(score), checked_mixture(mixture, batched=row.told_recording)
+    if row.likelihood.needs_posterior_network and isinstance(prior, FunctionPrior):
+        raise UdseError(
+            f"sampler {settings.sampler!r}: expected a prior that knows a posterior network too "
+            "(udse_fast.prior.NetworkPrior with `posterior`), got a function"
+        )
     if mixture.ndim == 3 and len(mixture) != settings.samples:
         raise UdseError(
             f"samples: expected {len(mixture)}, one for each recording of the batch, got {settings.samples}"
@@ -329,7 +339,8 @@ def posterior_pass(
     sources = Sources(zip(row.likelihood.sources, outcome.states, strict=True))
     if outcome.noise is not None:
         sources["noise"] = outcome.noise
-    return Posterior(sources, noise_model, outcome.calls)
+    listening = {**row.options, **settings.options}.get("listening", 0.0)
+    return Posterior(sources, noise_model, outcome.calls, outcome.heard, listening)
 
 
 def per_frame(settings: SamplerSettings, mixture: Tensor) -> tuple[Tensor, ...]:
@@ -390,4 +401,10 @@ class ReversePass:
             callback=self.callback,
         )
         factors = model.variance if isinstance(model, NMF) else ()
-        return Outcome(problem.calls.answered, tuple(states.values()), likelihood.noise_estimate(states), factors)
+        return Outcome(
+            problem.calls.answered,
+            tuple(states.values()),
+            likelihood.noise_estimate(states),
+            likelihood.heard(),
+            factors,
+        )

@@ -62,6 +62,12 @@ class ReadOut:
             mixture: x (F, T), in the same domain.
             level: NF, which undoes the normalisation.
         """
+        estimate = self._of_samples(posterior, mixture, level)
+        if posterior.heard is None:
+            return estimate
+        return torch.lerp(estimate, self.spectral.decompress(posterior.heard * level), posterior.listening)
+
+    def _of_samples(self, posterior: Posterior, mixture: Tensor, level: Tensor) -> Tensor:
         spectral, speech, how = self.spectral, posterior.speech, self.how
         sampled_noise = posterior.noise is not None and posterior.noise_model is None
         if how == "auto":

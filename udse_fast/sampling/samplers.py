@@ -9,6 +9,7 @@ from typing import Any
 from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.sampling.likelihoods.amortised import Amortised
+from udse_fast.sampling.likelihoods.amortised_ddrm import AmortisedDDRM
 from udse_fast.sampling.likelihoods.base import Likelihood
 from udse_fast.sampling.likelihoods.ddrm import DDRM
 from udse_fast.sampling.likelihoods.depse import DEPSEIL, DEPSETL
@@ -89,6 +90,7 @@ SAMPLERS: dict[str, Sampler] = {
     "paradiffuse_en": Sampler(ParaDiffUSEEN, "score"),
     "ddrm": Sampler(DDRM, "nmf"),
     "amortised": Sampler(Amortised, "nmf", "posterior"),
+    "amortised_ddrm": Sampler(AmortisedDDRM, "nmf"),
     "sgmse": Sampler(SGMSE, None, "conditional", {"samples": 1, "hum": "keep"}),
     "ex_diff": Sampler(SGMSE, None, "tagged", {"samples": 1, "hum": "keep", "steps": 40}),
     "prior": Sampler(Unconditional, None),

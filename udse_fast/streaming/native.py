@@ -155,7 +155,7 @@ def _core_prior(model: Model) -> _core.StreamPrior:
         signal = {**config["stft"], **config["compression"]}
         window = signal.pop("window")
         sde = {name: value for name, value in config["sde"].items() if name != "name"}
-        fingerprint = int(model.fingerprints[0], 16)
+        fingerprint = int(model.fingerprints["checkpoint"], 16)
         _PRIORS[core] = _core.StreamPrior(core.network, {**signal, **sde}, window == "sqrt_hann", fingerprint)
     return _PRIORS[core]
 

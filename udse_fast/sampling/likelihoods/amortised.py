@@ -10,9 +10,10 @@ from torch import Tensor
 
 from udse_fast.kernels.posterior_step.reference import variance
 from udse_fast.networks.conditions import Conditions
-from udse_fast.networks.estimate import HIGHEST_LEVEL
+from udse_fast.networks.estimate import HIGHEST_LEVEL, Estimate
 from udse_fast.sampling.likelihoods.base import SpeechLikelihood, Transition
 from udse_fast.sampling.noise_guesses import steady_guess
+from udse_fast.sampling.noise_models import NoiseModel
 from udse_fast.sampling.randomness import Draw, drawn
 
 NOISE_POWER = 1.273
@@ -65,15 +66,13 @@ class Amortised(SpeechLikelihood):
 
     def conditions(self, source: str) -> Conditions:
         """The mixture, and V as it was fitted."""
-        noise_variance = NOISE_POWER * variance(self.noise_model.variance).square()
-        return Conditions(noisy=self.mixture[None], noise_variance=noise_variance[None])
+        return conditions_of(self.mixture, self.noise_model)
 
     def next_state(self, transition: Transition, draw: Draw) -> Tensor:
         t, estimate = transition, transition.estimate
         assert estimate is not None
         if t.step == 0:
-            power = (estimate.noise_variance.mean(0) / NOISE_POWER).sqrt()
-            self.noise_model.fit(self.noise_bias * power)
+            fit_said(self.noise_model, estimate, self.noise_bias)
         if t.following is None:
             heard = estimate.speech if estimate.heard is None else estimate.heard
             read_out = _between(estimate.speech, heard, self.listening)
@@ -90,6 +89,17 @@ class Amortised(SpeechLikelihood):
         fresh = ((1 - kept) * following**2 + (1 - kept) ** 2 * estimate.variance).sqrt()
         fresh = fresh * drawn(t.noise, t.state.shape, t.state)
         return t.following.delta * (s0 + kept * (t.state / t.coefficients.delta - s0) + fresh)
+
+
+def conditions_of(mixture: Tensor, noise_model: NoiseModel) -> Conditions:
+    """What the posterior network is told: the mixture (F, T), and V as it was fitted."""
+    noise_variance = NOISE_POWER * variance(noise_model.variance).square()
+    return Conditions(noisy=mixture[None], noise_variance=noise_variance[None])
+
+
+def fit_said(noise_model: NoiseModel, estimate: Estimate, noise_bias: float = 1.0) -> None:
+    """M-step on kappa times the V that the network believes in, in the domain of the mixture."""
+    noise_model.fit(noise_bias * (estimate.noise_variance.mean(0) / NOISE_POWER).sqrt())
 
 
 def _between(z: Tensor, other: Tensor, share: float) -> Tensor:

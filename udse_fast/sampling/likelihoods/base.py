@@ -18,7 +18,7 @@ from udse_fast.sampling.noise_models import NoiseModel, start_nmf
 from udse_fast.sampling.problem import Problem
 from udse_fast.sampling.randomness import Draw
 from udse_fast.sampling.requests import Pass
-from udse_fast.sampling.sde import Time
+from udse_fast.sampling.sde import SDE, Time
 
 
 class Transition(NamedTuple):
@@ -66,6 +66,8 @@ class Likelihood(ABC):
     """Whether transitions say how uncertain the estimate of the clean signal is."""
     needs_estimate: ClassVar[bool] = False
     """Whether the prior is a posterior network, whose estimates transitions have; then there is no corrector."""
+    needs_posterior_network: ClassVar[bool] = False
+    """Whether it asks a posterior network beside the prior."""
     corrector_steps: int = field(default=1, init=False)
     """Times that the corrector is called in each step."""
     corrector_scale: ClassVar[float] = 1.0
@@ -96,6 +98,11 @@ class Likelihood(ABC):
         assert self.problem.noise_model is not None
         return self.problem.noise_model
 
+    def prepare(self, sde: SDE) -> Pass[None]:
+        """What comes before the reverse pass; may yield `problem.request`s."""
+        return
+        yield  # a generator without requests
+
     @abstractmethod
     def start(self, source: str, noise: Tensor, coefficients: Coefficients) -> Tensor:
         """State at the first time from `noise` z, (B, F, T) complex."""
@@ -113,6 +120,13 @@ class Likelihood(ABC):
 
     def noise_estimate(self, states: States) -> Tensor | None:
         """(B, F, T) complex, after the last step; None: the sampler has no noise estimate of its own."""
+        return None
+
+    def heard(self) -> Tensor | None:
+        """(F, T) complex, an estimate that is averaged with what is read out of the samples; None: there is none.
+
+        Its share is the option `listening` of the sampler.
+        """
         return None
 
 
