@@ -9,16 +9,16 @@
 set -euo pipefail
 mixtures=$1 out=$2 peers=${3:-} peer_mixtures=${4:-}
 score() { udse-fast evaluate --mixtures "$mixtures" --out "$out" "$@"; }
-score --write "$out/enhanced/ddrm" # the default
+score --write "$out/enhanced/amortised_ddrm" # the default
 score --causal --write "$out/enhanced/ddrm (causal)"
 for folder in "$out"/ready/*/; do [ ! -d "$folder" ] || score --enhanced "$folder"; done
 for mode in "oracle" "pure oracle"; do score --oracle "$mode"; done
-for sampler in diffuseen udiffse_plus depse_il depse_tl paradiffuse_en paradiffuse_in udiffse; do
+for sampler in ddrm amortised diffuseen udiffse_plus depse_il depse_tl paradiffuse_en paradiffuse_in udiffse; do
     score --sampler "$sampler"
 done
 score --sampler paradiffuse_en --readout mean --name "paradiffuse_en (mean)"
 # a stream has to get to know the noise: without the first second
-for system in "ddrm" "ddrm (causal)"; do
+for system in "amortised_ddrm" "ddrm (causal)"; do
     udse-fast evaluate --mixtures "$mixtures" --out "$out/after_1s" --skip-seconds 1 --metrics si pesq estoi \
         --enhanced "$out/enhanced/$system"
 done

@@ -27,7 +27,7 @@ from udse_fast.evaluation.tables import (
     unique,
 )
 
-DEFAULT, STREAM, NOISY = "ddrm", "ddrm (causal)", "noisy"
+DEFAULT, STREAM, NOISY = "amortised_ddrm", "ddrm (causal)", "noisy"
 SHOWN = ("si_sdr", "estoi", "pesq_nb_raw", "dnsmos_ovrl")
 CLAIMS = (
     ("An explicit noise estimate helps: DiffUSEEN over UDiffSE+", "diffuseen", "udiffse_plus", ("si_sdr", "estoi")),
@@ -41,8 +41,9 @@ CLAIMS = (
         "paradiffuse_in",
         ("si_sdr",),
     ),
-    ("The noise model is the limit: NMF fitted to the true noise, of the default", "ddrm (oracle)", "ddrm", SHOWN[:2]),
-    ("and its periodogram over that", "ddrm (pure oracle)", "ddrm (oracle)", SHOWN[:2]),
+    ("The noise model is the limit: NMF fitted to the true noise, of the default", f"{DEFAULT} (oracle)", DEFAULT, SHOWN[:2]),
+    ("and its periodogram over that", f"{DEFAULT} (pure oracle)", f"{DEFAULT} (oracle)", SHOWN[:2]),
+    ("Ours: the default over one without a posterior network", DEFAULT, "ddrm", SHOWN),
     ("Ours: the default over DiffUSEEN", DEFAULT, "diffuseen", SHOWN[:3]),
     ("Ours: the default over UDiffSE+", DEFAULT, "udiffse_plus", SHOWN[:3]),
     ("Ours: the whole signal over the stream", DEFAULT, STREAM, SHOWN),
@@ -53,7 +54,7 @@ CLAIMS = (
 HEAD = """\
 Made with `benchmarks/quality.sh`: udse-fast {}, torch {}, {}. {} mixtures of 15 utterances of unseen speakers at four
 SNRs, with noise of kinds that the training noise has ("matched", other recordings) or has not ("mismatched"); the
-speech prior has heard no noise. ParaDiffUSE with the joint prior. `ddrm` is the default, `ddrm (causal)` its stream;
+speech prior has heard no noise. ParaDiffUSE with the joint prior. `amortised_ddrm` is the default, `ddrm (causal)` its stream;
 `(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers.
 Where n is smaller, fewer files were scored."""
 PEERS_NOTE = """\

@@ -16,7 +16,7 @@ from udse_fast.evaluation.metrics import si_sdr
 
 EXAMPLE = Path(udse_fast.__file__).parent / "examples"
 REPEATS = 2
-SAMPLERS = ["ddrm", "diffuseen", "udiffse_plus", "depse_il", "depse_tl"]  # the default first
+SAMPLERS = ["amortised_ddrm", "ddrm", "diffuseen", "udiffse_plus", "depse_il", "depse_tl"]  # the default first
 
 
 @pytest.fixture(scope="module")
