@@ -41,7 +41,12 @@ CLAIMS = (
         "paradiffuse_in",
         ("si_sdr",),
     ),
-    ("The noise model is the limit: NMF fitted to the true noise, of the default", f"{DEFAULT} (oracle)", DEFAULT, SHOWN[:2]),
+    (
+        "The noise model is the limit: NMF fitted to the true noise, of the default",
+        f"{DEFAULT} (oracle)",
+        DEFAULT,
+        SHOWN[:2],
+    ),
     ("and its periodogram over that", f"{DEFAULT} (pure oracle)", f"{DEFAULT} (oracle)", SHOWN[:2]),
     ("Ours: the default over one without a posterior network", DEFAULT, "ddrm", SHOWN),
     ("Ours: the default over DiffUSEEN", DEFAULT, "diffuseen", SHOWN[:3]),
@@ -54,8 +59,8 @@ CLAIMS = (
 HEAD = """\
 Made with `benchmarks/quality.sh`: udse-fast {}, torch {}, {}. {} mixtures of 15 utterances of unseen speakers at four
 SNRs, with noise of kinds that the training noise has ("matched", other recordings) or has not ("mismatched"); the
-speech prior has heard no noise. ParaDiffUSE with the joint prior. `amortised_ddrm` is the default, `ddrm (causal)` its stream;
-`(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers.
+speech prior has heard no noise. ParaDiffUSE with the joint prior. `amortised_ddrm` is the default, `ddrm (causal)`
+its stream; `(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers.
 Where n is smaller, fewer files were scored."""
 PEERS_NOTE = """\
 Gain over the noisy input. All of them but logmmse and noisereduce_st were trained on pairs of noisy and clean speech,
