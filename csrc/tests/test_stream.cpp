@@ -352,8 +352,8 @@ void misuse_is_refused() {
 
 }  // namespace
 
-// sanitizers make everything some twenty times slower, and see in a few cuts what they see in all of them
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// sanitizers and emulators make everything some twenty times slower, and see in a few cuts what they see in all of them
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(UDSE_EMULATED)
 constexpr int kCutsDivisor = 100;
 #else
 constexpr int kCutsDivisor = 1;
