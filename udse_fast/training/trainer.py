@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,6 +29,7 @@ from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.priors import tuned_settings
 from udse_fast.sampling.sde import OUVE
 from udse_fast.training.batches import Augmentation, Batch, Batches
+from udse_fast.training.muon import Muon
 from udse_fast.training.parallel import ALONE, Processes
 
 MIN_TIME, MAX_TIME = 0.03, 1.0
@@ -63,21 +64,16 @@ class Settings:
         return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
 
 
-def torch_has_muon() -> bool:
-    """Say whether this torch has Muon: it came with 2.9."""
-    return "Muon" in torch.optim.__all__
-
-
 class Optimizers:
     """Optimise matrices (kernels too: one row per output channel) with Muon, and everything else with AdamW.
 
-    Muon (Jordan et al. 2024): lower error than AdamW in fewer steps here; it came with torch 2.9, older fall back.
-    A network that names no matrices is trained with Adam as published.
+    Muon has lower error than AdamW in fewer steps here. A network that names no matrices is trained with Adam as
+    published.
     """
 
     def __init__(self, module: Network, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        hidden = module.hidden_matrices() if torch_has_muon() else []
+        hidden = [p for p in module.hidden_matrices() if p.requires_grad]
         chosen = {id(p) for p in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
@@ -87,14 +83,7 @@ class Optimizers:
             torch.optim.AdamW(rest, lr=learning_rate, betas=module.adam_betas, weight_decay=0.0, fused=fused)
         ]
         if self.matrices:
-            self.all.append(
-                torch.optim.Muon(
-                    [m for _, m in self.matrices],
-                    lr=learning_rate,
-                    weight_decay=0.01,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.all.append(Muon([m for _, m in self.matrices], learning_rate, weight_decay=0.01))
 
     @staticmethod
     def _as_matrix(kernel: Tensor) -> Tensor:
@@ -169,6 +158,7 @@ class Trainer:
         licence: str,
         workers: int = 1,
         processes: Processes = ALONE,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.settings, self.training, self.validation, self.out = settings, training, validation, out
         self.device, self.precision, self.facts, self.licence = device, precision, facts, licence
@@ -177,6 +167,9 @@ class Trainer:
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
         to_channels_last(self.module)
+        for name, parameter in self.module.named_parameters():  # by the names and shapes of weights that are given
+            if frozen is not None and name in frozen and frozen[name].shape == parameter.shape:
+                parameter.requires_grad_(False)
         if self.module.casts_itself:
             self.module.training_dtype = None if precision == torch.float32 else precision
         self.sde = OUVE()
@@ -202,6 +195,10 @@ class Trainer:
         if len(fitting) < len(weights) // 2:
             raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
         self.module.load_state_dict(fitting, strict=False)
+        self.restart_average()
+
+    def restart_average(self) -> None:
+        """The average is what the weights are now."""
         for name, w in self.weights.items():
             self.ema[name].copy_(w)
 
