@@ -57,7 +57,7 @@ from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.posterior import posterior_sample
 from udse_fast.sampling.requests import Answer, Prior, Request
-from udse_fast.sampling.samplers import SAMPLERS, sampler_names
+from udse_fast.sampling.samplers import SAMPLERS, samplers_for
 from udse_fast.sampling.sde import OUVE
 
 TINY = {"nf": 8, "ch_mult": (1, 1, 1, 1)}
@@ -76,7 +76,7 @@ def main() -> None:
     add("--tables", nargs="+", default=list(TABLES), choices=list(TABLES), help="(default: all)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", help="default: bfloat16, float16 before sm_80, float32 on a CPU")
-    named = [name for name in sampler_names() if SAMPLERS[name].network == "prior" and name != "prior"]
+    named = samplers_for("prior")
     # the default first, EM, which runs as many passes as it has rounds, last
     add("--samplers", nargs="+", default=sorted(named, key=lambda name: (name == "udiffse") - (name == "diffuseen")))
     add("--checkpoint", type=Path, help="NCSN++ of speech")

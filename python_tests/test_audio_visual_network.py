@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from udse_fast.checkpoints.checkpoint import load_network, save_checkpoint
+from udse_fast.checkpoints.checkpoint import load_network, load_visual_encoder, save_checkpoint
+from udse_fast.checkpoints.export import export_network
 from udse_fast.checkpoints.lightning import audio_visual_architecture
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
@@ -157,6 +158,31 @@ def test_the_encoder_survives_our_own_format_and_stays_in_float32(tmp_path: Path
     assert network.visual_encoder is not None
     assert again.visual_encoder is not None
     torch.testing.assert_close(again.visual_encoder(video), network.visual_encoder(video))
+
+
+def test_an_encoder_is_taken_out_of_its_checkpoint(tmp_path: Path) -> None:
+    lightning_file(tmp_path / "av.ckpt", ema=False)
+    network, encoder = load_network(tmp_path / "av.ckpt"), load_visual_encoder(tmp_path / "av.ckpt")
+    video = torch.randint(0, 256, (1, 1, 3, 88, 88), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert network.visual_encoder is not None
+    torch.testing.assert_close(encoder(video), network.visual_encoder(video))
+    with pytest.raises(UdseError, match="visual encoder that is known, got one without"):
+        load_visual_encoder(CHECKPOINT)
+    with pytest.raises(UdseError, match="visual encoder that is known, got one without"):
+        load_visual_encoder("speech")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_exports_are_told_the_features(tmp_path: Path, golden: dict[str, Tensor], suffix: str) -> None:
+    """The network with its encoder, and TorchScript, which is the network alone."""
+    lightning_file(tmp_path / "av.ckpt", ema=False)
+    network = load_network(tmp_path / "av.ckpt")
+    assert export_network(network, tmp_path / f"av.{suffix}") < 1e-4
+    exported = load_network(tmp_path / f"av.{suffix}")
+    video = golden["a_video"].new_zeros(2, 9, 32).normal_(generator=torch.Generator().manual_seed(0))
+    expected = network.score(golden["a_state"], golden["a_t"], video=video)
+    assert relative(exported.score(golden["a_state"], golden["a_t"], video=video), expected) < 1e-4
+    assert (exported.visual_encoder is None) == (suffix == "pt")
 
 
 def test_an_encoder_that_is_not_known_leaves_the_network_to_given_features(network: ScoreNetwork) -> None:

@@ -18,7 +18,7 @@ from udse_fast.sampling.read_out import READOUTS
 
 NAMES = [
     "Enhancer", "Posterior", "Separated", "Separator", "Source", "Stream", "UdseError", "load_network",
-    "posterior_sample", "sampler_names", "separate_sources",
+    "load_visual_encoder", "posterior_sample", "sampler_names", "separate_sources",
 ]  # fmt: skip
 SAMPLERS = [
     "udiffse", "udiffse_plus", "depse_il", "depse_tl", "diffuseen", "paradiffuse_in", "paradiffuse_en", "ddrm", "prior",
@@ -29,15 +29,21 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
         {"checkpoint": None, "sampler": None, "steps": None, "samples": None, "device": "auto", "precision": "auto",
          "seed": 0, "max_attenuation_db": None},
     ),
-    (udse_fast.Enhancer.enhance, {"audio": ..., "sample_rate": ..., "causal": False}),
-    (udse_fast.Enhancer.separate, {"audio": ..., "sample_rate": ..., "causal": False}),
+    (
+        udse_fast.Enhancer.enhance,
+        {"audio": ..., "sample_rate": ..., "causal": False, "video": None, "video_rate": 25},
+    ),
+    (
+        udse_fast.Enhancer.separate,
+        {"audio": ..., "sample_rate": ..., "causal": False, "video": None, "video_rate": 25},
+    ),
     (udse_fast.Enhancer.enhance_many, {"recordings": ...}),
-    (udse_fast.Enhancer.process, {"chunk": ...}),
+    (udse_fast.Enhancer.process, {"chunk": ..., "video": None}),
     (udse_fast.Enhancer.process_many, {"streams": ..., "chunks": ...}),
     (udse_fast.Enhancer.flush, {}),
     (udse_fast.Enhancer.reset, {}),
     (udse_fast.Enhancer.open_stream, {"sample_rate": 16000, "channels": 1}),
-    (udse_fast.Stream.process, {"chunk": ...}),
+    (udse_fast.Stream.process, {"chunk": ..., "video": None}),
     (udse_fast.Stream.flush, {}),
     (udse_fast.Stream.reset, {}),
     (udse_fast.Stream.state, {}),
@@ -49,6 +55,7 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
     (udse_fast.Separator.separate, {"audio": ..., "sample_rate": ...}),
     (udse_fast.Source, {"name": ..., "checkpoint": None, "guidance": 0.5}),
     (udse_fast.load_network, {"path": None, "device": "cpu"}),
+    (udse_fast.load_visual_encoder, {"path": ...}),
     (udse_fast.sampler_names, {}),
     (
         udse_fast.separate_sources,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import complete_config, load_network, save_checkpoint
 from udse_fast.cli import main
 from udse_fast.errors import UdseError
+from udse_fast.evaluation.synthetic_lips import draw_mouths, write_clip
+from udse_fast.networks import build_network
 from udse_fast.networks.base import Network
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.score_network import ScoreNetwork
@@ -28,6 +31,7 @@ from udse_fast.separation.order import best_order
 from udse_fast.separation.source import Source
 from udse_fast.separation.stream import SeparationStream
 from udse_fast.settings import OverlapSettings, SeparationSettings
+from udse_fast.streaming.blocks import Block
 from udse_fast.streaming.overlap import OverlapBlocks
 
 SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
@@ -74,6 +78,16 @@ def in_band(first: float, last: float, seed: int, length: int = RATE) -> np.ndar
 def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
     target = (estimate @ reference) / (reference @ reference) * reference
     return float(10 * np.log10((target @ target) / ((estimate - target) @ (estimate - target))))
+
+
+@pytest.fixture
+def tiny(tiny_checkpoints: dict[str, Path]) -> Callable[..., udse_fast.Separator]:
+    def make(*arguments: Any, **settings: Any) -> udse_fast.Separator:
+        priors = {"checkpoint": tiny_checkpoints["speech"], "noise_checkpoint": tiny_checkpoints["joint"]}
+        blocks = {"steps": 3, "block_seconds": 0.6, "overlap_seconds": 0.2}
+        return udse_fast.Separator(*arguments, **{**priors, **blocks, **settings})
+
+    return make
 
 
 # -- levels and denoisers ----------------------------------------------------------------------------------------------
@@ -156,15 +170,75 @@ def test_silence_stays_silence() -> None:
     assert not of_bands(steps=2).separate(torch.zeros(1, 3000), 0, {}).any()
 
 
+class SeenBands(Network):
+    """A Gaussian prior of two bands, whose powers at every frame are the features of the video (B, Tv, 2)."""
+
+    predicts = "clean"
+    conditions = ("video",)
+    condition_sizes: ClassVar[Mapping[str, int]] = {"p": 2}
+
+    def denoise(self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING) -> Tensor:
+        assert conditions.video is not None
+        power = nn.functional.interpolate(conditions.video.transpose(1, 2), noisy.shape[-1]).unsqueeze(2)
+        bands = torch.stack([band(*LOW), band(*HIGH)])[:, :, None]
+        v = (power * bands).sum(1)[:, None] + 1e-5
+        return noisy * v / (v + noise_level[:, None, None, None] ** 2)
+
+    def completed(self, conditions: Conditions, batch: int) -> Conditions:
+        return Conditions(video=torch.ones(1, 1, 2)).merged(conditions)
+
+
+@pytest.fixture
+def seeing(tiny: Any) -> udse_fast.Separator:
+    """Two talkers of one prior, which hears nothing and sees which bands they talk in."""
+    separator: udse_fast.Separator = tiny(["left", "right"], steps=12, block_seconds=8.0)
+    stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann"}
+    network = ScoreNetwork(SeenBands(), complete_config({"architecture": {"name": "seen"}, "stft": stft}))
+    separator.networks[:] = [network, network]
+    return separator
+
+
+def test_what_is_seen_decides_who_talks(seeing: udse_fast.Separator) -> None:
+    low, high = in_band(50, 1900, 0), in_band(4100, 7900, 1)
+    swap = np.repeat([[1, 0], [0, 1]], [13, 12], axis=0).astype(np.float32)  # after half a second, at 25 Hz
+    left = np.concatenate([low[: RATE // 2], high[RATE // 2 :]])
+    found = seeing.separate(low + high, RATE, video={"left": swap, "right": 1 - swap})
+    assert si_sdr(left, found["left"]) > 8
+    unseen = seeing.separate(low + high, RATE)
+    assert si_sdr(left, unseen["left"]) < 4
+    guided = [udse_fast.Source("left", guidance=0), udse_fast.Source("right", guidance=0)]
+    seeing._blocks = dataclasses.replace(seeing._blocks, sources=guided)
+    unguided = seeing.separate(low + high, RATE, video={"left": swap, "right": 1 - swap})
+    assert np.abs(unguided["left"] - found["left"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("video", "line"),
+    [
+        ({"middle": np.zeros((5, 2), np.float32)}, "video: expected the names of sources, left, right, got middle"),
+        ({"left": np.zeros((5, 3), np.float32)}, "left: video: expected mouth crops"),
+        ({"right": "a.mp4"}, "right: video: expected mouth crops .* got str"),
+    ],
+)
+def test_videos_that_do_not_fit_are_one_line(seeing: udse_fast.Separator, video: Any, line: str) -> None:
+    with pytest.raises(UdseError, match=line):
+        seeing.separate(np.ones(100, np.float32), RATE, video=video)
+
+
+def test_a_prior_that_sees_nothing_takes_no_video(tiny: Any) -> None:
+    with pytest.raises(UdseError, match="talker_1: video: expected none with a prior that only hears"):
+        tiny(2).separate(np.ones(100, np.float32), RATE, video={"talker_1": np.zeros((5, 2), np.float32)})
+
+
 # -- blocks one after the other ----------------------------------------------------------------------------------------
 
 
-def shuffled(parts: np.ndarray) -> tuple[Callable[[Tensor, int], Tensor], list[list[int]]]:
+def shuffled(parts: np.ndarray) -> tuple[Callable[[Tensor, Block[Any]], Tensor], list[list[int]]]:
     """A separation that knows the talkers (K, L), and gives those of every block in another order."""
     rng, orders = np.random.default_rng(0), list[list[int]]()
 
-    def separate(signals: Tensor, first_frame: int) -> Tensor:
-        start = first_frame * SPECTRAL.hop_length
+    def separate(signals: Tensor, of: Block[Any]) -> Tensor:
+        start = of.first_frame * SPECTRAL.hop_length
         padded = np.pad(parts, ((0, 0), (0, len(parts[0]))))
         orders.append(rng.permutation(len(parts)).tolist())
         block = torch.from_numpy(padded[orders[-1], start : start + signals.shape[1]])
@@ -215,16 +289,6 @@ def test_the_best_of_all_orders() -> None:
 
 
 # -- whole recordings --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny(tiny_checkpoints: dict[str, Path]) -> Callable[..., udse_fast.Separator]:
-    def make(*arguments: Any, **settings: Any) -> udse_fast.Separator:
-        priors = {"checkpoint": tiny_checkpoints["speech"], "noise_checkpoint": tiny_checkpoints["joint"]}
-        blocks = {"steps": 3, "block_seconds": 0.6, "overlap_seconds": 0.2}
-        return udse_fast.Separator(*arguments, **{**priors, **blocks, **settings})
-
-    return make
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
@@ -404,3 +468,35 @@ def test_inputs_of_one_name_would_overwrite_each_other(
 def test_nothing_half_written_where_the_sampler_diverges(command: list[str], recording: Path, tmp_path: Path) -> None:
     assert main([*command, str(recording), "-o", str(tmp_path / "out"), "--zeta", "1e6"]) in (0, 2)
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_video_for_each_talker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files are read, their mouths reach the prior, and swapped videos give something else."""
+    architecture = {
+        "name": "compact-av", "encoder": {"name": "compact", "features": 6, "channels": [4, 4, 4]},
+        "channels": [8, 8], "blocks": [1, 1], "frame_channels": 16, "dilations": [1], "embedding": 16,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(architecture)
+        for weight in network.parameters():
+            if not weight.any():  # what starts at zero would hide the video
+                nn.init.normal_(weight, std=0.3)
+    stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": RATE}
+    prior = tmp_path / "av.safetensors"
+    save_checkpoint(prior, network.state_dict(), {"architecture": architecture, "stft": stft})
+    voices = [in_band(50, 2000, 0, RATE), in_band(1000, 6000, 1, RATE) * np.linspace(0, 1, RATE, dtype=np.float32)]
+    for name, voice in zip("ab", voices, strict=True):
+        write_clip(tmp_path / f"{name}.mkv", draw_mouths(voice, RATE), voice, RATE)
+    soundfile.write(tmp_path / "mix.wav", voices[0] + voices[1], RATE, subtype="FLOAT")
+    command = ["separate", str(tmp_path / "mix.wav"), "--checkpoint", str(prior), "--steps", "3", "--sources", "2"]
+    results = []
+    for number, order in enumerate(("ab", "ba")):
+        videos = [str(tmp_path / f"{name}.mkv") for name in order]
+        out = tmp_path / str(number)
+        assert main([*command, "-o", str(out), "--video", *videos]) == 0
+        results.append(soundfile.read(out / "mix_talker_1.wav")[0])
+    assert np.abs(results[0] - results[1]).max() > 1e-4
+    capsys.readouterr()
+    assert main([*command, "-o", str(out), "--video", videos[0]]) == 2
+    assert "--video: expected one recording, and a video for each of talker_1, talker_2" in capsys.readouterr().err

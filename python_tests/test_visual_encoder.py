@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from udse_fast import load_visual_encoder
 from udse_fast.errors import UdseError
 from udse_fast.networks.av_hubert import UNUSED, AVHubert, av_hubert_arguments
 
@@ -30,6 +31,12 @@ def encoder() -> AVHubert:
     module = AVHubert(**{**arguments, "heads": sizes["heads"]})
     module.load_state_dict(weights)
     return module.eval().requires_grad_(False)
+
+
+def test_an_encoder_alone_loads_with_the_heads_that_its_file_says(encoder: AVHubert) -> None:
+    loaded = load_visual_encoder(GOLDEN / "visual_encoder.safetensors")
+    video = torch.randint(0, 256, (1, 1, 4, 88, 88), dtype=torch.uint8)
+    torch.testing.assert_close(loaded(video), encoder(video), rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from udse_fast.errors import UdseError
 
 if TYPE_CHECKING:
-    from udse_fast.checkpoints.checkpoint import load_network
+    from udse_fast.checkpoints.checkpoint import load_network, load_visual_encoder
     from udse_fast.enhancer import Enhancer
     from udse_fast.sampling.posterior import Posterior, posterior_sample
     from udse_fast.sampling.samplers import sampler_names
@@ -27,6 +27,7 @@ __all__ = [
     "Stream",
     "UdseError",
     "load_network",
+    "load_visual_encoder",
     "posterior_sample",
     "sampler_names",
     "separate_sources",
@@ -40,6 +41,7 @@ _HOME = {
     "Source": "separation.source",
     "Stream": "streaming.stream",
     "load_network": "checkpoints.checkpoint",
+    "load_visual_encoder": "checkpoints.checkpoint",
     "posterior_sample": "sampling.posterior",
     "sampler_names": "sampling.samplers",
     "separate_sources": "sampling.separation",

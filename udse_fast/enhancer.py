@@ -13,7 +13,7 @@ import torch
 
 from udse_fast.audio.format import check_sample_rate, checked_audio
 from udse_fast.audio.spectral import Spectral
-from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoiseModel, OverlapBlockEnhancer
+from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoiseModel, OverlapBlockEnhancer, Tell
 from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.model import (
@@ -27,9 +27,10 @@ from udse_fast.model import (
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.networks.visual_encoder import VIDEO_RATE
 from udse_fast.sampling.samplers import SEEDS, find_sampler
-from udse_fast.settings import STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
+from udse_fast.settings import PRESETS, STREAM_BLOCKS, CausalSettings, InferenceSettings, OverlapSettings, setting_names
 from udse_fast.streaming.native import make_stream
 from udse_fast.streaming.stream import CHANNELS, Audio, Stream, flush_together, process_together, separate_together
+from udse_fast.tagger import GivenLatent, TaggedBlocks, Tagger
 from udse_fast.video.track import VideoTrack
 
 
@@ -45,6 +46,8 @@ class Enhancer:
         seed: of all randomness; the same seed gives the same output.
         max_attenuation_db: the noise is attenuated by so much at most, in dB; 0 gives the input back; None: no limit.
         noise_checkpoint: a noise prior of its own for ParaDiffUSE; None: the checkpoint must be a joint one.
+        tagger: file of Cnn14 (PANNs, decision level), for networks that are told the latent of a tagger ("ex_diff").
+        preset: published settings for another task, "vocals" or "dereverberation".
         settings: more of `InferenceSettings` (rank, readout, block_seconds, ...) and options of the sampler
             (`udse_fast.sampling.samplers.SAMPLERS[name].options`).
 
@@ -65,20 +68,25 @@ class Enhancer:
         *,
         max_attenuation_db: float | None = None,
         noise_checkpoint: str | os.PathLike[str] | None = None,
+        tagger: str | os.PathLike[str] | None = None,
+        preset: str | None = None,
         **settings: Any,
     ) -> None:
         limit = _attenuation_limit(max_attenuation_db, settings)
         self.max_attenuation_db = None if limit is None else real_number("max_attenuation_db", limit, Range(0))
         self.seed = whole_number("seed", seed, SEEDS)
-        self._given = settings | {
-            name: value for name, value in (("steps", steps), ("samples", samples)) if value is not None
-        }
+        self._given = (
+            _preset(preset)
+            | settings
+            | {name: value for name, value in (("steps", steps), ("samples", samples)) if value is not None}
+        )
         is_built_in = checkpoint in (None, BUILT_IN)
         row = None if sampler is None else find_sampler(sampler)
         if is_built_in and row is not None:
             needs_noise = row.noise == "score" and noise_checkpoint is None
             checkpoint = BUILT_IN_POSTERIOR if row.network == "posterior" else BUILT_IN_JOINT if needs_noise else None
         self.model = load_model(checkpoint, noise_checkpoint, sampler, device, precision, self._given)
+        self.tagger = self._tagger(tagger)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
         chosen = find_sampler(self.sampler)
         self._has_causal_form = is_built_in and chosen.noise == "nmf" and chosen.network == "prior"
@@ -88,6 +96,16 @@ class Enhancer:
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a stream of its own, which starts anew."""
         return {**self.__dict__, "_stream": None}
+
+    def _tagger(self, path: str | os.PathLike[str] | None) -> Tagger | None:
+        """The tagger of a network that is told its latent."""
+        if path is None:
+            return None
+        tagger, size = Tagger(path), self.model.network.module.condition_sizes.get("H")
+        if size != tagger.latent_size:
+            wanted = "no tagger, which this network is not told of" if size is None else f"one with a latent of {size}"
+            raise UdseError(f"tagger: expected {wanted}, got one with a latent of {tagger.latent_size}")
+        return tagger
 
     # -- what was chosen -------------------------------------------------------------------------------------------
 
@@ -141,6 +159,7 @@ class Enhancer:
         causal: bool = False,
         video: Any = None,
         video_rate: float = VIDEO_RATE,
+        latent: Any = None,
     ) -> Audio:
         """Return the speech in a recording.
 
@@ -154,6 +173,8 @@ class Enhancer:
                 sound on, or features (Tv, p) float32 of them. Where it has ended, or without it, such a prior hears
                 only; what is longer than the sound is left out (`udse_fast.video.track.VideoTrack`).
             video_rate: its frames per second; other rates than 25 are brought to it.
+            latent: (T_l, H) real numbers about the recording, in equal steps from its start to its end, in place of
+                the tagger's; for networks that are told a latent.
 
         Returns:
             Speech in the form, length, alignment and level of `audio`.
@@ -161,7 +182,7 @@ class Enhancer:
         Raises:
             UdseError: another shape or dtype, empty, NaN or infinite; or the sampler diverged.
         """
-        return self.separate(audio, sample_rate, causal=causal, video=video, video_rate=video_rate)[0]
+        return self.separate(audio, sample_rate, causal=causal, video=video, video_rate=video_rate, latent=latent)[0]
 
     def separate(
         self,
@@ -171,15 +192,17 @@ class Enhancer:
         causal: bool = False,
         video: Any = None,
         video_rate: float = VIDEO_RATE,
+        latent: Any = None,
         make_noise_model: MakeNoiseModel | None = None,
     ) -> tuple[Audio, Audio]:
         """Return speech and noise, which add up to the recording.
 
         Args:
-            audio, sample_rate, causal, video, video_rate: see `enhance`.
+            audio, sample_rate, causal, video, video_rate, latent: see `enhance`.
             make_noise_model: makes the noise model of a block in place of NMF; not for `causal`.
         """
-        enhancer = self._block_enhancer(causal, falls_back=False)
+        tell = None if latent is None else self._given_latent(latent, audio, sample_rate)
+        enhancer = self._block_enhancer(causal, falls_back=False, tell=tell)
         if make_noise_model is not None:
             if not isinstance(enhancer, OverlapBlockEnhancer):
                 raise UdseError("make_noise_model: expected causal=False with it, got True; it is for whole signals")
@@ -286,10 +309,27 @@ class Enhancer:
             track = VideoTrack(enhancer.model.network, enhancer.model.spectral, video_rate)
         return make_stream(enhancer, rate, channels, self.max_attenuation_db, track)
 
-    def _block_enhancer(self, causal: bool, falls_back: bool = True, **settings: Any) -> BlockEnhancer[Any]:
+    def _block_enhancer(
+        self, causal: bool, falls_back: bool = True, tell: Tell | None = None, **settings: Any
+    ) -> BlockEnhancer[Any]:
         model = self._causal() if flag("causal", causal) else self.model
+        if tell is None and model.network.kind == "tagged":
+            if self.tagger is None:
+                raise UdseError(
+                    f"sampler {model.sampler!r}: expected tagger=FILE (Cnn14_DecisionLevelMax of PANNs), or a latent, "
+                    "got neither"
+                )
+            tell = TaggedBlocks(self.tagger, model.spectral.sample_rate)
         kind = CausalBlockEnhancer if causal else OverlapBlockEnhancer
-        return kind(model, replace(model.settings, **settings), self.seed, falls_back)
+        return kind(model, replace(model.settings, **settings), self.seed, falls_back, tell)
+
+    def _given_latent(self, latent: Any, audio: Any, sample_rate: int) -> GivenLatent:
+        """What the network is told of a recording by the user."""
+        size = self.network.module.condition_sizes.get("H")
+        if size is None:
+            raise UdseError("latent: expected a network that is told one (sampler 'ex_diff'), got another checkpoint")
+        checked_audio(audio, sample_rate, "audio")
+        return GivenLatent(latent, audio.shape[-1] / sample_rate, self.spectral, size)
 
     @property
     def _can_be_causal(self) -> bool:
@@ -347,6 +387,13 @@ class Enhancer:
     def latency_seconds(self) -> float:
         """Algorithmic latency of the Enhancer's own stream."""
         return self._default_stream().latency_seconds
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    """Its settings."""
+    if name is not None and name not in PRESETS:
+        raise UdseError(f"preset: expected {' or '.join(PRESETS)}, got {name!r}")
+    return {} if name is None else dict(PRESETS[name])
 
 
 def _attenuation_limit(given: float | None, settings: dict[str, Any]) -> float | None:

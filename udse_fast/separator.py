@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from udse_fast.audio.format import check_sample_rate, checked_audio
 from udse_fast.audio.spectral import Spectral
@@ -17,13 +18,16 @@ from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
 from udse_fast.model import BUILT_IN, BUILT_IN_JOINT
 from udse_fast.networks.score_network import ScoreNetwork
+from udse_fast.networks.visual_encoder import VIDEO_RATE
 from udse_fast.sampling.samplers import SEEDS
 from udse_fast.separation.block import BlockSeparator
 from udse_fast.separation.source import Source, named_sources
 from udse_fast.separation.stream import SeparationStream
 from udse_fast.settings import SeparationSettings, setting_names
+from udse_fast.streaming.blocks import Block
 from udse_fast.streaming.overlap import OverlapBlocks
 from udse_fast.streaming.stream import CHANNELS, Audio
+from udse_fast.video.track import VideoTrack
 
 Path = str | os.PathLike[str]
 
@@ -83,13 +87,23 @@ class Separator:
         """Of the sources in results: the talkers, and "noise"."""
         return (*(source.name for source in self.sources if not source.is_noise), "noise")
 
-    def separate(self, audio: Audio, sample_rate: int) -> dict[str, Audio]:
+    def separate(
+        self,
+        audio: Audio,
+        sample_rate: int,
+        *,
+        video: Mapping[str, Any] | None = None,
+        video_rate: float = VIDEO_RATE,
+    ) -> dict[str, Audio]:
         """Return every source of a recording.
 
         Args:
             audio: (L,) or (channels, L), numpy or torch, float32, float64 (full scale 1) or int16. All channels are
                 shared out by the same masks, which keep the image.
             sample_rate: in Hz, 8000 to 1000000. What lies above the priors' band (8 kHz) is part of the noise.
+            video: by the name of a talker: mouth crops (Tv, 88, 88), pixels 0 to 255, or features (Tv, p), which start
+                with the recording; where they end before it, nothing is seen. For audio-visual priors.
+            video_rate: frames per second.
 
         Returns:
             By name, in the form, length, alignment and level of `audio`. They add up to it: the noise is what the
@@ -99,25 +113,51 @@ class Separator:
             UdseError: another shape or dtype, empty, NaN or infinite; or the sampler diverged.
         """
         form, samples = checked_audio(audio, sample_rate)
-        stream = self.open_stream(sample_rate, len(samples))
+        stream = self.open_stream(sample_rate, len(samples), video=video, video_rate=video_rate)
         ready, rest = stream.process(samples), stream.flush()
         return {name: form.from_float(np.concatenate([ready[name], rest[name]], axis=1)) for name in self.names}
 
-    def open_stream(self, sample_rate: int, channels: int = 1) -> SeparationStream:
+    def open_stream(
+        self,
+        sample_rate: int,
+        channels: int = 1,
+        *,
+        video: Mapping[str, Any] | None = None,
+        video_rate: float = VIDEO_RATE,
+    ) -> SeparationStream:
         """For a recording that comes in chunks: the result of `separate`, in constant memory.
 
         Raises:
-            UdseError: a rate or number of channels that there is not.
+            UdseError: a rate or number of channels that there is not, a video that does not fit.
         """
-        blocks = partial(OverlapBlocks.of, self.settings.blocks, self.spectral)
+        seen = self._tracks(video or {}, video_rate)
         return SeparationStream(
-            partial(self._blocks.separate, told={}),
-            blocks,
+            partial(self._separated, seen),
+            partial(OverlapBlocks.of, self.settings.blocks, self.spectral),
             self.names,
             check_sample_rate(sample_rate),
             self.spectral.sample_rate,
             whole_number("channels", channels, CHANNELS),
         )
+
+    def _tracks(self, video: Mapping[str, Any], rate: float) -> dict[str, VideoTrack]:
+        """What is seen of each talker that has a video."""
+        networks = {source.name: network for source, network in zip(self.sources, self.networks, strict=True)}
+        if unknown := video.keys() - networks.keys():
+            raise UdseError(f"video: expected the names of sources, {', '.join(networks)}, got {', '.join(unknown)}")
+        tracks = {}
+        for name, frames in video.items():
+            try:
+                tracks[name] = VideoTrack(networks[name], self.spectral, rate)
+                tracks[name].append(frames)
+            except UdseError as error:
+                raise UdseError(f"{name}: {error}") from None
+        return tracks
+
+    def _separated(self, seen: Mapping[str, VideoTrack], signals: Tensor, block: Block[Any]) -> Tensor:
+        """The talkers (C, K, L) of a block (C, L), told what is seen of them in its time."""
+        told = {name: track.tell(block) for name, track in seen.items()}
+        return self._blocks.separate(signals, block.first_frame, told)
 
 
 def _check_prior(path: Path, network: ScoreNetwork, first: ScoreNetwork, settings: SeparationSettings) -> None:

@@ -148,6 +148,12 @@ class InferenceSettings(CausalSettings, OverlapSettings, ReadOutSettings, Sampli
     """All of them. A checkpoint may bring its own."""
 
 
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "vocals": {"steps": 90},  # Ex-Diff: voices in music
+    "dereverberation": {"steps": 50, "corrector_snr": 0.33},  # SGMSE+
+}
+"""Settings that were published for other tasks than noise."""
+
 STREAM_BLOCKS: Final = {"block_seconds": 2.0, "overlap_seconds": 0.25}
 """Of overlapping streams, where nothing else is asked for: shorter than for whole signals, as they are the latency."""
 
@@ -165,7 +171,7 @@ class SeparationSettings(Checked):
     zeta: float = _real(0.5, Range(0, 1e6))
     """Weight of the likelihood: of the slope that it adds, per element, relative to the noise."""
     solver: str = "euler"
-    rule: str = "gradient"
+    rule: str = "joint"
     """See `udse_fast.separate_sources`."""
     highest_level: float = _real(1.2, Range(0, 1e3, excluded=True))
     """sigma_max: noise level of the start, relative to the loudest bin of the recording (compressed)."""
@@ -173,7 +179,7 @@ class SeparationSettings(Checked):
     """sigma_min: noise level of the last step."""
     rho: float = _real(7.0, Range(1, 100))
     """Of the grid in between: higher ones have more steps at low levels."""
-    sharpness: float = _real(2.0, Range(0, 10, excluded=True))
+    sharpness: float = _real(1.0, Range(0, 10, excluded=True))
     """Exponent q of the masks |S_k|^q / sum_j |S_j|^q that share the recording out among the sources; 2: Wiener's."""
     block_seconds: float = _real(8.0, Range(0.5, 3600))
     overlap_seconds: float = _real(1.0, Range(0, 1800, excluded=True))

@@ -31,11 +31,14 @@ from torch import Tensor
 
 from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import WINDOWS
-from udse_fast.checkpoints.lightning import read_lightning
+from udse_fast.checkpoints.lightning import EXTRACTOR, read_lightning
+from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError, first_line
 from udse_fast.networks import build_network
+from udse_fast.networks.av_hubert import UNUSED, av_hubert_arguments
 from udse_fast.networks.base import Network
 from udse_fast.networks.score_network import PRECISIONS, ScoreGraph, ScoreNetwork
+from udse_fast.networks.visual_encoder import VisualEncoder, build_visual_encoder
 from udse_fast.priors import BUILT_IN, tuned_settings
 from udse_fast.sampling.sde import OUVE, SDES, make_sde
 
@@ -91,6 +94,47 @@ def load_network(
     if name in BUILT_IN:  # their settings may be tuned again without touching the weights
         network.config["inference"] = tuned_settings(network.config["training"].get("network", ""))
     return network.to(device, precision)
+
+
+def load_visual_encoder(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> VisualEncoder:
+    """Load the visual encoder that is inside an audio-visual checkpoint, frozen.
+
+    Args:
+        path: the authors' Lightning file, one of `udse-fast train --video`, or a safetensors file with nothing but the
+            encoder of an authors' file, names as there ("dnn.feature_extractor. ..."), whose metadata may say its
+            number of attention heads ({"config": '{"heads": 12, ...}'}), the one size that no weight tells.
+        device: see `load_network`.
+
+    Returns:
+        encoder(frames (B, 1, Tv, 88, 88), grey pixels 0 to 255) -> features (B, Tv, p) float32.
+
+    Raises:
+        UdseError: the file cannot be read, or has no encoder of a kind that is known.
+    """
+    encoder = _encoder_alone(path) or load_network(path).visual_encoder
+    if encoder is None:
+        raise UdseError(f"{path}: expected a checkpoint with a visual encoder that is known, got one without")
+    return encoder.to(usable_device(device)).eval().requires_grad_(False)
+
+
+def _encoder_alone(path: str | os.PathLike[str]) -> VisualEncoder | None:
+    """Of a safetensors file that has nothing else; None for other files."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = [name.removeprefix("dnn.") for name in file.keys()]  # noqa: SIM118 (not a dictionary)
+            if not names or not all(name.startswith(EXTRACTOR) for name in names):
+                return None
+            weights = {name.removeprefix("dnn.")[len(EXTRACTOR) :]: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            told = json.loads((file.metadata() or {}).get("config", "{}"))
+        weights = {name: weight for name, weight in weights.items() if not name.startswith(UNUSED)}
+        arguments = av_hubert_arguments({name: tuple(weight.shape) for name, weight in weights.items()})
+        encoder = build_visual_encoder({**arguments, "heads": told.get("heads", arguments["heads"])})
+        encoder.load_state_dict(weights)
+    except (safetensors.SafetensorError, OSError, TypeError):
+        return None
+    except (KeyError, IndexError, ValueError, RuntimeError, AttributeError) as error:
+        raise UdseError(f"{path}: expected the weights of an AV-HuBERT, got others ({first_line(error)})") from error
+    return encoder
 
 
 def save_checkpoint(

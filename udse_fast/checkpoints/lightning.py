@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -38,6 +38,12 @@ _STORAGE_DTYPES = {
     "torch.BoolStorage": torch.bool,
 }
 _MARK = object()
+
+UNREADABLE = (
+    *(zipfile.BadZipFile, StopIteration, EOFError, NotImplementedError, struct.error, RuntimeError),
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
+)
+"""What a damaged or foreign file raises."""
 EXTRACTOR = "feature_extractor."
 """Beginning of the names of a visual encoder inside a network."""
 VIDEO_KEYS, PROJECTION = "all_modules.4.cross_attention.to_k.weight", "adapt_dim_layer.weight"
@@ -97,24 +103,23 @@ def read_lightning(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl"))[: -len("data.pkl")]
             if root + "byteorder" in archive.namelist() and _stored(archive, root + "byteorder") != b"little":
                 raise UdseError("expected a checkpoint in little-endian order, got a big-endian one")
-            checkpoint = _mapping(interpret(_stored(archive, root + "data.pkl")))
+            checkpoint = mapping_of(interpret(_stored(archive, root + "data.pkl")))
             weights, architecture = _weights(checkpoint)
             state_dict = {name: _read(archive, root, tensor) for name, tensor in weights.items()}
             return state_dict, _config(checkpoint, architecture)
     except UdseError:
         raise
-    except (
-        *(zipfile.BadZipFile, StopIteration, EOFError, NotImplementedError, struct.error, RuntimeError),
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
-    ) as error:
+    except UNREADABLE as error:
         raise UdseError(
             "expected a PyTorch Lightning checkpoint, got a damaged or foreign file "
             f"({type(error).__name__}: {error}); download or copy it again"
         ) from error
 
 
-def interpret(program: bytes) -> Any:
+def interpret(program: bytes | IO[bytes]) -> Any:
     """Return the object that a pickle describes, with a `Placeholder` for every foreign object; run nothing of it.
+
+    Of a file, one pickle is read from where it is.
 
     Raises:
         ValueError, TypeError, KeyError, IndexError, AttributeError: the pickle is damaged.
@@ -276,7 +281,7 @@ def _set_items(value: Any, keys_and_values: list[Any]) -> None:
 
 def _storage(persistent_id: Any) -> Storage:
     match persistent_id:
-        case ("storage", Global(name), str(key), _, int(numel)) if name in _STORAGE_DTYPES and numel >= 0:
+        case ("storage", Global(name), str(key), _, int(numel), *_) if name in _STORAGE_DTYPES and numel >= 0:
             return Storage(_STORAGE_DTYPES[name], key, numel)
     raise ValueError("a tensor whose storage is of no known kind")
 
@@ -311,8 +316,16 @@ def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _read(archive: zipfile.ZipFile, root: str, tensor: StoredTensor) -> Tensor:
-    storage = tensor.storage
-    data = bytearray(_stored(archive, f"{root}data/{storage.key}"))
+    return read_tensor(_stored(archive, f"{root}data/{tensor.storage.key}"), tensor)
+
+
+def read_tensor(content: bytes, tensor: StoredTensor) -> Tensor:
+    """Return a tensor in float32, from the content of its storage.
+
+    Raises:
+        ValueError: the storage has another size.
+    """
+    storage, data = tensor.storage, bytearray(content)
     if len(data) != storage.numel * storage.dtype.itemsize:
         raise ValueError(f"the tensor data/{storage.key} has {len(data)} bytes")
     if not data:
@@ -321,7 +334,7 @@ def _read(archive: zipfile.ZipFile, root: str, tensor: StoredTensor) -> Tensor:
     return numbers.as_strided(tensor.shape, tensor.stride, tensor.offset).to(torch.float32, copy=True)
 
 
-def _mapping(value: Any) -> dict[Any, Any]:
+def mapping_of(value: Any) -> dict[Any, Any]:
     """Return a dictionary as it is, and of a placeholder for a kind of dictionary or namespace its contents."""
     if isinstance(value, Placeholder):
         value = value.items or value.state
@@ -332,7 +345,7 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
     """Return the network's tensors by name, those of the EMA if there is one, and the architecture."""
     network = {
         name.removeprefix("dnn."): tensor
-        for name, tensor in _mapping(checkpoint.get("state_dict")).items()
+        for name, tensor in mapping_of(checkpoint.get("state_dict")).items()
         if isinstance(name, str) and name.startswith("dnn.") and isinstance(tensor, StoredTensor)
     }
     try:
@@ -346,10 +359,10 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
             f"{len(network)} weights of another network: give a checkpoint of UDiffSE(+), ParaDiffUSE or SGMSE+"
         ) from error
     if architecture["name"] == "ncsnpp-conditional":
-        architecture |= _forward_pass(_mapping(checkpoint.get("hyper_parameters")))
+        architecture |= _forward_pass(mapping_of(checkpoint.get("hyper_parameters")))
     with torch.device("meta"):
         parameters = dict(build_network(architecture).named_parameters())
-    shadow = _mapping(checkpoint.get("ema")).get("shadow_params")
+    shadow = mapping_of(checkpoint.get("ema")).get("shadow_params")
     if shadow:
         network.update(_averaged(parameters, extractor, shadow))
     for name in extractor:
@@ -459,7 +472,7 @@ def _forward_pass(settings: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[str, Any]:
-    settings = _mapping(checkpoint.get("hyper_parameters"))
+    settings = mapping_of(checkpoint.get("hyper_parameters"))
     for name, published in {"sde": ("ouve",), "transform_type": ("exponent", "none")}.items():
         if settings.get(name, published[0]) not in published:
             raise UdseError(f"expected a model with {name} {' or '.join(published)}, got {settings[name]!r}")

@@ -263,6 +263,8 @@ def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progr
                 panels["after"].push(results[0])
             advance(results[0].shape[1] / layout.sample_rate, stream.real_time_factor)
 
+        if stream.track is not None:
+            stream.see(_mouths(recording))
         for chunk in recording.chunks(PUSH_SECONDS):
             if panels:
                 panels["before"].push(chunk)
@@ -272,6 +274,18 @@ def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progr
         notice(remark)
     if job.plot is not None:
         draw_spectrograms(job.plot, panels)
+
+
+def _mouths(recording: Recording) -> Any:
+    """The video for an audio-visual prior, (Tv, 88, 88); None, with a word to the user, where no mouth can be seen."""
+    from udse_fast.video.faces import NoMouthError
+    from udse_fast.video.mouths import mouth_crops
+
+    try:
+        return mouth_crops(recording.source, shown(recording.path))
+    except NoMouthError as error:
+        notice(f"{error}; enhanced by its sound alone")
+        return None
 
 
 def remarks_on(recording: Recording, expected: float) -> Iterable[str]:

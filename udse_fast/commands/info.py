@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.resources
-import importlib.util
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ OPTIONAL = {
     "triton": "triton",
     "websockets": "serve",
     "ray": "ray",
+    "opencv-python-headless": "video",
 }
 """Optional package: the extra of pyproject.toml that brings it."""
 
@@ -110,9 +110,9 @@ def _kernels() -> Iterator[str]:
 
 def _optional() -> Iterator[str]:
     for package, extra in OPTIONAL.items():
-        if importlib.util.find_spec(package) is not None:
+        try:
             yield f"{package:<12} {importlib.metadata.version(package)}"
-        else:
+        except importlib.metadata.PackageNotFoundError:
             yield f"{package:<12} not there: pip install udse-fast[{extra}]"
 
 

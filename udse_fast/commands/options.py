@@ -22,6 +22,8 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
         help=".safetensors, TorchScript .pt, Lightning .ckpt (default: the built-in prior)",
     )
     add("--noise-checkpoint", metavar="FILE", help="a noise prior of its own, for ParaDiffUSE")
+    add("--tagger", metavar="FILE", help="Cnn14_DecisionLevelMax of PANNs, for ex_diff")
+    add("--preset", choices=["vocals", "dereverberation"], help="published settings for another task")
     add("--sampler", metavar="NAME", help="ddrm, diffuseen, udiffse, udiffse_plus, depse_il, depse_tl, "
         "paradiffuse_in/en (default: what suits the checkpoint)")  # fmt: skip
     add(
@@ -62,6 +64,8 @@ def enhancer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     names = (
         "checkpoint",
         "noise_checkpoint",
+        "tagger",
+        "preset",
         "sampler",
         "steps",
         "samples",

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for IN_talker_1, ..., IN_noise, which add up to IN and keep its format")  # fmt: skip
     add("--sources", default="2", metavar="K|NAMES",
         help="number of talkers, or their names with commas between them (default: %(default)s)")  # fmt: skip
+    add("--video", nargs="+", default=[], metavar="FILE",
+        help="of each talker's face or mouth crops, in the order of --sources; for audio-visual priors")  # fmt: skip
     add("--json", action="store_true", help="one JSON object on stdout instead of lines")
     add("--progress", action=argparse.BooleanOptionalAction, help="progress bar (default: on a terminal)")
     add = parser.add_argument_group("priors and sampler").add_argument
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reverse steps; each is a network call of every source, forward and back (default: 30)")  # fmt: skip
     add("--zeta", type=float, metavar="Z", help="weight of the mixture against the priors (default: 0.5)")
     add("--solver", metavar="NAME", help="euler (default), or heun: two evaluations a step")
-    add("--rule", metavar="NAME", help="how the likelihood is scaled: gradient (default), joint, residual")
+    add("--rule", metavar="NAME", help="how the likelihood is scaled: joint (default), gradient, residual")
     add("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="another setting, e.g. sharpness=1, block_seconds=4, highest_level=0.8; may be repeated")  # fmt: skip
@@ -65,12 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Separate everything; what fails is named and the others go on. 0, or 2 if something failed."""
     separator = make_separator(arguments)
     jobs = _planned([Path(name) for name in arguments.inputs], arguments.out, separator.names)
+    video = _videos(arguments.video, len(jobs), separator.names[:-1])
     watched = sys.stderr is not None and sys.stderr.isatty()
     progress = watched if arguments.progress is None else arguments.progress
     for job in jobs:
         started = time.perf_counter()
         try:
-            job.seconds = _separate_file(separator, job, progress)
+            job.seconds = _separate_file(separator, job, video, progress)
         except UdseError as error:
             job.error, job.outputs = shown_error(error), {}
             report_error(job.error)
@@ -126,14 +130,30 @@ def _planned(inputs: list[Path], out: Path, names: tuple[str, ...]) -> list[Sepa
     return jobs
 
 
-def _separate_file(separator: Separator, job: Separation, progress: bool) -> float:
+def _videos(paths: list[str], recordings: int, talkers: Sequence[str]) -> dict[str, Any]:
+    """What is seen of each talker, by name: mouth crops.
+
+    Raises:
+        UdseError: not one video a talker, several recordings for them, or a video without a mouth.
+    """
+    if not paths:
+        return {}
+    if len(paths) != len(talkers) or recordings != 1:
+        raise UdseError(f"--video: expected one recording, and a video for each of {', '.join(talkers)}, got "
+                        f"{recordings} recordings and {len(paths)} videos")  # fmt: skip
+    from udse_fast.video.mouths import read_mouth_crops
+
+    return {name: read_mouth_crops(path) for name, path in zip(talkers, paths, strict=True)}
+
+
+def _separate_file(separator: Separator, job: Separation, video: dict[str, Any], progress: bool) -> float:
     """Write the sources of one recording; its length in seconds."""
     from udse_fast.audio.files import open_recording, written_audio
 
     with open_recording(job.source) as recording, ExitStack() as stack:
         layout = recording.layout
         expected = layout.frames / layout.sample_rate
-        stream = separator.open_stream(layout.sample_rate, layout.channels)
+        stream = separator.open_stream(layout.sample_rate, layout.channels, video=video)
         writers = {
             name: stack.enter_context(written_audio(path, layout, notice, recording.source))
             for name, path in job.outputs.items()

@@ -12,6 +12,7 @@ from typing import Any
 from udse_fast.errors import UdseError
 from udse_fast.evaluation.pairs import Pair, pairs_in_folders, pairs_in_mixtures
 from udse_fast.networks.base import Network
+from udse_fast.tagger import Tagger
 from udse_fast.training.batches import Augmentation, Batches
 from udse_fast.training.conditional_batches import ConditionalBatches, MixedPairs, Pairs, RecordedPairs
 from udse_fast.training.corpus import Corpus, recordings_in, split_speakers
@@ -46,6 +47,8 @@ def check_sources(arguments: argparse.Namespace, kind: type[Network]) -> None:
         raise UdseError(f"--network {name}: expected {wanted}, got other folders")
     if kind.drifts and arguments.pairs is None and sources < 2:
         raise UdseError(f"--network {name}: expected --pairs CLEAN NOISY, or --speech DIR and --noise DIR to be mixed")
+    if arguments.tagger is not None and not kind.drifts:
+        raise UdseError(f"--tagger: expected a conditional network (--network compact-conditional), got {name}")
     if not kind.drifts and not kind.sees and not sources:
         raise UdseError("train: expected --speech DIR, --noise DIR or both (a joint prior), got neither")
     if arguments.noise is not None and kind.tells_noise_variance:
@@ -55,7 +58,11 @@ def check_sources(arguments: argparse.Namespace, kind: type[Network]) -> None:
 
 
 def training_data(
-    arguments: argparse.Namespace, kind: type[Network], frames: int, augmentation: Augmentation
+    arguments: argparse.Namespace,
+    kind: type[Network],
+    frames: int,
+    augmentation: Augmentation,
+    tagger: Tagger | None = None,
 ) -> TrainingData:
     """Find the recordings and make batches of them.
 
@@ -63,6 +70,7 @@ def training_data(
         kind: what is trained.
         frames: of a crop.
         augmentation: of the speech.
+        tagger: of the recordings, for conditional networks.
 
     Raises:
         UdseError: folders without recordings, or recordings that cannot be used.
@@ -70,7 +78,7 @@ def training_data(
     rate = kind.spectral.sample_rate
     if arguments.pairs is not None:
         recorded, held_out = _recorded_pairs(arguments.pairs, arguments.valid_pairs, rate)
-        batches = _conditional_batches(arguments, recorded, held_out, kind, frames)
+        batches = _conditional_batches(arguments, (recorded, held_out), kind, frames, tagger)
         return TrainingData(*batches, recorded.seconds, 0.0, len(recorded.files))
     if arguments.video is not None:
         videos, held_out_videos = _videos(arguments.video, arguments.valid_video, rate)
@@ -92,7 +100,7 @@ def training_data(
         assert valid_speech is not None
         assert valid_noise is not None
         mixed = MixedPairs(speech, noise, augmentation), MixedPairs(valid_speech, valid_noise)
-        batches = _conditional_batches(arguments, *mixed, kind, frames)
+        batches = _conditional_batches(arguments, mixed, kind, frames, tagger)
     elif kind.tells_noise_variance:
         assert speech is not None
         assert valid_speech is not None
@@ -167,12 +175,21 @@ def _posterior_batches(
 
 
 def _conditional_batches(
-    arguments: argparse.Namespace, training: Pairs, validation: Pairs, kind: type[Network], frames: int
+    arguments: argparse.Namespace,
+    pairs: tuple[Pairs, Pairs],
+    kind: type[Network],
+    frames: int,
+    tagger: Tagger | None,
 ) -> tuple[Any, Any]:
     """Training and validation batches of a conditional network."""
+    training, validation = pairs
     return (
-        ConditionalBatches(training, kind.spectral, size=arguments.batch_size, frames=frames, seed=arguments.seed),
-        ConditionalBatches(validation, kind.spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1),
+        ConditionalBatches(
+            training, kind.spectral, size=arguments.batch_size, frames=frames, seed=arguments.seed, tagger=tagger
+        ),
+        ConditionalBatches(
+            validation, kind.spectral, size=16, frames=2 * frames, gain_range=(0.7, 0.7), seed=1, tagger=tagger
+        ),
     )
 
 

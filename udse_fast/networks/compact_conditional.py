@@ -25,6 +25,7 @@ class CompactConditional(Compact):
 
     Args:
         latent_size: H of a tagger's latent, to which the frames at the bottleneck attend (`LatentAttention`); 0: none.
+        latent_pooling: see `LatentAttention`.
         arguments: of `Compact`, but `joint` and `causal_block`.
     """
 
@@ -34,7 +35,7 @@ class CompactConditional(Compact):
     spectral = PeakSpectral(hop_length=255, window="sqrt_hann")
     has_causal_core = False
 
-    def __init__(self, latent_size: int = 0, **arguments: Any) -> None:
+    def __init__(self, latent_size: int = 0, latent_pooling: str = "frames", **arguments: Any) -> None:
         super().__init__(**arguments)
         if "label" in self.conditions or self.causal_block:
             raise UdseError("compact-conditional: expected a network of speech that sees the future, got another one")
@@ -43,7 +44,7 @@ class CompactConditional(Compact):
         self.conditions = ("noisy",)
         self.latent: LatentAttention | None = None
         if latent_size:
-            self.latent = LatentAttention(self.to_frames.weight.shape[0], latent_size)
+            self.latent = LatentAttention(self.to_frames.weight.shape[0], latent_size, latent_pooling)
             self.conditions, self.condition_sizes = ("noisy", "latent"), {"H": latent_size}
 
     def posterior(
@@ -61,7 +62,7 @@ class CompactConditional(Compact):
         def attending(frames: Tensor) -> Tensor:
             assert self.latent is not None
             assert conditions.latent is not None
-            return frames + self.latent(frames, conditions.latent)
+            return frames + self.latent.attended(frames, conditions.latent)
 
         at_bottleneck = None if self.latent is None else attending
         h = self._features(planes.permute(0, 3, 1, 2), self._embedded(level), None, at_bottleneck)

@@ -16,6 +16,7 @@ from udse_fast.audio.spectral import PEAK_PADDINGS, PeakSpectral
 from udse_fast.checks import Range, real_number
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import NOTHING, Conditions
+from udse_fast.networks.latent_attention import LatentFusion
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.sampling.sde import SDE
 
@@ -60,6 +61,8 @@ class ConditionalNCSNpp(NCSNpp):
     Args:
         backbone, loss_type, network_scaling, c_in, c_out, c_skip: see `FORWARD`; all but the first are of "ncsnpp_v2".
         sigma_data: d.
+        latent_size: H of a tagger's latent, to which the bottleneck attends (Ex-Diff); 0: none.
+        latent_pooling: see `LatentAttention`.
         arguments: of `NCSNpp`, but `joint`.
     """
 
@@ -76,6 +79,8 @@ class ConditionalNCSNpp(NCSNpp):
         c_out: str = "1",
         c_skip: str = "0",
         sigma_data: float = 0.1,
+        latent_size: int = 0,
+        latent_pooling: str = "frames",
         **arguments: Any,
     ) -> None:
         given = dict(zip(FORWARD, (backbone, loss_type, network_scaling, c_in, c_out, c_skip), strict=True))
@@ -87,8 +92,14 @@ class ConditionalNCSNpp(NCSNpp):
             raise UdseError("backbone: expected ncsnpp_v2 with a loss_type, network_scaling or c_*, got ncsnpp")
         if arguments.pop("joint", False):
             raise UdseError("ncsnpp-conditional: expected a network of speech, got a joint one")
-        super().__init__(**arguments)
-        self.conditions = ("noisy",)
+
+        def fusion(place: str, channels: int, bins: int) -> LatentFusion | None:
+            return LatentFusion(channels, latent_size, latent_pooling) if place == "bottleneck" else None
+
+        super().__init__(fusion=fusion if latent_size else None, **arguments)
+        self.conditions = ("noisy", "latent") if latent_size else ("noisy",)
+        if latent_size:
+            self.condition_sizes = {"H": latent_size}
         self.backbone, self.loss_type, self.network_scaling = backbone, loss_type, network_scaling
         self.c_in, self.c_out, self.c_skip = c_in, c_out, c_skip
         self.sigma_data = real_number("sigma_data", sigma_data, Range(0, excluded=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,8 +11,7 @@ HIGHEST_LEVEL = 1.0
 """Noise level a above which a diffused state says nothing beside a recording: it is not looked at."""
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(NamedTuple):
     """What the network says about a mixture, in real planes.
 
     Attributes:

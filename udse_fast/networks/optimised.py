@@ -26,6 +26,7 @@ from udse_fast.kernels.fused_layers import (
     tile_statistics,
 )
 from udse_fast.networks.conditions import Conditions
+from udse_fast.networks.latent_attention import LatentFusion
 from udse_fast.networks.ncsnpp import ActivatedNorm, Attention, Downsample, NCSNpp, PyramidInput, ResidualBlock
 from udse_fast.networks.ncsnpp_av import VideoFusion
 from udse_fast.networks.past import Past
@@ -190,6 +191,20 @@ class FusedVideoFusion(nn.Module):
         return Measured(residual_sum(h, x.values, self.bias, 1.0))
 
 
+class FusedLatentFusion(nn.Module):
+    """A `LatentFusion` that adds and measures in one pass."""
+
+    def __init__(self, fusion: LatentFusion) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.bias = nn.Parameter(torch.zeros_like(fusion.norm.bias), requires_grad=False)
+
+    def forward(self, x: Measured, conditions: Conditions) -> Measured:
+        """(B, C, F, T) -> (B, C, F, T)."""
+        seen = (self.fusion.seen(x.values, conditions) * HALF_POWER).contiguous(memory_format=torch.channels_last)
+        return Measured(*measured_sum(seen, x.values, self.bias, HALF_POWER))
+
+
 def _product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
     """The 1x1 convolution of a channels_last map, (B, C, F, T) and (C', C) -> (B, C', F, T); added into `onto`."""
     rows = x.movedim(1, -1)
@@ -218,6 +233,8 @@ def fused_ncsnpp(network: NCSNpp) -> NCSNpp:
             modules[index] = FusedResidualBlock(module, measures=not unread)
         elif isinstance(module, Attention):
             modules[index] = FusedAttention(module)
+        elif isinstance(module, LatentFusion):
+            modules[index] = FusedLatentFusion(module)
         elif isinstance(module, VideoFusion):
             modules[index] = FusedVideoFusion(module, measures=not isinstance(modules[index + 1], PyramidInput))
         elif isinstance(module, PyramidInput):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from udse_fast.networks.base import Float32, Network, to_channels_last
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.conditions import NOTHING, Conditions
-from udse_fast.networks.estimate import Estimate
+from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
+from udse_fast.networks.side_by_side import side_by_side
 from udse_fast.networks.visual_encoder import VisualEncoder
 from udse_fast.sampling.sde import SDE, Time, make_sde
 
@@ -26,10 +28,14 @@ KINDS = {
     "prior": "a prior",
     "posterior": "a posterior network (udse-fast train --network compact-posterior)",
     "conditional": "a conditional network, trained on pairs",
+    "tagged": "a conditional network that is told the latent of a tagger",
 }
 """Of networks: what they know is what a sampler asks for."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+FRAMES_APART = 32
+"""From which on the items of a batch are worth calls of their own: half a second."""
 
 
 class ScoreGraph(nn.Module):
@@ -248,11 +254,25 @@ class ScoreNetwork:
             return self._of_causal_core(state, time, conditions, past)
         inputs = self._inputs(state, time, conditions)
         graph, per_frame = self.plain if plain else self.graph, inputs[1].ndim == 2
+        call: Callable[..., Any]
         if not posterior_variance and past is None:
-            return _as_complex((graph.per_frame if per_frame else graph)(*inputs), state), None
-        posterior = graph.posterior_per_frame if per_frame else graph.posterior
-        score, variance = posterior(*inputs) if past is None else posterior(*inputs, past=past)
+            call = graph.per_frame if per_frame else graph
+        else:
+            posterior = graph.posterior_per_frame if per_frame else graph.posterior
+            call = posterior if past is None else partial(posterior, past=past)
+        alone = plain or past is not None or not self._apart(state)
+        answer = call(*inputs) if alone else _of_items(call, inputs)
+        if isinstance(answer, Tensor):
+            return _as_complex(answer, state), None
+        score, variance = answer
         return _as_complex(score, state), variance.contiguous().to(state.device, state.real.dtype)
+
+    def _apart(self, state: Tensor) -> bool:
+        """Whether the items of a batch are told in calls of their own, see `side_by_side`.
+
+        It does not depend on the number of threads: what rounding does to an item is the same everywhere.
+        """
+        return self.device.type == "cpu" and len(state) > 1 and state.shape[-1] >= FRAMES_APART
 
     def _of_causal_core(
         self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast
@@ -297,7 +317,10 @@ class ScoreNetwork:
         else:
             level = noise_level.to(self.device, torch.float32)
             level = level.expand(len(state)) if level.ndim == 0 else level
-        return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
+        inputs = [mixture, variance, planes, level]
+        if past is None and self._apart(state):
+            return Estimate.of(Said(*_of_items(self.module.say, inputs)), state)
+        return Estimate.of(self.module.say(*inputs, past), state)
 
     def new_past(self) -> Past:
         """For the first block of a stream: of the C++ core on CPUs, where there is one, else of torch."""
@@ -341,10 +364,22 @@ class ScoreNetwork:
         return inputs
 
 
+def _of_items(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+    """call(*inputs), a tensor or a tuple of them, made item by item of the batch."""
+    batch = max(len(x) for x in inputs)
+    inputs = [x.expand(batch, *x.shape[1:]) for x in inputs]
+    answers = side_by_side(lambda item: call(*(x[item : item + 1] for x in inputs)), batch)
+    if isinstance(answers[0], Tensor):
+        return torch.cat(answers)
+    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
+
+
 def _kind(module: Network) -> str:
     if module.tells_noise_variance:
         return "posterior"
-    return "conditional" if module.drifts else "prior"
+    if not module.drifts:
+        return "prior"
+    return "tagged" if "latent" in module.conditions else "conditional"
 
 
 def _as_complex(score: Tensor, like: Tensor) -> Tensor:

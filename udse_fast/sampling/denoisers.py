@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from udse_fast.networks.conditions import NOTHING, Conditions
@@ -32,16 +31,15 @@ class NetworkDenoiser:
 
     def __call__(self, state: Tensor, noise_level: float) -> Tensor:
         """(F, T) complex -> (F, T) complex, in the precision of the state."""
+        denoised = self._denoised(state, noise_level, self.told)
         if self.untold is None or self.guidance == 0:
-            return self._denoised(state[None], noise_level, self.told)[0]
-        both = Conditions.cat([self.told, self.untold])
-        told, untold = self._denoised(torch.stack([state, state]), noise_level, both)
-        return (1 + self.guidance) * told - self.guidance * untold
+            return denoised
+        return (1 + self.guidance) * denoised - self.guidance * self._denoised(state, noise_level, self.untold)
 
-    def _denoised(self, states: Tensor, noise_level: float, conditions: Conditions) -> Tensor:
+    def _denoised(self, state: Tensor, noise_level: float, conditions: Conditions) -> Tensor:
         sde = self.network.sde
         t = sde.time(noise_level)
         delta, sigma = sde.delta(t), sde.sigma(t)
-        diffused = delta * states
-        score, _ = self.network.evaluate(diffused, t, conditions, plain=True)
-        return (diffused + sigma**2 * score) / delta
+        diffused = delta * state
+        score, _ = self.network.evaluate(diffused[None], t, conditions, plain=True)
+        return (diffused + sigma**2 * score[0]) / delta

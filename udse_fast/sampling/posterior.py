@@ -298,7 +298,7 @@ def posterior_pass(
     The others are those of `posterior_sample`.
     """
     row = find_sampler(settings.sampler)
-    prior, mixture = as_prior(score), checked_mixture(mixture, batched=row.network == "conditional")
+    prior, mixture = as_prior(score), checked_mixture(mixture, batched=row.told_recording)
     if mixture.ndim == 3 and len(mixture) != settings.samples:
         raise UdseError(
             f"samples: expected {len(mixture)}, one for each recording of the batch, got {settings.samples}"

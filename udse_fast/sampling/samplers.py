@@ -51,6 +51,11 @@ class Sampler:
     """Published settings, where they are not those of `InferenceSettings`."""
 
     @property
+    def told_recording(self) -> bool:
+        """Whether every call of the network is told the recording, to which the diffusion drifts."""
+        return self.network in ("conditional", "tagged")
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options of the sampler with their published values."""
         return {f.name: f.default for f in fields(self.likelihood) if f.init and f.name != "problem"}
@@ -85,6 +90,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ddrm": Sampler(DDRM, "nmf"),
     "amortised": Sampler(Amortised, "nmf", "posterior"),
     "sgmse": Sampler(SGMSE, None, "conditional", {"samples": 1, "hum": "keep"}),
+    "ex_diff": Sampler(SGMSE, None, "tagged", {"samples": 1, "hum": "keep", "steps": 40}),
     "prior": Sampler(Unconditional, None),
 }
 

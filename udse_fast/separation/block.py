@@ -72,10 +72,9 @@ class BlockSeparator:
 
     def _denoiser(self, source: Source, network: ScoreNetwork, told: Conditions, mixture: Tensor) -> NetworkDenoiser:
         label = labelled(source.name, mixture[None]) if "label" in network.conditions else NOTHING
-        if told.video is None:
-            return NetworkDenoiser(network, label.merged(told))
-        untold = Conditions(video=torch.zeros_like(told.video))
-        return NetworkDenoiser(network, label.merged(told), label.merged(untold), source.guidance)
+        if not told.given:
+            return NetworkDenoiser(network, label)
+        return NetworkDenoiser(network, label.merged(told), label, source.guidance)
 
     def _start(self, mixture: Tensor, first_frame: int) -> Tensor:
         """(K, F, T) standard normal; that of a frame is the same in every block that has it."""

@@ -22,7 +22,7 @@ class Source:
     Args:
         name: of the source in the results. "noise" is noise, every other name a talker.
         checkpoint: of its prior; None: that of the `Separator`.
-        guidance: w of classifier-free guidance where the source has a video, D = (1 + w) D(video) - w D(no video).
+        guidance: w of classifier-free guidance where the source has a video, D = (1 + w) D(u, video) - w D(u).
 
     Raises:
         UdseError: no name that a file can have, or another number.

@@ -20,8 +20,8 @@ from udse_fast.streaming.overlap import OverlapBlocks
 from udse_fast.streaming.stream import Audio
 
 Samples = NDArray[np.float32]
-SeparateBlock = Callable[[Tensor, int], Tensor]
-"""(signals (C, L), number of the first frame) -> talkers (C, K, L)."""
+SeparateBlock = Callable[[Tensor, Block[Any]], Tensor]
+"""(signals (C, L) of all channels, the block of the first of them) -> talkers (C, K, L)."""
 
 
 class SeparatedChannel:
@@ -132,7 +132,7 @@ class SeparationStream:
 
     def _next_block(self, blocks: list[Block[Tensor | None]]) -> Samples:
         """Separate a block of all channels, its talkers in the order of the block before."""
-        talkers = self._separate(torch.stack([block.signal for block in blocks]), blocks[0].first_frame)
+        talkers = self._separate(torch.stack([block.signal for block in blocks]), blocks[0])
         shared = [c.blocks.shared(b, t) for c, b, t in zip(self._channels, blocks, talkers, strict=True)]
         order = best_order(*(torch.cat(sides, dim=1) for sides in zip(*shared, strict=True)))
         ordered = in_order(talkers, order, axis=1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import Conditions
+from udse_fast.tagger import Tagger
 from udse_fast.training.batches import Augmentation, Batch
 from udse_fast.training.corpus import Corpus
 
@@ -112,6 +113,7 @@ class ConditionalBatches:
 
     Args:
         gain_range: of a factor beside that: the crop may be a quiet part of its recording.
+        tagger: whose latents of the noisy crops the network is told; its weights stay what they are.
     """
 
     def __init__(
@@ -123,7 +125,9 @@ class ConditionalBatches:
         frames: int,
         gain_range: tuple[float, float] = (0.4, 1.0),
         seed: int = 0,
+        tagger: Tagger | None = None,
     ) -> None:
+        self.tagger = tagger
         self.pairs, self.spectral, self.size, self.frames = pairs, spectral, size, frames
         self.gain_range, self.seed = gain_range, seed
 
@@ -135,7 +139,10 @@ class ConditionalBatches:
     def __getitem__(self, number: int) -> Batch:
         clean, noisy = self.waveforms(number)
         compressed = [self.spectral.compress(self.spectral.stft(torch.from_numpy(audio))) for audio in (clean, noisy)]
-        return Batch(compressed[0], Conditions(noisy=compressed[1]))
+        latent = None
+        if self.tagger is not None:
+            latent = self.tagger.latent(torch.from_numpy(noisy), self.spectral.sample_rate)
+        return Batch(compressed[0], Conditions(noisy=compressed[1], latent=latent))
 
     def waveforms(self, number: int) -> PairedCrops:
         """Clean and noisy samples (N, L) of a batch, at the level that the network sees."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
-from udse_fast.audio.inputs import opened
+import numpy as np
+from numpy.typing import NDArray
+
 from udse_fast.audio.multimedia import OPTIONS, Nameless
-from udse_fast.errors import UdseError, first_line
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".mpg")
 """Of video files in folders."""
@@ -52,28 +51,18 @@ class Pictures:
             yield shown
             number += 1
 
+    def grey(self, rate: float) -> Iterator[NDArray[np.uint8]]:
+        """`at_rate`, as grey pictures (height, width)."""
+        last, grey = None, None
+        for frame in self.at_rate(rate):
+            if grey is None or frame is not last:  # a picture that is held is converted once
+                last, grey = frame, frame.to_ndarray(format="gray")
+            yield grey
+
+    def begin_again(self) -> None:
+        """Go back to the first picture."""
+        self._container.seek(0)
+
     def close(self) -> None:
         """Close the file."""
         self._container.close()
-
-
-@contextmanager
-def open_pictures(path: str | Path) -> Iterator[Pictures]:
-    """The pictures of a file.
-
-    Raises:
-        UdseError: it cannot be read, or there is no picture in it.
-    """
-    import av
-
-    path = Path(path)
-    try:
-        with opened(path) as file:
-            pictures = Pictures(file)
-            try:
-                yield pictures
-            finally:
-                pictures.close()
-    except (OSError, ValueError, av.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UdseError(f"{path}: expected a video, got a file whose pictures cannot be read ({reason})") from error

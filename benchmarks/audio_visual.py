@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""What seeing the lips brings: mixtures enhanced with the true video, with a wrong one, and without.
+
+usage: audio_visual.py MIXTURES CHECKPOINT [--snr -5] [--most 30] [--steps N] [--samples B] > PAGE.md
+
+MIXTURES holds SET/snrN/{clean,noisy}/NAME.wav. The videos are synthetic lips, drawn from the clean speech of the same
+utterance (true) or of another one (wrong); no real face is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import udse_fast
+from udse_fast.audio.files import read_audio
+from udse_fast.commands.info import processor
+from udse_fast.evaluation.metrics import estoi, si_sdr
+from udse_fast.evaluation.pairs import Pair, pairs_in_mixtures
+from udse_fast.evaluation.synthetic_lips import draw_mouths
+
+RATE = 16000
+SYSTEMS = ("noisy", "built-in prior, no video", "no video", "wrong video", "true video")
+Signal = NDArray[np.float32]
+
+
+def mono(path: Path) -> Signal:
+    """(L,), at 16 kHz."""
+    audio, rate = read_audio(path)
+    assert rate == RATE, path
+    return np.ascontiguousarray(audio[:, 0])
+
+
+def lips(speech: Signal, utterance: str) -> NDArray[np.uint8]:
+    """The mouth that says it; its face goes by the utterance."""
+    return draw_mouths(speech, RATE, zlib.crc32(utterance.encode()))
+
+
+def scores(pair: Pair, other: Pair, seeing: udse_fast.Enhancer, hearing: udse_fast.Enhancer) -> dict[str, Any]:
+    """(SI-SDR, ESTOI) of every system on one mixture."""
+    clean, noisy = mono(pair.clean), mono(pair.noisy)
+    results = {
+        "noisy": noisy,
+        "built-in prior, no video": hearing.enhance(noisy, RATE),
+        "no video": seeing.enhance(noisy, RATE),
+        "wrong video": seeing.enhance(noisy, RATE, video=lips(mono(other.clean), other.utterance)),
+        "true video": seeing.enhance(noisy, RATE, video=lips(clean, pair.utterance)),
+    }
+    return {name: (si_sdr(clean, result), estoi(clean, result)) for name, result in results.items()}
+
+
+def main() -> None:
+    """Enhance, score, print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mixtures", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--snr", default="-5")
+    parser.add_argument("--most", type=int, default=30, metavar="N")
+    parser.add_argument("--steps", type=int, metavar="N", help="reverse steps (default: the prior's)")
+    parser.add_argument("--samples", type=int, metavar="B", help="posterior samples (default: the prior's)")
+    arguments = parser.parse_args()
+    pairs = [pair for pair in pairs_in_mixtures(arguments.mixtures) if pair.snr == arguments.snr][: arguments.most]
+    utterances = list({pair.utterance: pair for pair in pairs}.values())
+    fewer = {"steps": arguments.steps, "samples": arguments.samples}
+    seeing, hearing = udse_fast.Enhancer(arguments.checkpoint, **fewer), udse_fast.Enhancer(**fewer)
+    rows = []
+    for number, pair in enumerate(pairs):
+        place = [known.utterance for known in utterances].index(pair.utterance)
+        rows.append(scores(pair, utterances[(place + 1) % len(utterances)], seeing, hearing))
+        print(number + 1, pair.set, pair.utterance, rows[-1], file=sys.stderr, flush=True)
+    values = {name: np.array([row[name] for row in rows]) for name in SYSTEMS}
+    facts = seeing.network.config["training"]
+    print(
+        f"{len(rows)} mixtures at {arguments.snr} dB ({len(utterances)} utterances), {seeing.sampler} with "
+        f"{seeing.settings.steps} steps and {seeing.settings.samples} samples, "
+        f"{processor()}, torch {torch.__version__}.\n"
+        f"The prior: {facts.get('steps')} steps of {facts.get('batch_size')} crops of {facts.get('crop_seconds')} s, "
+        f"from the built-in speech prior on, with {facts.get('speech_hours')} h of speech.\n"
+    )
+    print("| system | SI-SDR, dB | ESTOI |\n| --- | --- | --- |")
+    for name in SYSTEMS:
+        print(f"| {name} | {values[name][:, 0].mean():.2f} | {values[name][:, 1].mean():.3f} |")
+    print("\n| true video over | SI-SDR, dB (95 %) | ESTOI (95 %) | better in SI-SDR |\n| --- | --- | --- | --- |")
+    for name in SYSTEMS[1:-1]:
+        gain = values["true video"] - values[name]
+        half = 1.96 * gain.std(0, ddof=1) / np.sqrt(len(gain))
+        better = f"{int((gain[:, 0] > 0).sum())} of {len(gain)}"
+        sdr, intelligible = (f"{m:+.{d}f} ± {h:.{d}f}" for m, h, d in zip(gain.mean(0), half, (2, 3), strict=True))
+        print(f"| {name} | {sdr} | {intelligible} | {better} |")
+
+
+if __name__ == "__main__":
+    main()
