@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import udse_fast
 from udse_fast.checkpoints.checkpoint import save_checkpoint
+from udse_fast.checkpoints.export import export_network
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.cnn14 import Cnn14, LogMel, Spectrogram, mel_filters
@@ -223,6 +224,13 @@ def test_the_published_network_with_a_latent() -> None:
     assert not torch.allclose(graph(*inputs[:3], inputs[3] + 1), score)
     fused = ScoreGraph(fused_ncsnpp(told), OUVE())  # type: ignore[arg-type]
     assert float((fused(*inputs) - score).norm() / score.norm()) < 1e-4
+
+
+def test_an_export_is_told_the_latent(checkpoint: Path, tmp_path: Path) -> None:
+    network = udse_fast.load_network(checkpoint)
+    for kind in ("pt", "pt2"):
+        assert export_network(network, tmp_path / f"a.{kind}") < 1e-5
+    assert udse_fast.load_network(tmp_path / "a.pt").kind == "tagged"
 
 
 # Enhancer
