@@ -51,10 +51,10 @@ class Mixture:
         return total
 
 
-def mixed(name: str, noise_set: str, paths: tuple[Path, Path, Path], level_db: float) -> Mixture:
-    """Both talkers and the noise, cut to the shortest of the three."""
+def mixed(name: str, noise_set: str, paths: tuple[Path, Path, Path], level_db: float, seconds: float) -> Mixture:
+    """Both talkers and the noise, cut to the shortest of the three, and to some seconds."""
     first, second, noise = (read_audio(path) for path in paths)
-    length = min(len(first), len(second), len(noise))
+    length = min(len(first), len(second), len(noise), round(seconds * SAMPLE_RATE))
     first, second, noise = first[:length], second[:length], noise[:length]
     second = second * np.sqrt(first @ first / (second @ second)) * 10 ** (level_db / 20)
     both = first + second
@@ -63,7 +63,7 @@ def mixed(name: str, noise_set: str, paths: tuple[Path, Path, Path], level_db: f
     return Mixture(name, noise_set, scale * np.stack([first, second]), scale * noise)
 
 
-def of_evaluation(data: Path) -> Iterator[Mixture]:
+def of_evaluation(data: Path, seconds: float) -> Iterator[Mixture]:
     """Half as many mixtures as recordings."""
     rng = np.random.default_rng(0)
     recordings = sorted((data / "clean").iterdir())
@@ -71,10 +71,12 @@ def of_evaluation(data: Path) -> Iterator[Mixture]:
     for number, (first, second) in enumerate(zip(recordings[:half], recordings[half:], strict=False)):
         noise_set = ("matched", "mismatched")[number % 2]
         noise = next((data / f"noise_{noise_set}").glob(f"{first.stem}*"))
-        yield mixed(f"{first.stem}+{second.stem}", noise_set, (first, second, noise), rng.uniform(-LEVEL_DB, LEVEL_DB))
+        yield mixed(
+            f"{first.stem}+{second.stem}", noise_set, (first, second, noise), rng.uniform(-LEVEL_DB, LEVEL_DB), seconds
+        )
 
 
-def of_lists(first: Path, second: Path, noises: Path) -> Iterator[Mixture]:
+def of_lists(first: Path, second: Path, noises: Path, seconds: float) -> Iterator[Mixture]:
     """As many mixtures as the shorter list has recordings."""
     rng = np.random.default_rng(0)
     noise_files = sorted(path for path in noises.iterdir() if path.is_file())
@@ -82,7 +84,9 @@ def of_lists(first: Path, second: Path, noises: Path) -> Iterator[Mixture]:
     for number, (a, b) in enumerate(zip(*lists, strict=False)):
         shortest = min(len(read_audio(a)), len(read_audio(b)))
         long = (path for path in np.roll(np.array(noise_files), -17 * number) if len(read_audio(path)) >= shortest)
-        yield mixed(f"{a.stem}+{b.stem}", f"noise {number}", (a, b, next(long)), rng.uniform(-LEVEL_DB, LEVEL_DB))
+        yield mixed(
+            f"{a.stem}+{b.stem}", f"noise {number}", (a, b, next(long)), rng.uniform(-LEVEL_DB, LEVEL_DB), seconds
+        )
 
 
 def lips(mixture: Mixture, whose: str) -> dict[str, NDArray[np.uint8]]:
@@ -143,6 +147,7 @@ def main() -> None:
     add("--name", default="dps")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of Separator")
     add("--enhanced", action="store_true", help="the enhanced mixture as both talkers, too")
+    add("--seconds", type=float, default=1000.0, help="of each mixture at most")
     add("--count", type=int, default=1000, help="mixtures at most")
     arguments = parser.parse_args()
     settings = {name: _value(value) for name, value in (text.split("=", 1) for text in arguments.set)}
@@ -150,7 +155,11 @@ def main() -> None:
     sources = [udse_fast.Source("first", priors[0]), udse_fast.Source("second", priors[1]), "noise"]
     separator = udse_fast.Separator(sources, **settings)
     enhancer = udse_fast.Enhancer() if arguments.enhanced else None
-    mixtures = of_lists(*arguments.talkers, arguments.noise) if arguments.talkers else of_evaluation(arguments.data)
+    mixtures = (
+        of_lists(*arguments.talkers, arguments.noise, arguments.seconds)
+        if arguments.talkers
+        else of_evaluation(arguments.data, arguments.seconds)
+    )
     rows: list[dict[str, Any]] = []
     with open(arguments.out, "w", newline="") as file:
         for mixture, _ in zip(mixtures, range(arguments.count), strict=False):

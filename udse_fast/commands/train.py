@@ -17,6 +17,7 @@ from udse_fast.errors import UdseError
 from udse_fast.networks import build_network, network_class
 from udse_fast.networks.compact import COMPACT_SIZES
 from udse_fast.networks.conditional_ncsnpp import CONDITIONAL_SIZES
+from udse_fast.networks.edm_ncsnpp import EDM_SIZES
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 from udse_fast.tagger import Tagger
@@ -34,6 +35,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "compact-posterior-causal": {"name": "compact-posterior", "causal_block": 2},
     "compact-conditional": {"name": "compact-conditional"},
     **{name: {"name": "ncsnpp", **arguments} for name, arguments in PUBLISHED_SIZES.items()},
+    **EDM_SIZES,
     **{name: {"name": "ncsnpp-conditional", **arguments} for name, arguments in CONDITIONAL_SIZES.items()},
 }
 SEEDS = Range(0, 2**63 - 1)

@@ -11,6 +11,8 @@ from udse_fast.networks.base import Network
 _CLASSES = {
     "ncsnpp": ("udse_fast.networks.ncsnpp", "NCSNpp"),
     "ncsnpp-conditional": ("udse_fast.networks.conditional_ncsnpp", "ConditionalNCSNpp"),
+    "ncsnpp-edm": ("udse_fast.networks.edm_ncsnpp", "EDMNCSNpp"),
+    "ncsnpp-edm-av": ("udse_fast.networks.edm_ncsnpp", "SeeingEDMNCSNpp"),
     "ncsnpp-av": ("udse_fast.networks.ncsnpp_av", "AudioVisualNCSNpp"),
     "compact": ("udse_fast.networks.compact", "Compact"),
     "compact-av": ("udse_fast.networks.compact_av", "CompactAudioVisual"),
