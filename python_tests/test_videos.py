@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,17 @@ def test_a_tilted_face_gives_an_upright_mouth(tmp_path: Path, face: Picture) -> 
     upright = read_mouth_crops(video(tmp_path / "a.mp4", [face] * 12, noise(0.5)))
     tilted = read_mouth_crops(video(tmp_path / "b.mp4", [face[tuple(source)]] * 12, noise(0.5)))
     assert match(np.stack([upright[5], tilted[5]]))[1] > 0.8
+
+
+def test_a_video_that_players_turn_is_turned(tmp_path: Path, face: Picture) -> None:
+    upright = read_mouth_crops(video(tmp_path / "up.mp4", [face] * 6, noise(0.3)))
+    lying = video(tmp_path / "lying.mp4", [np.rot90(face, -1)] * 6, noise(0.3))
+    with pytest.raises(NoMouthError):
+        read_mouth_crops(lying)
+    turn = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90", "-i", str(lying)]
+    subprocess.run([*turn, "-c", "copy", str(tmp_path / "turned.mp4")], check=True)
+    turned = read_mouth_crops(tmp_path / "turned.mp4")
+    assert match(np.stack([upright[3], turned[3]]))[1] > 0.9
 
 
 def test_crops_of_the_right_size_are_taken_as_they_are(tmp_path: Path) -> None:

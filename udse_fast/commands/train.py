@@ -23,6 +23,7 @@ from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 from udse_fast.tagger import Tagger
 from udse_fast.training.batches import Augmentation
 from udse_fast.training.curves import draw_curves
+from udse_fast.training.lip_reading import warm_up
 from udse_fast.training.parallel import Processes, processes_of_torchrun
 from udse_fast.training.posterior_trainer import PosteriorTrainer
 from udse_fast.training.trainer import Settings, Trainer, measure_sigma_data
@@ -76,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--network", default="compact", choices=list(NETWORKS), help="(default: %(default)s)")
     add("--init", type=Path, metavar="FILE", help="start from the weights of this checkpoint")
+    add("--freeze", action="store_true", help="train only what the checkpoint of --init does not have")
+    add("--warm-up-steps", type=int, default=300, metavar="N", help="of an audio-visual network: steps in which its "
+        "visual encoder learns by itself to tell levels of the speech (default: %(default)s)")  # fmt: skip
     add("--steps", type=int, default=20_000, help="optimizer steps in all (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="crops a step (default: %(default)s)")
     add("--crop-seconds", type=float, default=2.0, help="(default: %(default)s)")
@@ -150,6 +154,9 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--out: expected a folder that can be written, got {arguments.out.parent}: {error.strerror}"
         ) from None
     whole_number("--seed", arguments.seed, SEEDS)
+    whole_number("--warm-up-steps", arguments.warm_up_steps, Range(0, 10**9))
+    if arguments.freeze and arguments.init is None:
+        raise UdseError("--freeze: expected --init FILE, whose weights stay as they are, got none")
     if not (0 <= arguments.speed_range <= 0.5 and 0 <= arguments.equalisation <= 20):
         raise UdseError("--speed-range and --equalisation: expected numbers in [0, 0.5] and [0, 20]")
     if not (0 <= arguments.ema < 1 and 0 <= arguments.decay_share <= 1):
@@ -243,13 +250,19 @@ def _train(arguments: argparse.Namespace, processes: Processes, device: torch.de
         licence=arguments.licence,
         workers=1 if device.type == "cpu" else 12,
         processes=processes,
+        frozen=initial.module.state_dict() if arguments.freeze and initial is not None else None,
     )
     if trainer.state_file.exists():
         trainer.resume()
         say(f"resuming {arguments.out} at step {trainer.step}")
-    elif initial is not None:
-        centred = not initial.config["architecture"].get("causal_block", 0)
-        trainer.start_from(initial.graph.module.state_dict(), bool(architecture.get("causal_block")) and centred)
+    else:
+        if initial is not None:
+            centred = not initial.config["architecture"].get("causal_block", 0)
+            trainer.start_from(initial.graph.module.state_dict(), bool(architecture.get("causal_block")) and centred)
+        if kind.sees and arguments.warm_up_steps:
+            untold = warm_up(trainer.module, data.training, arguments.warm_up_steps, device)
+            trainer.restart_average()
+            say(f"visual encoder: {100 * (1 - untold):.0f} % of the speech's levels are read from the lips")
     parameters = sum(p.numel() for p in build_network(architecture).parameters())
     say(
         f"{arguments.network}: {parameters / 1e6:.2f} M parameters, {trainer.precision}, {device}; "

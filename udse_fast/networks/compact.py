@@ -151,9 +151,14 @@ class FilmNorm(nn.Module):
         B, C, T, bands = x.shape
         frames = x.permute(0, 2, 3, 1).reshape(B, T, bands * C)
         frames = F.layer_norm(frames, (bands * C,), eps=1e-4)
-        scale, shift = self.film(embedding.to(self.film.weight.dtype)).to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
+        scale, shift = self.modulation(embedding.to(self.film.weight.dtype)).to(x.dtype).unsqueeze(2).chunk(2, dim=-1)
         modulated = torch.addcmul(shift, frames.view(B, T, bands, C), 1 + scale)
         return F.silu(modulated).permute(0, 3, 1, 2)
+
+    def modulation(self, embedding: Tensor) -> Tensor:
+        """Scale and shift of the channels, (B, T or 1, 2 C)."""
+        modulation: Tensor = self.film(embedding)
+        return modulation
 
 
 class Residual(nn.Module):

@@ -1,7 +1,8 @@
 """The audio-visual network for CPUs: `Compact` that sees the lips, by FiLM in every residual block.
 
-The features of the video are spread over the frames of the sound and added to the embedding of the noise level, which
-scales and shifts the normalised maps everywhere. The video is expected to cover the time of the spectrogram.
+The features of the video are spread over the frames of the sound, and a layer of each block makes scales and shifts of
+them, beside those of the noise level. Without a video they are zero, and the network is the one that only hears: with
+`udse-fast train --freeze`, the prior that it was started from. The video is expected to cover the time of the sound.
 """
 
 from __future__ import annotations
@@ -14,9 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udse_fast.errors import UdseError
-from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact import Compact, FilmNorm, Residual
 from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.visual_encoder import VisualEncoder, build_visual_encoder
+
+
+class SeeingFilmNorm(FilmNorm):
+    """A `FilmNorm` whose embedding is that of the noise level (E) with the features of the video (p) behind it."""
+
+    def __init__(self, channels: int, embedding: int, features: int) -> None:
+        super().__init__(channels, embedding)
+        self.sees = nn.Linear(features, 2 * channels, bias=False)
+        nn.init.zeros_(self.sees.weight)  # a network that starts from a speech prior starts as that prior
+
+    def modulation(self, embedding: Tensor) -> Tensor:
+        """Of both."""
+        level, seen = embedding.split([self.film.in_features, self.sees.in_features], dim=-1)
+        modulation: Tensor = self.film(level) + self.sees(seen)
+        return modulation
 
 
 class CompactAudioVisual(Compact):
@@ -38,8 +54,9 @@ class CompactAudioVisual(Compact):
         self.encoder = build_visual_encoder(encoder or {"name": "compact"})
         self.conditions = ("video",)
         self.condition_sizes = {"p": self.encoder.features}
-        self.film = nn.Linear(self.encoder.features, embedding, bias=False)
-        nn.init.zeros_(self.film.weight)  # a network that starts from a speech prior starts as that prior
+        for block in [module for module in self.modules() if isinstance(module, Residual)]:
+            channels = block.norm.film.out_features // 2
+            block.norm = SeeingFilmNorm(channels, embedding, self.encoder.features)
 
     @property
     def visual_encoder(self) -> VisualEncoder:
@@ -47,11 +64,12 @@ class CompactAudioVisual(Compact):
         return self.encoder
 
     def told(self, embedding: Tensor, conditions: Conditions, frames: int) -> Tensor:
-        """With the video (B, Tv, p) that belongs to the frames, interpolated; zeros are no video."""
+        """With the video (B, Tv, p) behind it that belongs to the frames, interpolated; zeros are no video."""
+        B, T, _ = embedding.shape
         if conditions.video is None:
-            return embedding
-        seen = self.film(conditions.video.to(self.film.weight.dtype)).transpose(1, 2)
-        return embedding + F.interpolate(seen, frames, mode="linear", align_corners=False).transpose(1, 2)
+            return torch.cat([embedding, embedding.new_zeros(B, T, self.encoder.features)], dim=-1)
+        seen = F.interpolate(conditions.video.transpose(1, 2), frames, mode="linear", align_corners=False)
+        return torch.cat([embedding.expand(-1, frames, -1), seen.transpose(1, 2).to(embedding.dtype)], dim=-1)
 
     def completed(self, conditions: Conditions, batch: int) -> Conditions:
         """Without a video, one of zeros, which it was trained with, too."""

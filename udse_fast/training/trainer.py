@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -73,7 +73,7 @@ class Optimizers:
 
     def __init__(self, module: Network, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
-        hidden = module.hidden_matrices()
+        hidden = [p for p in module.hidden_matrices() if p.requires_grad]
         chosen = {id(p) for p in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
@@ -158,6 +158,7 @@ class Trainer:
         licence: str,
         workers: int = 1,
         processes: Processes = ALONE,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.settings, self.training, self.validation, self.out = settings, training, validation, out
         self.device, self.precision, self.facts, self.licence = device, precision, facts, licence
@@ -166,6 +167,9 @@ class Trainer:
         torch.manual_seed(settings.seed)  # the initial weights
         self.module = build_network(settings.architecture).to(device)
         to_channels_last(self.module)
+        for name, parameter in self.module.named_parameters():  # by the names and shapes of weights that are given
+            if frozen is not None and name in frozen and frozen[name].shape == parameter.shape:
+                parameter.requires_grad_(False)
         if self.module.casts_itself:
             self.module.training_dtype = None if precision == torch.float32 else precision
         self.sde = OUVE()
@@ -191,6 +195,10 @@ class Trainer:
         if len(fitting) < len(weights) // 2:
             raise UdseError("--init: expected a checkpoint of the same network, got one whose weights do not fit")
         self.module.load_state_dict(fitting, strict=False)
+        self.restart_average()
+
+    def restart_average(self) -> None:
+        """The average is what the weights are now."""
         for name, w in self.weights.items():
             self.ema[name].copy_(w)
 

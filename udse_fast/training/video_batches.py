@@ -54,7 +54,7 @@ class VideoCorpus(Corpus):
         for place in places:
             seconds = (place.start + place.length * (np.arange(count) + 0.5) / count) / self.sample_rate
             video = self.mouths(place.recording)
-            rows.append(video[np.clip(np.floor(seconds * VIDEO_RATE).astype(int), 0, len(video) - 1)])
+            rows.append(video[np.clip(np.floor(seconds * VIDEO_RATE + 1e-6).astype(int), 0, len(video) - 1)])
         return np.stack(rows)
 
 

@@ -52,11 +52,11 @@ class Pictures:
             number += 1
 
     def grey(self, rate: float) -> Iterator[NDArray[np.uint8]]:
-        """`at_rate`, as grey pictures (height, width)."""
+        """`at_rate`, as grey pictures (height, width), turned as a player would show them."""
         last, grey = None, None
         for frame in self.at_rate(rate):
             if grey is None or frame is not last:  # a picture that is held is converted once
-                last, grey = frame, frame.to_ndarray(format="gray")
+                last, grey = frame, np.rot90(frame.to_ndarray(format="gray"), round(frame.rotation / 90))
             yield grey
 
     def begin_again(self) -> None:

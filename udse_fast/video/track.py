@@ -111,7 +111,7 @@ class VideoTrack:
         times = start + (torch.arange(count, dtype=torch.float64) + 0.5) * (length / count)
         seen = times[times < (self._first + len(self._frames)) / self.rate + HELD_SECONDS]
         if len(seen):
-            numbers = (seen * self.rate).long() - self._first
+            numbers = (seen * self.rate + 1e-6).long() - self._first
             frames = self._frames[numbers.clamp(0, len(self._frames) - 1)]
             encoder = self.network.visual_encoder
             told = frames if frames.ndim == 2 or encoder is None else encoded(encoder, frames)
