@@ -69,8 +69,8 @@ class Separator:
         known = setting_names(SeparationSettings)
         if unknown := sorted(settings.keys() - {*known}):
             raise UdseError(f"Separator: unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
-        given = {name: value for name, value in (("sampler", sampler), ("steps", steps)) if value is not None}
-        self.settings = SeparationSettings(**settings, **given)
+        settings |= {name: value for name, value in (("sampler", sampler), ("steps", steps)) if value is not None}
+        self.settings = SeparationSettings(**settings)
         self.seed = whole_number("seed", seed, SEEDS)
         self.sources = named_sources(sources)
         defaults = {False: checkpoint or BUILT_IN, True: noise_checkpoint or BUILT_IN_JOINT}
