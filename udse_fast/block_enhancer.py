@@ -204,8 +204,8 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         signal = block.signal
         if self.settings.hum == "remove":
             signal = signal - steady_part(signal, self.model.spectral.sample_rate)
-        if self.model.passes is not None:
-            signal = self._of_a_common_length(signal)
+        if self.model.passes is not None and self.make_noise_model is None and self.tell is None:
+            signal = self._of_a_common_length(signal)  # all that the pass is told follows from it
         mixture, level = self.model.spectral.analyse(signal.to(self.model.device))
         if not level > 0:
             return Enhanced(block.signal.new_zeros(2, len(block.signal)), block.memory)
