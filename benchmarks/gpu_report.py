@@ -16,6 +16,7 @@ import argparse
 import copy
 import functools
 import gc
+import importlib
 import importlib.resources
 import os
 import platform
@@ -33,6 +34,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -66,6 +68,7 @@ CALLS_BEFORE_REPLAYS = 2  # one as it is, one that is recorded
 LAUNCHES = 20  # of a kernel in one CUDA graph
 KERNELS_SHOWN = 25  # of a profile
 STREAMS = (1, 8, 64)  # recordings at a time
+TILES = (4096, 1024, 2048, 8192)  # the first is the one in use
 
 
 def main() -> None:
@@ -325,6 +328,27 @@ def kernel_table(bench: Bench) -> Iterator[str]:
         yield ""
 
 
+def tile_table(bench: Bench) -> Iterator[str]:
+    """The Triton layers by how many numbers a program has at once: what to set `TILE` to."""
+    yield "## Triton layers by the numbers of a program"
+    yield ""
+    if not any(backend.available and backend.name == "triton" for backend in backends()):
+        yield "No Triton here."
+        return
+    triton_kernel = importlib.import_module("udse_fast.kernels.fused_layers.triton_kernel")
+    tiles = TILES[: 1 if bench.arguments.tiny else None]
+    yield f"| operation | {' | '.join(f'{tile}, GB/s' for tile in tiles)} |"
+    yield f"| --- |{' --- |' * len(tiles)}"
+    rates: dict[str, list[str]] = {}
+    for tile in tiles:
+        with mock.patch.object(triton_kernel, "TILE", tile), environment(UDSE_BACKEND="triton"):
+            for name, (operation, moved) in layers(1, bench.frames, bench.device, bench.precision).items():
+                seconds = launch_seconds(operation, bench.device, bench.arguments.runs)
+                rates.setdefault(name, []).append(f"{moved / seconds / 1e9:.4g}")
+    for name, row in rates.items():
+        yield f"| {name} | {' | '.join(row)} |"
+
+
 def guarded_row(name: str, backend: str, operation: Callable[[], object], moved: float, bench: Bench) -> Iterator[str]:
     """Of the table of kernels; one that fails leaves the others."""
     try:
@@ -470,7 +494,7 @@ def layers(
     samples: int, frames: int, device: torch.device, precision: str
 ) -> dict[str, tuple[Callable[[], object], float]]:
     """The fused layers on a map of the first level of the published network, and the bytes that each has to move."""
-    shape = samples, 96, 256, frames // 16 * 16
+    shape = samples, 96, 256 if device.type == "cuda" else 16, frames // 16 * 16
     x = torch.randn(shape, device=device).to(getattr(torch, precision), memory_format=torch.channels_last)
     weight, bias = x.new_ones(96), x.new_zeros(96)
     size = x.numel() * x.element_size()
@@ -628,6 +652,7 @@ TABLES: dict[str, Callable[[Bench], Iterator[str]]] = {
     "convolutions": convolution_table,
     "profile": profile_table,
     "kernels": kernel_table,
+    "tiles": tile_table,
     "amortised": amortised_table,
     "published": published_table,
     "samplers": sampler_table,

@@ -91,7 +91,7 @@ measured() {
   # shellcheck disable=SC2086
   within "$LIMIT" "$PYTHON" "$root/benchmarks/gpu_report.py" -o "$OUT/$page" --device "$DEVICE" "$@" ${REPORT_ARGUMENTS:-}
 }
-report() { measured gpu_measured.md --tables network convolutions profile kernels amortised published; }
+report() { measured gpu_measured.md --tables network convolutions profile kernels tiles amortised published; }
 samplers() { measured gpu_samplers.md --tables samplers; }
 
 # Cut off as by Ctrl-C, which saves, with 40 seconds to do so.

@@ -273,6 +273,14 @@ def test_a_causal_stream_is_refused_in_a_line(small_checkpoint: Path) -> None:
         enhancer.open_stream(causal=True)
 
 
+def test_a_read_out_that_needs_a_noise_estimate_is_refused_in_a_line(small_checkpoint: Path) -> None:
+    enhancer = udse_fast.Enhancer(small_checkpoint, steps=2, readout="wiener")
+    with pytest.raises(UdseError, match="readout: expected auto, mean or mean_compressed with the sampler 'sgmse'"):
+        enhancer.enhance(np.ones(3000, np.float32), 16000)
+    with pytest.raises(UdseError, match="readout: expected auto, mean or mean_compressed with the sampler 'sgmse'"):
+        udse_fast.Enhancer(small_checkpoint, steps=2).open_stream(readout="blend")
+
+
 def test_published_step_sizes_go_by_the_grid(small_checkpoint: Path) -> None:
     enhancer = udse_fast.Enhancer(small_checkpoint, steps=5)
     settings = OverlapBlockEnhancer(enhancer.model, enhancer.settings, seed=0).sampler_settings

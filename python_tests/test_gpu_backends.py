@@ -42,7 +42,7 @@ from udse_fast.kernels.step import UPDATES as DECLARED
 from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import fused_ncsnpp
-from udse_fast.sampling.noise_models import NMF
+from udse_fast.sampling.noise_models import NMF, FixedVariance
 from udse_fast.sampling.passes import run
 from udse_fast.sampling.posterior import ReversePass, SamplerSettings, per_frame
 from udse_fast.sampling.requests import FunctionPrior
@@ -555,6 +555,15 @@ def test_short_signals_of_all_lengths_share_a_recording(tiny_checkpoint: Path, m
         inner = length - plain.spectral.n_fft  # frames at the end see what follows
         torch.testing.assert_close(ours.signals[0, :inner], theirs.signals[0, :inner])
     assert tape.recordings == 1
+    seen = list[torch.Size]()
+
+    def known(mixture: torch.Tensor, level: torch.Tensor, block: Block[Any]) -> FixedVariance:
+        seen.append(mixture.shape)
+        return FixedVariance(torch.ones(mixture.shape))
+
+    oracle = OverlapBlockEnhancer(model, model.settings, seed=0, make_noise_model=known)
+    enhance_blocks([(oracle, [Block(0.1 * torch.randn(5000), 0, None)])])
+    assert seen == [(256, 1 + 5000 // 255)]  # what knows the noise knows it for the signal as it is
 
 
 def test_silence_and_no_frames(backend: Backend) -> None:
@@ -657,7 +666,9 @@ def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None
         for code in packs:  # 16 bytes at a time, and no division that calls its slow path
             assert re.search(r"LDG\S*\.128", code)
             assert not re.search(r"\bCALL\b", code)
-        assert {"75", "80", "86", "90"} <= set(re.findall(r"sm_(\d+)", listed.stdout))
+        there = set(re.findall(r"sm_(\d+)", listed.stdout))
+        # an installation may be for the GPU that is there alone
+        assert there if device_library == cuda_library.library_path() else {"75", "80", "86", "90"} <= there
         command = [dump, "--dump-resource-usage", str(device_library)]
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert set(re.findall(r"STACK:(\d+)", used)) == {"0"}  # what kernels add up stays in registers
