@@ -78,8 +78,8 @@ def main() -> None:
     values = {name: np.array([row[name] for row in rows]) for name in SYSTEMS}
     facts = seeing.network.config["training"]
     print(
-        "# Lips\n\nWhat seeing a mouth brings, on drawn mouths that say what the clean speech says: no real face was used,\n"
-        "and nothing here says what faces would bring. Wrong: the mouth of another utterance. Made by\n"
+        "# Lips\n\nWhat seeing a mouth brings, on drawn mouths that say what the clean speech says: no real face was\n"
+        "used, and nothing here says what faces would bring. Wrong: the mouth of another utterance. Made by\n"
         "`benchmarks/audio_visual.sh SPEECH VALID MIXTURES OUT`.\n"
     )
     print(
