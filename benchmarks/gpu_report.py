@@ -1,6 +1,7 @@
-"""Speed and accuracy of the samplers on a GPU, as a Markdown page.
+"""Speed and accuracy of networks, kernels and samplers on a GPU, as a Markdown page.
 
-    python benchmarks/gpu_report.py -o benchmarks/results/gpu.md
+    python benchmarks/gpu_report.py -o gpu_measured.md
+    python benchmarks/gpu_report.py -o gpu_measured.md --tables network convolutions    # a part of it
     python benchmarks/gpu_report.py --tiny --device cpu -o trial.md  # the same, in seconds, without a GPU
 
 The samplers are run through `Enhancer`, as users do, in one block. Times are medians over runs, after those that
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
+import importlib
 import importlib.resources
 import os
 import platform
@@ -28,7 +31,10 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -36,6 +42,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from udse_fast import Enhancer, __version__
+from udse_fast.backends.cuda_graphs import fastest_convolutions
 from udse_fast.backends.dispatch import backends
 from udse_fast.checkpoints.checkpoint import load_network, save_checkpoint
 from udse_fast.commands.info import processor
@@ -52,13 +59,16 @@ from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.sampling.posterior import posterior_sample
 from udse_fast.sampling.requests import Answer, Prior, Request
-from udse_fast.sampling.samplers import SAMPLERS
+from udse_fast.sampling.samplers import SAMPLERS, samplers_for
 from udse_fast.sampling.sde import OUVE
 
 TINY = {"nf": 8, "ch_mult": (1, 1, 1, 1)}
 RATE = 16000
 CALLS_BEFORE_REPLAYS = 2  # one as it is, one that is recorded
 LAUNCHES = 20  # of a kernel in one CUDA graph
+KERNELS_SHOWN = 25  # of a profile
+STREAMS = (1, 8, 64)  # recordings at a time
+TILES = (4096, 1024, 2048, 8192)  # the first is the one in use
 
 
 def main() -> None:
@@ -66,9 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, help="Markdown file")
+    add("--tables", nargs="+", default=list(TABLES), choices=list(TABLES), help="(default: all)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", help="default: bfloat16, float16 before sm_80, float32 on a CPU")
-    named = [name for name, row in SAMPLERS.items() if name != "prior" and not row.told_recording]
+    named = samplers_for("prior")
     # the default first, EM, which runs as many passes as it has rounds, last
     add("--samplers", nargs="+", default=sorted(named, key=lambda name: (name == "udiffse") - (name == "diffuseen")))
     add("--checkpoint", type=Path, help="NCSN++ of speech")
@@ -119,15 +130,44 @@ def report(arguments: argparse.Namespace) -> Iterator[str]:
             joint: given or random_checkpoint(Path(folder) / f"{joint}.safetensors", joint, arguments.tiny)
             for joint, given in ((False, arguments.checkpoint), (True, arguments.joint_checkpoint))
         }
-        yield from network_table(arguments, checkpoints[False], device, precision, peak)
-        yield from kernel_table(arguments, device, precision, copied)
-        yield from sampler_table(arguments, checkpoints, device, precision, peak)
+        bench = Bench(arguments, device, precision, peak, copied, checkpoints)
+        for name in arguments.tables:
+            yield from guarded(TABLES[name](bench))
 
 
-def sampler_table(
-    arguments: argparse.Namespace, checkpoints: dict[bool, Path], device: torch.device, precision: str, peak: float
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class Bench:
+    """What all tables are made from."""
+
+    arguments: argparse.Namespace
+    device: torch.device
+    precision: str
+    peak: float
+    """FLOP/s of a matrix product."""
+    copied: float
+    """Bytes/s of a copy."""
+    checkpoints: dict[bool, Path]
+    """Of NCSN++: whether it knows noise, too -> file."""
+
+    @property
+    def frames(self) -> int:
+        """Of the spectrogram that a network is asked about."""
+        return 64 if self.arguments.tiny else 1280
+
+
+def guarded(table: Iterator[str]) -> Iterator[str]:
+    """The lines of a table; what fails ends it, and the next one is made."""
+    try:
+        yield from table
+    except Exception as error:
+        yield f"\nFailed: {first_line(error)}"
+        traceback.print_exc()
+    yield ""
+
+
+def sampler_table(bench: Bench) -> Iterator[str]:
     """One row for every sampler."""
+    arguments, device, precision, peak = bench.arguments, bench.device, bench.precision, bench.peak
     yield "## Samplers"
     yield ""
     yield "The published numbers are RTF 1.62 (one sample, no guidance) to 32.5 on a Tesla T4."
@@ -139,7 +179,8 @@ def sampler_table(
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for name in arguments.samplers:
         try:
-            yield sampler_row(name, arguments, checkpoints[SAMPLERS[name].noise == "score"], device, precision, peak)
+            checkpoint = bench.checkpoints[SAMPLERS[name].noise == "score"]
+            yield sampler_row(name, arguments, checkpoint, device, precision, peak)
         except Exception as error:  # the others can still be measured
             yield f"| {name} | failed: {first_line(error)} | | | | | | |"
             traceback.print_exc()
@@ -150,11 +191,117 @@ def sampler_table(
     )
     if device.type == "cpu":
         yield "Memory is that of the whole process."
+
+
+def published_table(bench: Bench) -> Iterator[str]:
+    """DiffUSEEN as published, run as its authors run it and as this package does."""
+    arguments, device, audio = bench.arguments, bench.device, recording(bench.arguments.seconds, RATE)
+    yield "## DiffUSEEN as published"
     yield ""
+    yield "| how | precision | RTF | network calls a sample |"
+    yield "| --- | --- | --- | --- |"
+
+    def row(how: str, precision: str, eager: bool = False, **settings: Any) -> str:
+        enhancer = Enhancer(
+            bench.checkpoints[False], "diffuseen", arguments.steps, arguments.samples, str(device), precision,
+            block_seconds=max(1.0, arguments.seconds + 0.1), **settings,
+        )  # fmt: skip
+        if eager:
+            enhancer.model.network.graph = enhancer.model.network.plain
+        seconds = median_seconds(lambda: enhancer.enhance(audio, RATE), device, arguments.runs, CALLS_BEFORE_REPLAYS)
+        calls = arguments.steps * (1 if "reuse_estimate" in settings or "corrector_snr" in settings else 2)
+        return f"| {how} | {precision} | {seconds / arguments.seconds:.3g} | {calls} |"
+
+    with environment(UDSE_BACKEND="reference", UDSE_CUDA_GRAPHS="0"):
+        yield row("eager PyTorch, operation by operation", "float32", eager=True)
+        yield row("the same", bench.precision, eager=True)
+    yield row("fused, one CUDA graph", bench.precision)
+    yield row("the same, `reuse_estimate`", bench.precision, reuse_estimate=True)
+    yield row("the same, no corrector", bench.precision, corrector_snr=0.0)
 
 
-def kernel_table(arguments: argparse.Namespace, device: torch.device, precision: str, copied: float) -> Iterator[str]:
+def amortised_table(bench: Bench) -> Iterator[str]:
+    """The posterior network that comes with the package: one recording, and many at a time."""
+    arguments, device = bench.arguments, bench.device
+    yield "## The amortised sampler, with the network that comes with the package"
+    yield ""
+    yield "| precision | CUDA graphs | recordings at a time | RTF of all | streams in real time |"
+    yield "| --- | --- | --- | --- | --- |"
+    audio = recording(arguments.seconds, RATE)
+    for precision in dict.fromkeys(("float32", bench.precision)):
+        for graphs in ("1", "0"):
+            with environment(UDSE_CUDA_GRAPHS=graphs):
+                enhancer = Enhancer("posterior", device=str(device), precision=precision, block_seconds=2.0)
+                for count in STREAMS[: 2 if arguments.tiny else None]:
+                    seconds = median_seconds(
+                        functools.partial(enhancer.enhance_many, [(audio, RATE)] * count, together=count),
+                        device,
+                        arguments.runs,
+                        CALLS_BEFORE_REPLAYS,
+                    )
+                    rtf, on = seconds / arguments.seconds, "on" if graphs == "1" else "off"
+                    yield f"| {precision} | {on} | {count} | {rtf:.3g} | {count / rtf:.0f} |"
+    yield ""
+    yield "Blocks of 2 s. Streams in real time: recordings over the real-time factor of all of them together."
+
+
+def convolution_table(bench: Bench) -> Iterator[str]:
+    """The convolutions of the published network, which are 94 % of its operations, by what cuDNN makes of them."""
+    samples, device = bench.arguments.samples, bench.device
+    yield "## Convolutions of 3x3, channels_last, as cuDNN runs them"
+    yield ""
+    yield "| channels | map | microseconds | TFLOP/s | of the matrix product | GB/s |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for channels in (96, 192):
+        for bins in (256, 128, 64, 32):
+            size = bins // 8 if bench.arguments.tiny else bins
+            x, weight = (
+                torch.randn(shape, device=device).to(getattr(torch, bench.precision), memory_format=torch.channels_last)
+                for shape in ((samples, channels, size, size), (96, channels, 3, 3))
+            )
+            with torch.inference_mode(), fastest_convolutions(device):
+                seconds = launch_seconds(
+                    functools.partial(torch.nn.functional.conv2d, x, weight, padding=1), device, bench.arguments.runs
+                )
+            flop, moved = 2 * 9 * 96 * x.numel(), x.numel() * (1 + 96 / channels) * x.element_size()
+            yield (
+                f"| {channels} to 96 | {samples} x {size} x {size} | {1e6 * seconds:.4g} | {flop / seconds / 1e12:.3g} "
+                f"| {flop / seconds / bench.peak:.0%} | {moved / seconds / 1e9:.4g} |"
+            )
+
+
+def profile_table(bench: Bench) -> Iterator[str]:
+    """Which kernels a call of the network spends its time in."""
+    device, network = (
+        bench.device,
+        optimised_or_plain(load_network(bench.checkpoints[False], bench.device), bench.precision),
+    )
+    state = torch.randn(bench.arguments.samples, 256, bench.frames // 5, dtype=torch.complex64, device=device)
+    times = torch.full((len(state),), 0.5, device=device)
+    on_device = device.type == "cuda"
+    with environment(UDSE_CUDA_GRAPHS="0"), torch.inference_mode():
+        for _ in range(CALLS_BEFORE_REPLAYS):
+            network.score(state, times)
+        activities = [torch.profiler.ProfilerActivity.CUDA if on_device else torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profile:
+            network.score(state, times)
+            if on_device:
+                torch.cuda.synchronize(device)
+    events = profile.key_averages()
+    used = {e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total, e.count) for e in events}
+    whole = sum(time for time, _ in used.values()) or 1
+    yield f"## Where a call spends its time ({len(state)} x 256 x {state.shape[-1]}, no graph)"
+    yield ""
+    yield f"| {'kernel' if on_device else 'operation'} | microseconds | share | times |"
+    yield "| --- | --- | --- | --- |"
+    for name, (spent, count) in sorted(used.items(), key=lambda item: -item[1][0])[:KERNELS_SHOWN]:
+        yield f"| `{name[:80].replace('|', '/')}` | {spent:.4g} | {spent / whole:.1%} | {count} |"
+    yield f"| all {len(used)} kinds | {whole:.4g} | | {sum(count for _, count in used.values())} |"
+
+
+def kernel_table(bench: Bench) -> Iterator[str]:
     """Memory traffic of the updates and of the fused layers, by backend."""
+    arguments, device = bench.arguments, bench.device
     yield "## Kernels"
     yield ""
     yield "| operation | backend | microseconds | GB/s | of the copy |"
@@ -168,14 +315,10 @@ def kernel_table(arguments: argparse.Namespace, device: torch.device, precision:
                 continue
             rows = kernels(arguments.samples, frames, device)
             if device.type == "cuda":
-                rows |= layers(arguments.samples, frames, device, precision)
-            with forced(backend.name):
+                rows |= layers(arguments.samples, frames, device, bench.precision)
+            with environment(UDSE_BACKEND=backend.name):
                 for name, (operation, moved) in rows.items():
-                    seconds = launch_seconds(operation, device, arguments.runs)
-                    rate = moved / seconds
-                    yield (
-                        f"| {name} | {backend.name} | {1e6 * seconds:.4g} | {rate / 1e9:.4g} | {rate / copied:.0%} |"
-                    )
+                    yield from guarded_row(name, backend.name, operation, moved, bench)
     yield ""
     if device.type == "cuda":
         yield "Calls follow each other in a CUDA graph. What fits into the L2 cache can be faster than a copy."
@@ -185,15 +328,46 @@ def kernel_table(arguments: argparse.Namespace, device: torch.device, precision:
         yield ""
 
 
-def network_table(
-    arguments: argparse.Namespace, checkpoint: Path, device: torch.device, precision: str, peak: float
-) -> Iterator[str]:
+def tile_table(bench: Bench) -> Iterator[str]:
+    """The Triton layers by how many numbers a program has at once: what to set `TILE` to."""
+    yield "## Triton layers by the numbers of a program"
+    yield ""
+    if not any(backend.available and backend.name == "triton" for backend in backends()):
+        yield "No Triton here."
+        return
+    triton_kernel = importlib.import_module("udse_fast.kernels.fused_layers.triton_kernel")
+    tiles = TILES[: 1 if bench.arguments.tiny else None]
+    yield f"| operation | {' | '.join(f'{tile}, GB/s' for tile in tiles)} |"
+    yield f"| --- |{' --- |' * len(tiles)}"
+    rates: dict[str, list[str]] = {}
+    for tile in tiles:
+        with mock.patch.object(triton_kernel, "TILE", tile), environment(UDSE_BACKEND="triton"):
+            for name, (operation, moved) in layers(1, bench.frames, bench.device, bench.precision).items():
+                seconds = launch_seconds(operation, bench.device, bench.arguments.runs)
+                rates.setdefault(name, []).append(f"{moved / seconds / 1e9:.4g}")
+    for name, row in rates.items():
+        yield f"| {name} | {' | '.join(row)} |"
+
+
+def guarded_row(name: str, backend: str, operation: Callable[[], object], moved: float, bench: Bench) -> Iterator[str]:
+    """Of the table of kernels; one that fails leaves the others."""
+    try:
+        seconds = launch_seconds(operation, bench.device, bench.arguments.runs)
+        rate = moved / seconds
+        yield f"| {name} | {backend} | {1e6 * seconds:.4g} | {rate / 1e9:.4g} | {rate / bench.copied:.0%} |"
+    except Exception as error:
+        yield f"| {name} | {backend} | failed: {first_line(error)} | | |"
+        traceback.print_exc()
+
+
+def network_table(bench: Bench) -> Iterator[str]:
     """A call of the network, plain and fused."""
+    arguments, device, precision, peak = bench.arguments, bench.device, bench.precision, bench.peak
+    checkpoint, frames = bench.checkpoints[False], bench.frames
     yield "## The network"
     yield ""
     yield "| form | milliseconds a call | TFLOP/s | of the peak |"
     yield "| --- | --- | --- | --- |"
-    frames = 64 if arguments.tiny else 1280
     flop = network_flop(load_network(checkpoint), arguments.samples, frames)
     for form, network in (
         ("plain", load_network(checkpoint, device).to(precision=precision)),
@@ -320,7 +494,7 @@ def layers(
     samples: int, frames: int, device: torch.device, precision: str
 ) -> dict[str, tuple[Callable[[], object], float]]:
     """The fused layers on a map of the first level of the published network, and the bytes that each has to move."""
-    shape = samples, 96, 256, frames // 16 * 16
+    shape = samples, 96, 256 if device.type == "cuda" else 16, frames // 16 * 16
     x = torch.randn(shape, device=device).to(getattr(torch, precision), memory_format=torch.channels_last)
     weight, bias = x.new_ones(96), x.new_zeros(96)
     size = x.numel() * x.element_size()
@@ -351,16 +525,18 @@ def without_tf32() -> Iterator[None]:
 
 
 @contextmanager
-def forced(backend: str) -> Iterator[None]:
-    """UDSE_BACKEND for a while."""
-    before = os.environ.get("UDSE_BACKEND")
-    os.environ["UDSE_BACKEND"] = backend
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.pop("UDSE_BACKEND")
-        if before is not None:
-            os.environ["UDSE_BACKEND"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def machine(device: torch.device) -> Iterator[str]:
@@ -414,9 +590,9 @@ def recording(seconds: float, rate: int) -> np.ndarray:
 def network_flop(network: ScoreNetwork, samples: int, frames: int) -> float:
     """Floating-point operations of one call, counted on shapes; one sample, as they are proportional."""
     padded = -(-frames // network.frame_multiple) * network.frame_multiple
-    module = copy.deepcopy(network.module).to("meta")
+    graph = copy.deepcopy(network.plain).to("meta")
     with FlopCounterMode(display=False) as counter:
-        module(torch.empty(1, 2, 256, padded, device="meta"), torch.empty(1, device="meta"))
+        graph(*(x.to("meta") for x in network.module.example(1, 256, padded)))
     return float(samples * counter.get_total_flops())
 
 
@@ -436,7 +612,7 @@ def matrix_peak(device: torch.device, precision: str, size: int) -> float:
 
 def copy_rate(device: torch.device, size: int) -> float:
     """Bytes/s of a copy, those read and those written."""
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)  # zeros are faster to move than data
     target = torch.empty_like(source)
     return 2 * size / median_seconds(lambda: target.copy_(source), device, 10)
 
@@ -470,6 +646,18 @@ def median_seconds(operation: Callable[[], object], device: torch.device, runs: 
         walls.append(clock() - started)
     return statistics.median(walls)
 
+
+TABLES: dict[str, Callable[[Bench], Iterator[str]]] = {
+    "network": network_table,
+    "convolutions": convolution_table,
+    "profile": profile_table,
+    "kernels": kernel_table,
+    "tiles": tile_table,
+    "amortised": amortised_table,
+    "published": published_table,
+    "samplers": sampler_table,
+}
+"""What takes longest comes last."""
 
 if __name__ == "__main__":
     main()

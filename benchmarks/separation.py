@@ -144,7 +144,7 @@ def main() -> None:
     add("--noise", type=Path, metavar="DIR")
     add("--prior", nargs=2, metavar="FILE", help="of each talker's own (default: the built-in prior of speech)")
     add("--lips", choices=["none", "own", "swapped"], default="none", help="drawn mouths, for audio-visual priors")
-    add("--name", default="dps")
+    add("--name", default="shares")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of Separator")
     add("--enhanced", action="store_true", help="the enhanced mixture as both talkers, too")
     add("--seconds", type=float, default=1000.0, help="of each mixture at most")

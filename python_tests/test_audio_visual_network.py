@@ -185,6 +185,22 @@ def test_exports_are_told_the_features(tmp_path: Path, golden: dict[str, Tensor]
     assert (exported.visual_encoder is None) == (suffix == "pt")
 
 
+def test_a_graph_takes_a_video_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"channels": [8, 8, 8], "blocks": [1, 1, 1], "frame_channels": 16, "dilations": [1], "embedding": 16}
+    architecture = {"name": "compact-av", "encoder": {"name": "compact", "features": 6, "channels": [4, 4, 4]}, **small}
+    module = build_network(architecture)
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": 16000}
+    save_checkpoint(tmp_path / "av.safetensors", module.state_dict(), {"architecture": architecture, "stft": stft})
+    network = load_network(tmp_path / "av.safetensors")
+    export_network(network, tmp_path / "av.pt2")
+    program = torch.export.load(tmp_path / "av.pt2").module()
+    state, time, video = torch.randn(2, 2, 256, 70), torch.tensor([0.8, 0.3]), torch.randn(2, 31, 6)
+    torch.testing.assert_close(program(state, time, video), network.plain(state, time, video), atol=1e-3, rtol=1e-3)
+
+
 def test_an_encoder_that_is_not_known_leaves_the_network_to_given_features(network: ScoreNetwork) -> None:
     assert network.visual_encoder is None
     assert network.conditions == ("video",)
@@ -197,6 +213,15 @@ def test_an_inconsistent_average_is_refused_in_a_line(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "short.ckpt")
     with pytest.raises(UdseError, match=r"EMA weights, got .* not consistent"):
         load_network(tmp_path / "short.ckpt")
+
+
+def test_another_fusion_is_refused_in_a_line(tmp_path: Path) -> None:
+    lightning_file(tmp_path / "av.ckpt", ema=False)
+    checkpoint = torch.load(tmp_path / "av.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["fusion"] = "concat_attn_masking"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(UdseError, match="with the fusion concat_attn_masking_light, got concat_attn_masking"):
+        load_network(tmp_path / "other.ckpt")
 
 
 def test_a_truncated_checkpoint_is_refused_in_a_line(tmp_path: Path) -> None:

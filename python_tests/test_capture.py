@@ -37,7 +37,7 @@ from udse_fast.sampling.sde import OUVE
 
 META = torch.device("meta")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-SAMPLED = [name for name, row in SAMPLERS.items() if row.network != "conditional"]
+SAMPLED = [name for name, row in SAMPLERS.items() if not row.told_recording]
 VIEWS = (
     "view as_strided slice select unsqueeze squeeze permute transpose t expand split split_with_sizes chunk unbind "
     "detach alias view_as_real view_as_complex _unsafe_view empty empty_like new_empty empty_strided lift_fresh "

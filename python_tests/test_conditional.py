@@ -18,6 +18,7 @@ from udse_fast.block_enhancer import Analysed, OverlapBlockEnhancer, enhance_blo
 from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.checkpoints.export import export_network
 from udse_fast.checkpoints.lightning import architecture_of
+from udse_fast.cli import main
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.base import Network
@@ -272,6 +273,14 @@ def test_a_causal_stream_is_refused_in_a_line(small_checkpoint: Path) -> None:
         enhancer.open_stream(causal=True)
 
 
+def test_a_read_out_that_needs_a_noise_estimate_is_refused_in_a_line(small_checkpoint: Path) -> None:
+    enhancer = udse_fast.Enhancer(small_checkpoint, steps=2, readout="wiener")
+    with pytest.raises(UdseError, match="readout: expected auto, mean or mean_compressed with the sampler 'sgmse'"):
+        enhancer.enhance(np.ones(3000, np.float32), 16000)
+    with pytest.raises(UdseError, match="readout: expected auto, mean or mean_compressed with the sampler 'sgmse'"):
+        udse_fast.Enhancer(small_checkpoint, steps=2).open_stream(readout="blend")
+
+
 def test_published_step_sizes_go_by_the_grid(small_checkpoint: Path) -> None:
     enhancer = udse_fast.Enhancer(small_checkpoint, steps=5)
     settings = OverlapBlockEnhancer(enhancer.model, enhancer.settings, seed=0).sampler_settings
@@ -332,3 +341,16 @@ def test_older_files_say_less(tmp_path: Path) -> None:
     old = udse_fast.load_network(lightning_file(tmp_path / "a.ckpt", loss_type="mse", sde_n=1000))
     assert old.config["architecture"]["backbone"] == "ncsnpp"
     assert old.config["stft"]["sample_rate"] == 16000
+
+
+def test_info_says_what_a_checkpoint_is(small_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(GOLDEN / "ncsnpp_v2.ckpt"), str(small_checkpoint), "joint"]) == 0
+    public, small, joint = capsys.readouterr().out.split("kind: ")[1:]
+    assert public.startswith(
+        "a conditional network, trained on pairs\n  is told: noisy\n  sampler: sgmse; there are sgmse\n"
+    )
+    assert "16000 Hz, 126 samples, hop 32, hann window, 0.15 |z|^0.5" in public
+    assert "510 samples, hop 255, sqrt_hann" in small
+    assert joint.startswith("a prior\n  is told: label\n  sampler: ddrm; there are udiffse, ")
+    assert main(["info", "nothing.ckpt"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

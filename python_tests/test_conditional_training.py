@@ -168,6 +168,7 @@ def test_the_published_network_is_trained(folders: Path, tmp_path: Path) -> None
     pairs = RecordedPairs(recordings_in(folders / "clean"), recordings_in(folders / "noisy"), RATE)
     architecture = {"name": "ncsnpp-conditional", "nf": 8, "ch_mult": [1, 2]}
     spectral = network_class("ncsnpp-conditional").spectral
+    assert isinstance(spectral, PeakSpectral)
     batches = ConditionalBatches(pairs, spectral, size=1, frames=64)
     settings = Settings(architecture, spectral, steps=1, batch_size=1)
     facts = {"network": "ncsnpp-conditional-5m"}

@@ -16,15 +16,19 @@ from safetensors.torch import save_file
 
 import udse_fast
 from udse_fast.checkpoints.checkpoint import save_checkpoint
+from udse_fast.checkpoints.export import export_network
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.cnn14 import Cnn14, LogMel, Spectrogram, mel_filters
+from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.latent_attention import LatentAttention
 from udse_fast.networks.optimised import fused_ncsnpp
 from udse_fast.networks.score_network import ScoreGraph
 from udse_fast.sampling.sde import OUVE
 from udse_fast.streaming.blocks import Block
 from udse_fast.tagger import GivenLatent, Tagger
+from udse_fast.training.batches import Batch
+from udse_fast.training.trainer import score_matching_loss
 
 RATE = 16000
 WIDTH = 2  # of the first block of the taggers here
@@ -223,6 +227,51 @@ def test_the_published_network_with_a_latent() -> None:
     assert not torch.allclose(graph(*inputs[:3], inputs[3] + 1), score)
     fused = ScoreGraph(fused_ncsnpp(told), OUVE())  # type: ignore[arg-type]
     assert float((fused(*inputs) - score).norm() / score.norm()) < 1e-4
+
+
+def either_half(generator: torch.Generator, count: int, told: bool) -> Batch:
+    """Two sounds, one in each half of the band, and the one that is wanted, which only the latent says."""
+    sounds = 0.1 * torch.randn(2, count, 32, 8, dtype=torch.complex64, generator=generator)
+    sounds[0, :, 16:] *= 0.05
+    sounds[1, :, :16] *= 0.05
+    wanted = torch.randint(2, (count,), generator=generator)
+    clean = torch.where(wanted[:, None, None] == 0, *sounds)
+    latent = torch.nn.functional.one_hot(wanted, 2)[:, None].float().expand(-1, 2, -1)
+    return Batch(clean, Conditions(noisy=sounds.sum(0), latent=latent if told else None))
+
+
+def learnt_error(told: bool) -> float:
+    """Relative error of the estimate at t = 1, after a short training."""
+    torch.manual_seed(0)
+    sizes = {"channels": (8, 8), "blocks": (1, 1), "frame_channels": 16, "dilations": (1,)}
+    architecture = {"name": "compact-conditional", "bins": 32, "sigma_data": 0.07, "latent_size": 2 * told, **sizes}
+    network = build_network(architecture)
+    graph, optimizer = ScoreGraph(network, OUVE()), torch.optim.AdamW(network.parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(1)
+
+    def errors(count: int, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = either_half(generator, count, told)
+        z = torch.randn(batch.spectrograms.shape, dtype=torch.complex64, generator=generator)
+        return score_matching_loss(graph, batch, t, z)
+
+    for _ in range(200):
+        optimizer.zero_grad()
+        errors(8, 0.03 + 0.97 * torch.rand(8, generator=generator))[0].mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(errors(64, torch.ones(64))[1].mean())
+
+
+def test_what_the_latent_says_is_learnt() -> None:
+    assert learnt_error(told=True) < 0.35
+    assert learnt_error(told=False) > 0.45  # half of the power is a guess
+
+
+def test_an_export_is_told_the_latent(checkpoint: Path, tmp_path: Path) -> None:
+    network = udse_fast.load_network(checkpoint)
+    for kind in ("pt", "pt2"):
+        assert export_network(network, tmp_path / f"a.{kind}") < 1e-5
+    assert udse_fast.load_network(tmp_path / "a.pt").kind == "tagged"
 
 
 # Enhancer

@@ -42,7 +42,7 @@ from udse_fast.kernels.step import UPDATES as DECLARED
 from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import NCSNpp
 from udse_fast.networks.optimised import fused_ncsnpp
-from udse_fast.sampling.noise_models import NMF
+from udse_fast.sampling.noise_models import NMF, FixedVariance
 from udse_fast.sampling.passes import run
 from udse_fast.sampling.posterior import ReversePass, SamplerSettings, per_frame
 from udse_fast.sampling.requests import FunctionPrior
@@ -555,6 +555,15 @@ def test_short_signals_of_all_lengths_share_a_recording(tiny_checkpoint: Path, m
         inner = length - plain.spectral.n_fft  # frames at the end see what follows
         torch.testing.assert_close(ours.signals[0, :inner], theirs.signals[0, :inner])
     assert tape.recordings == 1
+    seen = list[torch.Size]()
+
+    def known(mixture: torch.Tensor, level: torch.Tensor, block: Block[Any]) -> FixedVariance:
+        seen.append(mixture.shape)
+        return FixedVariance(torch.ones(mixture.shape))
+
+    oracle = OverlapBlockEnhancer(model, model.settings, seed=0, make_noise_model=known)
+    enhance_blocks([(oracle, [Block(0.1 * torch.randn(5000), 0, None)])])
+    assert seen == [(256, 1 + 5000 // 255)]  # what knows the noise knows it for the signal as it is
 
 
 def test_silence_and_no_frames(backend: Backend) -> None:
@@ -593,52 +602,12 @@ def test_triton_kernels_in_the_interpreter(tmp_path: Path) -> None:
 @pytest.mark.needs("triton")
 def test_triton_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
     """Every call of the adapters, compiled but not launched."""
-    code = f"""
-import sys, importlib, importlib.util, torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
-spec = importlib.util.spec_from_file_location("cases", {str(__file__)!r})
-cases = importlib.util.module_from_spec(spec)
-sys.modules["cases"] = cases
-spec.loader.exec_module(cases)
-class Driver:
-    def __init__(self, capability): self.capability = capability
-    def get_current_target(self): return GPUTarget("cuda", self.capability, 32)
-    def get_current_device(self): return self.capability
-    def get_current_stream(self, device): return 0
-run, compiled = JITFunction.run, []
-def compile_only(self, *args, grid, warmup, **kwargs):
-    compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
-JITFunction.run = compile_only
-backend = cases.Backend(cases.modules("triton_kernel"))
-for capability in (80, 90):
-    triton.runtime.driver.set_active(Driver(capability))
-    a = cases.Inputs((2, 8, 32, 4), False)
-    for name, operation in cases.OTHERS.items():
-        if name in sys.argv[1:]: operation(backend, a)
-    for name in cases.UPDATES:
-        if name in sys.argv[1:]: cases.call(backend, name, a, cases.ONE_TIME, *cases.KEYS)
-    for name in cases.LAYERS:
-        cases.layer(backend, name, cases.LayerInputs(torch.bfloat16, False))
-    targets = {{k.metadata.target.arch for k in compiled if k.asm["cubin"]}}
-    assert capability in targets, targets
-print(len(compiled))
-"""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR", str(tmp_path))
-    names = [
-        "complex_normal",
-        "complex_normal_in_memory",
-        "compress",
-        "nmf",
-        "online_nmf",
-        "corrector",
-        "udiffse_plus",
-    ]
-    names += ["diffuseen_paper", "depse_tl", "predictor_residual", "score_noise_guidance", "paradiffuse_en"]
-    names += ["unexplained_power", "ddrm", "posterior_mean"]
+    names = "complex_normal complex_normal_in_memory compress nmf online_nmf corrector udiffse_plus diffuseen_paper "
+    names += "depse_tl predictor_residual score_noise_guidance paradiffuse_en unexplained_power ddrm posterior_mean"
     done = subprocess.run(
-        [sys.executable, "-c", code, *names],
+        [sys.executable, Path(__file__).with_name("compile_triton.py"), *names.split()],
         env=environment,
         capture_output=True,
         text=True,
@@ -646,7 +615,10 @@ print(len(compiled))
         cwd=tmp_path,  # the installed package: here the kernels are not in it
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 2 * len(names)
+    for capability in (80, 90):
+        found = re.search(rf"sm_{capability}: (\d+) kernels", done.stdout)
+        assert found, done.stdout
+        assert int(found[1]) >= len(names.split()) + 8  # and those of the layers
 
 
 @pytest.fixture(scope="module")
@@ -694,7 +666,9 @@ def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None
         for code in packs:  # 16 bytes at a time, and no division that calls its slow path
             assert re.search(r"LDG\S*\.128", code)
             assert not re.search(r"\bCALL\b", code)
-        assert {"75", "80", "86", "90"} <= set(re.findall(r"sm_(\d+)", listed.stdout))
+        there = set(re.findall(r"sm_(\d+)", listed.stdout))
+        # an installation may be for the GPU that is there alone
+        assert there if device_library == cuda_library.library_path() else {"75", "80", "86", "90"} <= there
         command = [dump, "--dump-resource-usage", str(device_library)]
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert set(re.findall(r"STACK:(\d+)", used)) == {"0"}  # what kernels add up stays in registers

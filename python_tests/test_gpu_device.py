@@ -172,19 +172,33 @@ def test_training_draws_the_same_when_it_goes_on(tmp_path: Path) -> None:
             torch.testing.assert_close(second.ema[name], average, rtol=0.05, atol=0.01)
 
 
-def test_enhancer_replays_whole_passes(tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize("sampler", ["diffuseen", "amortised"])
+def test_enhancer_replays_whole_passes(sampler: str, tiny_checkpoint: Path) -> None:
     """Every block is what it is on the CPU, whichever call of its form it is; later blocks are launched at once."""
+    if sampler == "amortised":
+        checkpoint, settings = Path("posterior"), {"samples": 1}
+    else:
+        checkpoint, settings = tiny_checkpoint, {"steps": 3, "samples": 2}
     fast, plain = (
-        Enhancer(tiny_checkpoint, steps=3, samples=2, device=device, precision="float32", seed=3, block_seconds=1.0)
-        for device in ("cuda", "cpu")
+        Enhancer(checkpoint, sampler, device=on, precision="float32", seed=3, block_seconds=1.0, **settings)
+        for on in ("cuda", "cpu")
     )
+    length = OverlapBlockEnhancer(plain.model, plain.settings, plain.seed).new_blocks().block
     for block in range(4):
-        signal = 0.1 * torch.randn(63 * 255, generator=torch.Generator().manual_seed(block))
+        signal = 0.1 * torch.randn(length, generator=torch.Generator().manual_seed(block))
         result, expected = (
             enhance_blocks([(each, [Block(signal, 63 * block, None)])])[0][0]
             for each in (OverlapBlockEnhancer(e.model, e.settings, e.seed) for e in (fast, plain))
         )
         assert relative(result.signals, expected.signals) < 5e-3
         assert result.network_calls == expected.network_calls
+    assert fast.model.passes is not None
+    assert len(fast.model.passes._recordings) == 1
+
+
+def test_short_signals_of_all_lengths_share_a_recording(tiny_checkpoint: Path) -> None:
+    fast = Enhancer(tiny_checkpoint, steps=3, samples=2, device="cuda", precision="float32", block_seconds=2.0)
+    for length in (4100, 5000, 6311, 7999):
+        assert fast.enhance(0.1 * torch.randn(length), 16000).shape == (length,)
     assert fast.model.passes is not None
     assert len(fast.model.passes._recordings) == 1

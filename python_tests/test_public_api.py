@@ -50,10 +50,11 @@ FACE: list[tuple[Any, dict[str, Any]]] = [
     (udse_fast.Stream.restore, {"state": ...}),
     (
         udse_fast.Separator,
-        {"sources": 2, "checkpoint": None, "noise_checkpoint": None, "steps": None, "device": "auto", "seed": 0},
+        {"sources": 2, "checkpoint": None, "noise_checkpoint": None, "sampler": None, "steps": None, "device": "auto",
+         "seed": 0},
     ),
     (udse_fast.Separator.separate, {"audio": ..., "sample_rate": ...}),
-    (udse_fast.Source, {"name": ..., "checkpoint": None, "guidance": 0.5}),
+    (udse_fast.Source, {"name": ..., "checkpoint": None, "guidance": None}),
     (udse_fast.load_network, {"path": None, "device": "cpu"}),
     (udse_fast.load_visual_encoder, {"path": ...}),
     (udse_fast.sampler_names, {}),

@@ -23,9 +23,11 @@ from udse_fast.evaluation.synthetic_lips import draw_mouths, write_clip
 from udse_fast.networks import build_network
 from udse_fast.networks.base import Network
 from udse_fast.networks.conditions import NOTHING, Conditions
+from udse_fast.networks.past import Past
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sampling.denoisers import NetworkDenoiser
+from udse_fast.sampling.denoisers import NetworkDenoiser, NetworkPower
 from udse_fast.sampling.sde import OUVE, VE, noise_levels
+from udse_fast.sampling.sharing import share_mixture
 from udse_fast.separation.block import BlockSeparator
 from udse_fast.separation.order import best_order
 from udse_fast.separation.source import Source
@@ -38,21 +40,31 @@ SPECTRAL = Spectral(hop_length=255, window="sqrt_hann")
 RATE = 16000
 
 
+def of_gaussian(noisy: Tensor, noise_level: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of s of a variance (..., F, T or 1), given u = s + a z (B, 2, F, T)."""
+    total = variance + noise_level[:, None, None, None] ** 2
+    uncertain = (variance * (1 - variance / total)).expand(noisy[:, :1].shape)[:, 0]
+    return noisy * variance / total, uncertain
+
+
 class Bands(Network):
     """A Gaussian prior by bins, D(u, a) = v u / (v + a^2). With a video: v times 1 + its mean."""
 
     predicts = "clean"
+    has_posterior_variance = True
 
     def __init__(self, variance: Tensor, video: bool = False) -> None:
         super().__init__()
         self.variance = nn.Parameter(variance[:, None])
         self.conditions = ("video",) if video else ()
 
-    def denoise(self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING) -> Tensor:
+    def posterior(
+        self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING, past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
         v: Tensor = self.variance
         if conditions.video is not None:
             v = v * (1 + conditions.video.mean((1, 2)))[:, None, None, None]
-        return noisy * v / (v + noise_level[:, None, None, None] ** 2)
+        return of_gaussian(noisy, noise_level, v)
 
 
 def gaussian(variance: Tensor, sde: str = "ouve", video: bool = False) -> ScoreNetwork:
@@ -137,6 +149,59 @@ def test_gradients_go_through_the_plain_network() -> None:
     torch.testing.assert_close(gradient, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("a", [0.1, 0.8])
+def test_the_power_that_a_prior_expects(a: float) -> None:
+    """E|s|^2 given u is |D|^2 and the posterior variance; of u drawn from the prior its mean is the variance."""
+    v = torch.tensor([0.5, 0.2, 1.3])
+    u = (v + a**2).sqrt()[:, None] * torch.randn(3, 20000, dtype=torch.complex64)
+    power = NetworkPower(gaussian(v))(u, a)
+    torch.testing.assert_close(power.mean(1), v, rtol=0.05, atol=0)
+
+
+def test_guidance_of_powers_is_a_ratio() -> None:
+    v, u = torch.rand(9) + 0.1, torch.randn(9, 4, dtype=torch.complex64)
+    network, video = gaussian(v, video=True), torch.full((1, 3, 2), 0.5)
+    told, untold = (Conditions(video=x) for x in (video, torch.zeros_like(video)))
+    with_video, without = (NetworkPower(network, x)(u, 0.3) for x in (told, untold))
+    guided = NetworkPower(network, told, untold, guidance=2.0)(u, 0.3)
+    torch.testing.assert_close(guided, with_video**3 / without**2)
+
+
+def test_shares_of_known_powers() -> None:
+    """Priors that expect the same at every level share the mixture out in proportion."""
+    mixture = torch.randn(4, 5, dtype=torch.complex128)
+    powers = {"a": lambda u, level: torch.full((4, 5), 3.0), "b": lambda u, level: torch.ones(4, 5)}
+    masks = share_mixture(mixture, powers, [1.5, 0.1], lambda step, source: torch.zeros_like(mixture))
+    torch.testing.assert_close(masks, torch.tensor([0.75, 0.25])[:, None, None].expand(2, 4, 5))
+    silent = dict.fromkeys("ab", lambda u, level: torch.zeros(4, 5))
+    masks = share_mixture(mixture, silent, [1.5], lambda step, source: torch.zeros_like(mixture))
+    assert (masks == 0.5).all()
+
+
+def test_each_step_sees_the_shares_of_the_one_before() -> None:
+    mixture, states = torch.full((1, 1), 2.0, dtype=torch.complex128), list[complex]()
+
+    def power(u: Tensor, level: float) -> Tensor:
+        states.append(u.item())
+        return torch.full((1, 1), 4.0 if len(states) % 2 else 1.0)
+
+    share_mixture(mixture, {"a": power, "b": power}, [1.5, 0.1], lambda step, k: torch.full((1, 1), 1j * (k + 1)))
+    assert states == pytest.approx([1.5j, 3j, 2 * 0.8**0.5 + 0.1j, 2 * 0.2**0.5 + 0.2j])
+
+
+@pytest.mark.parametrize(
+    ("powers", "levels", "line"),
+    [
+        ({"a": lambda u, level: u.real * float("nan")}, [1.0], "separation diverged at the noise level 1"),
+        ({"a": lambda u, level: u.real}, [], "levels: expected at least one"),
+    ],
+)
+def test_shares_that_cannot_be_are_one_line(powers: Any, levels: list[float], line: str) -> None:
+    mixture = torch.ones(2, 3, dtype=torch.complex64)
+    with pytest.raises(UdseError, match=line):
+        share_mixture(mixture, powers, levels, lambda step, k: torch.zeros_like(mixture))
+
+
 # -- one block ---------------------------------------------------------------------------------------------------------
 
 LOW, HIGH, MIDDLE = (0, 2000), (4000, 8001), (2000, 4000)
@@ -145,10 +210,19 @@ LOW, HIGH, MIDDLE = (0, 2000), (4000, 8001), (2000, 4000)
 def of_bands(**settings: Any) -> BlockSeparator:
     sources = [Source("low"), Source("high"), Source("noise")]
     networks = [gaussian(band(*bounds)) for bounds in (LOW, HIGH, MIDDLE)]
-    return BlockSeparator(sources, networks, SPECTRAL, SeparationSettings(**{"steps": 12, **settings}), seed=0)
+    return BlockSeparator(sources, networks, SPECTRAL, SeparationSettings(**{"steps": 10, **settings}), seed=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"solver": "heun"}, {"rule": "joint"}, {"rule": "residual"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sampler": "dps"},
+        {"sampler": "dps", "solver": "heun"},
+        {"sampler": "dps", "rule": "gradient"},
+        {"sampler": "dps", "rule": "residual"},
+    ],
+)
 def test_priors_of_different_bands_find_their_sources(options: dict[str, str]) -> None:
     low, high = in_band(50, 1900, 0), in_band(4100, 7900, 1)
     mixture = torch.from_numpy(low + high + in_band(2100, 3900, 2))
@@ -174,24 +248,26 @@ class SeenBands(Network):
     """A Gaussian prior of two bands, whose powers at every frame are the features of the video (B, Tv, 2)."""
 
     predicts = "clean"
+    has_posterior_variance = True
     conditions = ("video",)
     condition_sizes: ClassVar[Mapping[str, int]] = {"p": 2}
 
-    def denoise(self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING) -> Tensor:
+    def posterior(
+        self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING, past: Past | None = None
+    ) -> tuple[Tensor, Tensor]:
         assert conditions.video is not None
         power = nn.functional.interpolate(conditions.video.transpose(1, 2), noisy.shape[-1]).unsqueeze(2)
         bands = torch.stack([band(*LOW), band(*HIGH)])[:, :, None]
-        v = (power * bands).sum(1)[:, None] + 1e-5
-        return noisy * v / (v + noise_level[:, None, None, None] ** 2)
+        return of_gaussian(noisy, noise_level, (power * bands).sum(1)[:, None] + 1e-5)
 
     def completed(self, conditions: Conditions, batch: int) -> Conditions:
         return Conditions(video=torch.ones(1, 1, 2)).merged(conditions)
 
 
-@pytest.fixture
-def seeing(tiny: Any) -> udse_fast.Separator:
+@pytest.fixture(params=["shares", "dps"])
+def seeing(tiny: Any, request: pytest.FixtureRequest) -> udse_fast.Separator:
     """Two talkers of one prior, which hears nothing and sees which bands they talk in."""
-    separator: udse_fast.Separator = tiny(["left", "right"], steps=12, block_seconds=8.0)
+    separator: udse_fast.Separator = tiny(["left", "right"], sampler=request.param, steps=10, block_seconds=8.0)
     stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann"}
     network = ScoreNetwork(SeenBands(), complete_config({"architecture": {"name": "seen"}, "stft": stft}))
     separator.networks[:] = [network, network]
@@ -209,7 +285,7 @@ def test_what_is_seen_decides_who_talks(seeing: udse_fast.Separator) -> None:
     guided = [udse_fast.Source("left", guidance=0), udse_fast.Source("right", guidance=0)]
     seeing._blocks = dataclasses.replace(seeing._blocks, sources=guided)
     unguided = seeing.separate(low + high, RATE, video={"left": swap, "right": 1 - swap})
-    assert np.abs(unguided["left"] - found["left"]).max() > 1e-4
+    assert np.abs(unguided["left"] - found["left"]).max() > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -344,12 +420,15 @@ def test_without_a_prior_of_noise_it_is_still_what_is_left_over(tiny: Any) -> No
         ((["noise"],), {}, "sources: expected 1 to 8 talkers beside the noise, got 0"),
         ((["a", "a"],), {}, "sources: expected a name of its own for each, got a twice"),
         ((["a/b"],), {}, "sources: expected names such as 'talker_1', which files can have, got 'a/b'"),
-        ((2,), {"zetta": 1}, "Separator: unknown setting zetta; there are steps, zeta"),
+        ((2,), {"zetta": 1}, "Separator: unknown setting zetta; there are sampler, steps"),
         ((2,), {"solver": "rk4"}, "solver: expected euler or heun, got 'rk4'"),
         ((2,), {"rule": "mine"}, "rule: expected gradient or joint or residual, got 'mine'"),
         ((2,), {"steps": 1}, "steps: expected a whole number >?from 2"),
         ((2,), {"lowest_level": 2.0}, "lowest_level: expected less than highest_level"),
-        ((2,), {"highest_level": 3.0}, "highest_level: expected a level that .* knows, got 3"),
+        ((2,), {"start_level": 3.0}, "start_level: expected a level that .* knows, got 3"),
+        ((2,), {"sampler": "dps", "highest_level": 3.0}, "highest_level: expected a level that .* knows, got 3"),
+        ((2,), {"sampler": "ddrm"}, "sampler: expected shares or dps, got 'ddrm'"),
+        ((2,), {"guidance": -1.0}, "guidance: expected a number from 0 to 1000"),
         ((2,), {"overlap_seconds": 0.5}, "overlap_seconds: expected up to half of block_seconds"),
         ((2,), {"checkpoint": "nowhere.pt"}, "expected a checkpoint file, got nowhere.pt"),
         ((2,), {"checkpoint": "posterior"}, "posterior: expected a prior, got a network that is told the recording"),
@@ -466,7 +545,8 @@ def test_inputs_of_one_name_would_overwrite_each_other(
 
 
 def test_nothing_half_written_where_the_sampler_diverges(command: list[str], recording: Path, tmp_path: Path) -> None:
-    assert main([*command, str(recording), "-o", str(tmp_path / "out"), "--zeta", "1e6"]) in (0, 2)
+    diverging = ["--sampler", "dps", "--zeta", "1e6"]
+    assert main([*command, str(recording), "-o", str(tmp_path / "out"), *diverging]) in (0, 2)
     assert not list((tmp_path / "out").glob(".*"))
 
 

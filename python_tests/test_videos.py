@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,17 @@ def test_a_tilted_face_gives_an_upright_mouth(tmp_path: Path, face: Picture) -> 
     assert match(np.stack([upright[5], tilted[5]]))[1] > 0.8
 
 
+def test_a_video_that_players_turn_is_turned(tmp_path: Path, face: Picture) -> None:
+    upright = read_mouth_crops(video(tmp_path / "up.mp4", [face] * 6, noise(0.3)))
+    lying = video(tmp_path / "lying.mp4", [np.rot90(face, -1)] * 6, noise(0.3))
+    with pytest.raises(NoMouthError):
+        read_mouth_crops(lying)
+    turn = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90", "-i", str(lying)]
+    subprocess.run([*turn, "-c", "copy", str(tmp_path / "turned.mp4")], check=True)
+    turned = read_mouth_crops(tmp_path / "turned.mp4")
+    assert match(np.stack([upright[3], turned[3]]))[1] > 0.9
+
+
 def test_crops_of_the_right_size_are_taken_as_they_are(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (20, 96, 96), np.uint8)
     write_clip(tmp_path / "wide.mkv", frames, noise(0.8), RATE)
@@ -166,6 +179,19 @@ def test_a_truncated_video_gives_what_is_there_or_a_line(tmp_path: Path) -> None
     crops = read_mouth_crops(tmp_path / "cut.mkv")
     assert 5 < len(crops) < 40
     np.testing.assert_array_equal(crops[:5], frames[:5])
+
+
+def test_a_gap_of_hours_is_damage_and_no_endless_still(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "gap.mkv"), "w") as out:
+        track: Any = out.add_stream("ffv1", rate=25)
+        track.height, track.width, track.pix_fmt = 88, 88, "gray"
+        for time in (0, 1, 25 * 7200):
+            frame = av.VideoFrame.from_ndarray(np.zeros((88, 88), np.uint8), format="gray")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            out.mux(track.encode(frame))
+        out.mux(track.encode(None))
+    with pytest.raises(NoMouthError, match="no picture for 7"):
+        read_mouth_crops(tmp_path / "gap.mkv")
 
 
 # -- synthetic lips ------------------------------------------------------------------------------------------------

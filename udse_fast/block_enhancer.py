@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from udse_fast.audio.hum import steady_part
+from udse_fast.errors import UdseError
 from udse_fast.model import Model
 from udse_fast.networks.conditions import SPEECH_SOURCE, Conditions
 from udse_fast.sampling.noise_floor import NoiseFloor
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
 from udse_fast.sampling.posterior import Posterior, SamplerSettings, divergence, posterior_pass
-from udse_fast.sampling.read_out import ReadOut
+from udse_fast.sampling.read_out import FILTERS, ReadOut
 from udse_fast.sampling.requests import Pass, Prior
 from udse_fast.sampling.samplers import find_sampler
 from udse_fast.settings import InferenceSettings
@@ -82,6 +83,14 @@ class BlockEnhancer(ABC, Generic[Memory]):
     falls_back: bool = True
     tell: Tell | None = None
 
+    def __post_init__(self) -> None:
+        sampler, readout = self.model.sampler, self.settings.readout
+        if readout in FILTERS and find_sampler(sampler).noise is None:
+            raise UdseError(
+                f"readout: expected auto, mean or mean_compressed with the sampler {sampler!r}, which says nothing "
+                f"about the noise, got {readout!r}"
+            )
+
     @abstractmethod
     def new_blocks(self) -> Blocks:
         """What cuts one channel into blocks of this kind."""
@@ -122,7 +131,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
             self.sampler_settings,
             first_frame=analysed.block.first_frame,
             noise_model=analysed.noise_model,
-            conditions=None if self.tell is None else {SPEECH_SOURCE: self.tell(analysed.block)},
+            conditions=None if self.tell is None else {SPEECH_SOURCE: self.tell(analysed.block).to(self.model.device)},
             replayed=self.model.passes if analysed.prior is self.model.prior else None,  # a causal prior has a memory
         )
 
@@ -194,8 +203,8 @@ class OverlapBlockEnhancer(BlockEnhancer[Tensor | None]):
         signal = block.signal
         if self.settings.hum == "remove":
             signal = signal - steady_part(signal, self.model.spectral.sample_rate)
-        if self.model.passes is not None:
-            signal = self._of_a_common_length(signal)
+        if self.model.passes is not None and self.make_noise_model is None and self.tell is None:
+            signal = self._of_a_common_length(signal)  # all that the pass is told follows from it
         mixture, level = self.model.spectral.analyse(signal.to(self.model.device))
         if not level > 0:
             return Enhanced(block.signal.new_zeros(2, len(block.signal)), block.memory)

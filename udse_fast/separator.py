@@ -33,7 +33,7 @@ Path = str | os.PathLike[str]
 
 
 class Separator:
-    """Talkers and noise of a mixture, each with a prior of its own, by diffusion posterior sampling (DAVSS-NM).
+    """Talkers and noise of a mixture, each with a prior of its own.
 
     Nothing tells talkers of one and the same prior apart but what they say: where they have no video, the prior
     alone decides what belongs together, and their order is that of chance.
@@ -43,7 +43,9 @@ class Separator:
             own. "noise" is what the talkers leave over; it is always there, and last.
         checkpoint: of the talkers' prior; None: the built-in one of speech.
         noise_checkpoint: of the noise's; None: the built-in joint one.
-        steps: reverse steps; each is a network call of every source, forward and back.
+        sampler: "shares" (default): shares of the recording by the powers that the priors expect, in few calls;
+            "dps": posterior sampling by coupled reverse ODEs, with gradients through the networks (DAVSS-NM).
+        steps: each is a network call of every source; two of a talker with a video.
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: of all randomness; the same seed gives the same output.
         settings: more of `udse_fast.settings.SeparationSettings`.
@@ -58,6 +60,7 @@ class Separator:
         sources: int | Sequence[str | Source] = 2,
         checkpoint: Path | None = None,
         noise_checkpoint: Path | None = None,
+        sampler: str | None = None,
         steps: int | None = None,
         device: str = "auto",
         seed: int = 0,
@@ -66,8 +69,7 @@ class Separator:
         known = setting_names(SeparationSettings)
         if unknown := sorted(settings.keys() - {*known}):
             raise UdseError(f"Separator: unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
-        if steps is not None:
-            settings["steps"] = steps
+        settings |= {name: value for name, value in (("sampler", sampler), ("steps", steps)) if value is not None}
         self.settings = SeparationSettings(**settings)
         self.seed = whole_number("seed", seed, SEEDS)
         self.sources = named_sources(sources)
@@ -172,7 +174,11 @@ def _check_prior(path: Path, network: ScoreNetwork, first: ScoreNetwork, setting
                 f"{path}: expected the {section} settings of the first source's prior, {first.config[section]}, got "
                 f"{network.config[section]}"
             )
-    for name in ("highest_level", "lowest_level"):
+    if settings.sampler == "shares" and not network.has_posterior_variance:
+        raise UdseError(f"{path}: expected a prior that tells its variance with the sampler 'shares', got one that "
+                        "does not; its sampler is 'dps'")  # fmt: skip
+    first_level = "start_level" if settings.sampler == "shares" else "highest_level"
+    for name in (first_level, "lowest_level"):
         level = getattr(settings, name)
         if (t := network.sde.time(level)) not in network.sde.times:
             raise UdseError(f"{name}: expected a level that {path} knows, got {level:g}, which is its time {t:.3g}")

@@ -37,6 +37,15 @@ def _whole(default: int | None, bounds: Range) -> Any:
     return field(default=default, metadata={"check": check})
 
 
+def _real_or_none(bounds: Range) -> Any:
+    """A number, or None, which is the default."""
+
+    def check(name: str, value: Any) -> float | None:
+        return None if value is None else real_number(name, value, bounds)
+
+    return field(default=None, metadata={"check": check})
+
+
 def _flag(default: bool) -> Any:
     return field(default=default, metadata={"check": flag})
 
@@ -163,33 +172,53 @@ def setting_names(*sections: type[Checked]) -> tuple[str, ...]:
     return tuple(setting.name for section in sections or (InferenceSettings,) for setting in fields(section))
 
 
+SEPARATION: Final = {
+    "shares": {"steps": 6, "highest_level": 0.3, "lowest_level": 0.02, "guidance": 2.0},
+    "dps": {"steps": 30, "highest_level": 1.2, "lowest_level": 0.02, "guidance": 0.5},
+}
+"""Samplers of all sources of a mixture, with what suits them where nothing else is asked for."""
+
+
 @dataclass(frozen=True)
 class SeparationSettings(Checked):
     """How all sources of a mixture are sampled, shared out, and how a recording is cut into blocks."""
 
-    steps: int = _whole(30, Range(2, 100_000))
-    zeta: float = _real(0.5, Range(0, 1e6))
-    """Weight of the likelihood: of the slope that it adds, per element, relative to the noise."""
-    solver: str = "euler"
-    rule: str = "joint"
-    """See `udse_fast.separate_sources`."""
-    highest_level: float = _real(1.2, Range(0, 1e3, excluded=True))
-    """sigma_max: noise level of the start, relative to the loudest bin of the recording (compressed)."""
-    lowest_level: float = _real(0.02, Range(0, 1e3, excluded=True))
+    sampler: str = "shares"
+    """"shares": the powers that the priors expect, few calls forward; "dps": posterior sampling by coupled ODEs."""
+    steps: int | None = _whole(None, Range(2, 100_000))
+    """None, here and below: what suits the sampler (`SEPARATION`)."""
+    guidance: float | None = _real_or_none(Range(0, 1000))
+    """w of classifier-free guidance, of sources that are told something and do not say their own."""
+    highest_level: float | None = _real_or_none(Range(0, 1e3, excluded=True))
+    """sigma_max: noise level of the start of "dps", of the second step of "shares", relative to the loudest bin of the
+    recording (compressed)."""
+    lowest_level: float | None = _real_or_none(Range(0, 1e3, excluded=True))
     """sigma_min: noise level of the last step."""
+    start_level: float = _real(1.5, Range(0, 1e3, excluded=True))
+    """Of the first step of "shares", where nothing but the priors is heard."""
     rho: float = _real(7.0, Range(1, 100))
     """Of the grid in between: higher ones have more steps at low levels."""
+    zeta: float = _real(0.5, Range(0, 1e6))
+    """Of "dps": weight of the likelihood, of the slope that it adds, per element, relative to the noise."""
+    solver: str = "euler"
+    rule: str = "joint"
+    """Of "dps", see `udse_fast.separate_sources`."""
     sharpness: float = _real(1.0, Range(0, 10, excluded=True))
-    """Exponent q of the masks |S_k|^q / sum_j |S_j|^q that share the recording out among the sources; 2: Wiener's."""
+    """Of "dps": exponent q of the masks |S_k|^q / sum_j |S_j|^q that share the recording out; 2: Wiener's."""
     block_seconds: float = _real(8.0, Range(0.5, 3600))
     overlap_seconds: float = _real(1.0, Range(0, 1800, excluded=True))
     """Of neighbouring blocks, by which it is found out which talker is which."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("solver", SOLVERS), ("rule", RULES)):
+        for name, choices in (("sampler", tuple(SEPARATION)), ("solver", SOLVERS), ("rule", RULES)):
             if getattr(self, name) not in choices:
                 raise UdseError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
+        for name, value in SEPARATION[self.sampler].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        assert self.lowest_level is not None
+        assert self.highest_level is not None
         if not self.lowest_level < self.highest_level:
             raise UdseError(
                 f"lowest_level: expected less than highest_level ({self.highest_level!r}), got {self.lowest_level!r}"
@@ -203,5 +232,10 @@ class SeparationSettings(Checked):
 
     @property
     def levels(self) -> list[float]:
-        """N + 1 noise levels, the last is 0."""
-        return noise_levels(self.steps, self.highest_level, self.lowest_level, self.rho)
+        """Noise levels of the steps: of "dps" N + 1, the last of which is 0."""
+        assert self.steps is not None
+        assert self.highest_level is not None
+        assert self.lowest_level is not None
+        if self.sampler == "dps":
+            return noise_levels(self.steps, self.highest_level, self.lowest_level, self.rho)
+        return [self.start_level, *noise_levels(self.steps - 1, self.highest_level, self.lowest_level, self.rho)[:-1]]

@@ -8,7 +8,7 @@ Rows = tuple[torch.Tensor | None, int]
 """(B or 1, C) with neighbouring channels, and the distance of two samples: 0 where all share one."""
 
 
-def rows(condition: torch.Tensor | None, dtype: torch.dtype) -> Rows:
+def condition_rows(condition: torch.Tensor | None, dtype: torch.dtype) -> Rows:
     """Of (B or 1, C, 1, 1), without a copy where the channels lie side by side already."""
     if condition is None:
         return None, 0
@@ -22,7 +22,7 @@ def film_rows(
     scale: torch.Tensor | None, shift: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
     """Of both, at one distance."""
-    (by, stride), (to, other) = rows(scale, dtype), rows(shift, dtype)
+    (by, stride), (to, other) = condition_rows(scale, dtype), condition_rows(shift, dtype)
     if by is not None and to is not None and stride != other:
         by, to = by.contiguous(), to.contiguous()
         stride = by.stride(0) if len(by) > 1 else 0

@@ -7,7 +7,7 @@ from ctypes import byref
 import torch
 
 from udse_fast.backends.cuda_library import GroupNorm, Map, Tiling, cuda_library, shape_argument
-from udse_fast.kernels.fused_layers.conditions import film_rows, rows
+from udse_fast.kernels.fused_layers.conditions import condition_rows, film_rows
 from udse_fast.kernels.fused_layers.reference import EPS, Norm, tile_length
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -54,7 +54,7 @@ def norm_film_silu(norm: Norm) -> torch.Tensor:
         maps.append(Map(y.data_ptr(), kept[-1].data_ptr(), y.shape[1], known is not None))
     out = torch.empty((B, C, bins, frames), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     scratch = x.new_empty(2 * B * C, dtype=torch.float32)
-    before, before_stride = rows(before, x.dtype)
+    before, before_stride = condition_rows(before, x.dtype)
     scale, shift, film_stride = film_rows(scale, shift, x.dtype)
     arguments = GroupNorm(
         *maps, tiling, weight.data_ptr(), bias.data_ptr(), _pointer(before), _pointer(scale), _pointer(shift),

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from udse_fast.kernels.complex_normal.triton_kernel import launch
 from udse_fast.kernels.fused_layers import reference
-from udse_fast.kernels.fused_layers.conditions import film_rows, rows
+from udse_fast.kernels.fused_layers.conditions import condition_rows, film_rows
 from udse_fast.kernels.fused_layers.reference import EPS, Norm
 
 TILE = 4096  # numbers that a program has at once
@@ -199,7 +199,7 @@ def norm_film_silu(norm: Norm) -> torch.Tensor:
     C, N = weight.numel(), bins * frames
     tiles = known[0].shape[2]
     factor, offset = x.new_empty((2, B, C), dtype=torch.float32)
-    add, add_stride = rows(before, x.dtype)
+    add, add_stride = condition_rows(before, x.dtype)
     by, to, film_stride = film_rows(scale, shift, x.dtype)
     launch(
         fold_kernel,

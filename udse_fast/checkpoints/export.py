@@ -25,6 +25,7 @@ from udse_fast.atomic import atomic_write
 from udse_fast.checkpoints.checkpoint import CONFIG_FILE, CONFIG_KEY, load_network, save_checkpoint
 from udse_fast.checks import Range, whole_number
 from udse_fast.errors import UdseError, first_line
+from udse_fast.networks.conditions import own_length
 from udse_fast.networks.score_network import PRECISIONS, ScoreNetwork
 
 KINDS = {".safetensors": "safetensors", ".pt": "torchscript", ".pt2": "torch.export", ".onnx": "onnx"}
@@ -188,10 +189,14 @@ def _program(network: ScoreNetwork, frames: int | None) -> torch.export.Exported
         by_frames = length is not None and x.ndim > 2 and x.shape[-1] == inputs[0].shape[-1]
         return {0: batch, x.ndim - 1: length} if by_frames else {0: batch}
 
+    def dynamic_condition(name: str, x: Tensor) -> dict[int, Any]:
+        axis = own_length(name)
+        return dynamic(x) if axis is None else {0: batch, axis: torch.export.Dim(f"{name}_frames", min=2, max=1 << 16)}
+
     state, _, *conditions = inputs
     shapes: tuple[Any, ...] = (dynamic(state), {0: batch})
     if conditions:
-        shapes += (tuple(dynamic(x) for x in conditions),)
+        shapes += (tuple(map(dynamic_condition, network.conditions, conditions)),)
     try:
         with _quiet():
             program = torch.export.export(copy.deepcopy(network.plain), inputs, dynamic_shapes=shapes)

@@ -32,18 +32,22 @@ OPTIONAL = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    """The files to describe."""
+    parser.add_argument(
+        "checkpoints", nargs="*", metavar="FILE", help="checkpoints to describe, in place of all that is here"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print everything."""
-    for title, lines in (
+    """Print everything, or what the checkpoints are."""
+    everything = [
         ("Versions", _versions()),
         ("Devices", _devices()),
         ("Kernels", _kernels()),
         ("Optional packages", _optional()),
         ("Built-in priors", _priors()),
-    ):
+    ]
+    for title, lines in [(name, _checkpoint(name)) for name in arguments.checkpoints] or everything:
         print(title)
         for line in lines:
             print(f"  {line}")
@@ -137,8 +141,33 @@ def _priors() -> Iterator[str]:
             size = path.stat().st_size / 1e6
         name, licence = config["architecture"]["name"], config.get("licence", "not stated")
         yield f"{entry.name}: {name}, {size:.1f} MB, licence: {licence}"
-        for name, value in config.get("training", {}).items():
-            if isinstance(value, (str, int, float)) and value != "":
-                yield f"    {name.replace('_', ' ')}: {value}"
+        yield from (f"    {line}" for line in _training(config))
     if not found:
         yield "none: this installation is incomplete; give --checkpoint, or install a wheel"
+
+
+def _training(config: dict[str, Any]) -> Iterator[str]:
+    """Facts of a checkpoint that are a number or a text."""
+    for name, value in config.get("training", {}).items():
+        if isinstance(value, (str, int, float)) and value != "":
+            yield f"{name.replace('_', ' ')}: {value}"
+
+
+def _checkpoint(path: str) -> Iterator[str]:
+    """What a checkpoint is, and what it is used with."""
+    from udse_fast.checkpoints.checkpoint import load_network
+    from udse_fast.networks.score_network import KINDS
+    from udse_fast.sampling.samplers import recommended_sampler, samplers_for
+
+    network = load_network(path)
+    config, stft = network.config, network.config["stft"]
+    size = sum(weight.numel() for weight in network.module.parameters()) / 1e6
+    yield f"network: {config['architecture']['name']}, {size:.2f} M parameters, licence: {config['licence']}"
+    yield f"kind: {KINDS[network.kind]}" + (", for causal streams" if network.causal_block else "")
+    yield f"is told: {', '.join(network.conditions) or 'nothing'}"
+    yield f"sampler: {recommended_sampler(config, network.kind)}; there are {', '.join(samplers_for(network.kind))}"
+    yield (
+        f"spectrograms: {stft['sample_rate']} Hz, {stft['n_fft']} samples, hop {stft['hop_length']}, {stft['window']} "
+        f"window, {config['compression']['factor']:g} |z|^{config['compression']['exponent']:g}"
+    )
+    yield from _training(config)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from udse_fast.audio.files import Recording
     from udse_fast.separator import Separator
 
-OPTIONS = ("checkpoint", "noise_checkpoint", "steps", "zeta", "solver", "rule", "seed", "device")
+OPTIONS = ("checkpoint", "noise_checkpoint", "sampler", "steps", "guidance", "zeta", "solver", "rule", "seed", "device")
 """Of the command that are settings of `Separator`, in its spelling."""
 
 
@@ -41,11 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("priors and sampler").add_argument
     add("--checkpoint", metavar="FILE", help="prior of the talkers (default: the built-in prior of speech)")
     add("--noise-checkpoint", metavar="FILE", help="prior of the noise (default: the built-in joint prior)")
-    add("--steps", type=int, metavar="N",
-        help="reverse steps; each is a network call of every source, forward and back (default: 30)")  # fmt: skip
-    add("--zeta", type=float, metavar="Z", help="weight of the mixture against the priors (default: 0.5)")
-    add("--solver", metavar="NAME", help="euler (default), or heun: two evaluations a step")
-    add("--rule", metavar="NAME", help="how the likelihood is scaled: joint (default), gradient, residual")
+    add("--sampler", metavar="NAME", help="shares (default), or dps: posterior sampling by coupled ODEs (DAVSS-NM)")
+    add("--steps", type=int, metavar="N", help="each is a network call of every source (default: 6; dps: 30)")
+    add("--guidance", type=float, metavar="W", help="how much is made of the videos (default: 2; dps: 0.5)")
+    add("--zeta", type=float, metavar="Z", help="dps: weight of the mixture against the priors (default: 0.5)")
+    add("--solver", metavar="NAME", help="dps: euler (default), or heun: two evaluations a step")
+    add("--rule", metavar="NAME", help="dps: how the likelihood is scaled: joint (default), gradient, residual")
     add("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="another setting, e.g. sharpness=1, block_seconds=4, highest_level=0.8; may be repeated")  # fmt: skip

@@ -7,6 +7,7 @@ Investigating training objectives for generative speech enhancement, 2024).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -69,6 +70,7 @@ class ConditionalNCSNpp(NCSNpp):
     predicts = "score"
     drifts = True
     planes = 4
+    spectral = PeakSpectral(frame_multiple=NCSNpp.frame_multiple)
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class ConditionalNCSNpp(NCSNpp):
         self.backbone, self.loss_type, self.network_scaling = backbone, loss_type, network_scaling
         self.c_in, self.c_out, self.c_skip = c_in, c_out, c_skip
         self.sigma_data = real_number("sigma_data", sigma_data, Range(0, excluded=True))
-        self.spectral = PeakSpectral(frame_multiple=self.frame_multiple, padding=PEAK_PADDINGS[backbone == "ncsnpp_v2"])
+        self.spectral = replace(self.spectral, padding=PEAK_PADDINGS[backbone == "ncsnpp_v2"])
 
     def predict_score(self, state: Tensor, time: Tensor, sde: SDE, conditions: Conditions = NOTHING) -> Tensor:
         """S(x_t, t).

@@ -192,6 +192,12 @@ def _for_network(name: str, value: Any, metadata: Any, sizes: dict[str, int], de
     return tensor
 
 
+def own_length(name: str) -> int | None:
+    """The axis of a condition whose length is its own, neither the state's nor the network's; None for most."""
+    axes = _metadata(Conditions)[name]["axes"]
+    return next((number for number, axis in enumerate(axes) if axis in ("Tv", "Tl")), None)
+
+
 _ON_CPU = {label: Conditions(label=torch.tensor([label])) for label in (SPEECH_LABEL, NOISE_LABEL)}
 
 

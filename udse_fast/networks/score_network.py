@@ -317,10 +317,9 @@ class ScoreNetwork:
         else:
             level = noise_level.to(self.device, torch.float32)
             level = level.expand(len(state)) if level.ndim == 0 else level
-        inputs = [mixture, variance, planes, level]
         if past is None and self._apart(state):
-            return Estimate.of(Said(*_of_items(self.module.say, inputs)), state)
-        return Estimate.of(self.module.say(*inputs, past), state)
+            return Estimate.of(Said(*_of_items(self.module.say, [mixture, variance, planes, level])), state)
+        return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
 
     def new_past(self) -> Past:
         """For the first block of a stream: of the C++ core on CPUs, where there is one, else of torch."""

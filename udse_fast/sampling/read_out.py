@@ -16,6 +16,8 @@ from udse_fast.errors import UdseError
 from udse_fast.sampling.posterior import Posterior
 
 READOUTS: Final = ("auto", "mean", "mean_compressed", "wiener", "blend")
+FILTERS: Final = ("wiener", "blend")
+"""Those that need an estimate of the noise."""
 
 
 def _ratio(speech: Tensor, noise: Tensor) -> Tensor:
@@ -74,10 +76,10 @@ class ReadOut:
             how = "wiener" if sampled_noise else "mean"
         if how == "mean_compressed":
             return spectral.decompress(speech.mean(0) * level)
-        if how in ("wiener", "blend") and posterior.noise is not None and sampled_noise:
+        if how in FILTERS and posterior.noise is not None and sampled_noise:
             gain = _ratio(speech.abs().square(), posterior.noise.abs().square()).mean(0)
             return spectral.decompress(torch.polar(gain.sqrt() * mixture.abs(), speech.mean(0).angle()) * level)
-        if how in ("wiener", "blend") and posterior.noise_model is not None:
+        if how in FILTERS and posterior.noise_model is not None:
             variance = posterior.noise_model.variance
             V = variance[0] @ variance[1] if isinstance(variance, tuple) else variance
             power = speech.abs().square()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +14,20 @@ from udse_fast.audio.spectral import Spectral
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
 from udse_fast.networks.conditions import NOTHING, Conditions, labelled
 from udse_fast.networks.score_network import ScoreNetwork
-from udse_fast.sampling.denoisers import NetworkDenoiser
+from udse_fast.sampling.denoisers import NetworkDenoiser, NetworkPower
 from udse_fast.sampling.separation import separate_sources
+from udse_fast.sampling.sharing import share_mixture
 from udse_fast.separation.source import Source
 from udse_fast.settings import SeparationSettings
+
+
+class Asked(NamedTuple):
+    """A network, and what it is told: see `NetworkDenoiser`."""
+
+    network: ScoreNetwork
+    told: Conditions
+    untold: Conditions | None = None
+    guidance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class BlockSeparator:
     def separate(self, signals: Tensor, first_frame: int, told: Mapping[str, Conditions]) -> Tensor:
         """Share a block out among the talkers.
 
-        The sources of the sum of the channels are sampled, and masks |S_k|^q / sum_j |S_j|^q of each bin share every
-        channel out: channels keep their image, and talkers and noise add up to the block.
+        The sources of the sum of the channels are sampled, and masks share every channel out: channels keep their
+        image, and talkers and noise add up to the block.
 
         Args:
             signals: (C, L) float32 at the network's rate.
@@ -55,39 +67,52 @@ class BlockSeparator:
         mixture, level = self.spectral.analyse(_sum_of_channels(signals).to(device))
         if not level > 0:
             return signals.new_zeros(len(signals), talkers, signals.shape[1])
-        drawn = separate_sources(
-            mixture,
-            {source.name: self._denoiser(source, network, told.get(source.name, NOTHING), mixture)
-             for source, network in zip(self.sources, self.networks, strict=True)},
-            tau=self.settings.levels,
-            zeta=self.settings.zeta,
-            solver=self.settings.solver,
-            rule=self.settings.rule,
-            start=self._start(mixture, first_frame),
-        )  # fmt: skip
-        masks = self._masks(drawn.denoised)[:talkers]
+        asked = [
+            self._asked(source, network, told.get(source.name, NOTHING), mixture)
+            for source, network in zip(self.sources, self.networks, strict=True)
+        ]
+        sample = self._by_powers if self.settings.sampler == "shares" else self._by_gradients
+        masks = sample(mixture, first_frame, asked)[:talkers]
         spectra = self.spectral.stft(signals.to(device))
         channels = [self.spectral.istft(masks * spectrum, signals.shape[1]) for spectrum in spectra]
         return torch.stack(channels).to(signals)
 
-    def _denoiser(self, source: Source, network: ScoreNetwork, told: Conditions, mixture: Tensor) -> NetworkDenoiser:
+    def _by_powers(self, mixture: Tensor, first_frame: int, asked: Sequence[Asked]) -> Tensor:
+        """Masks (K, F, T) by `share_mixture`."""
+        names = [source.name for source in self.sources]
+        powers = {name: NetworkPower(**one._asdict()) for name, one in zip(names, asked, strict=True)}
+        draw = partial(self._normal, mixture, first_frame)
+        return share_mixture(mixture, powers, self.settings.levels, draw, self.spectral.exponent)
+
+    def _by_gradients(self, mixture: Tensor, first_frame: int, asked: Sequence[Asked]) -> Tensor:
+        """Masks (K, F, T) of what `separate_sources` draws."""
+        names = [source.name for source in self.sources]
+        drawn = separate_sources(
+            mixture,
+            {name: NetworkDenoiser(**one._asdict()) for name, one in zip(names, asked, strict=True)},
+            tau=self.settings.levels,
+            zeta=self.settings.zeta,
+            solver=self.settings.solver,
+            rule=self.settings.rule,
+            start=torch.stack([self._normal(mixture, first_frame, 0, k) for k in range(len(asked))]),
+        )
+        power = drawn.denoised.abs() ** (self.settings.sharpness / self.spectral.exponent)
+        total = power.sum(0)
+        return torch.where(total > 0, power / total, 1 / len(power))
+
+    def _asked(self, source: Source, network: ScoreNetwork, told: Conditions, mixture: Tensor) -> Asked:
         label = labelled(source.name, mixture[None]) if "label" in network.conditions else NOTHING
         if not told.given:
-            return NetworkDenoiser(network, label)
-        return NetworkDenoiser(network, label.merged(told), label, source.guidance)
+            return Asked(network, label)
+        guidance = self.settings.guidance if source.guidance is None else source.guidance
+        assert guidance is not None
+        return Asked(network, label.merged(told), label, guidance)
 
-    def _start(self, mixture: Tensor, first_frame: int) -> Tensor:
-        """(K, F, T) standard normal; that of a frame is the same in every block that has it."""
+    def _normal(self, mixture: Tensor, first_frame: int, step: int, source: int) -> Tensor:
+        """(F, T) standard normal; that of a frame is the same in every block that has it."""
+        key = NoiseKey(self.seed, "init_speech", step, first_frame, first_sample=source)
         F, T = mixture.shape
-        keys = [NoiseKey(self.seed, "init_speech", first_frame=first_frame, first_sample=k)
-                for k in range(len(self.sources))]  # fmt: skip
-        return torch.cat([complex_normal(key, (1, F, T), mixture.dtype, mixture.device) for key in keys])
-
-    def _masks(self, sources: Tensor) -> Tensor:
-        """(K, F, T) compressed spectrograms -> (K, F, T) gains up to 1, which add up to 1."""
-        power = sources.abs() ** (self.settings.sharpness / self.spectral.exponent)
-        total = power.sum(0)
-        return torch.where(total > 0, power / total, 1 / len(sources))
+        return complex_normal(key, (1, F, T), mixture.dtype, mixture.device)[0]
 
 
 def _sum_of_channels(signals: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Source:
     Args:
         name: of the source in the results. "noise" is noise, every other name a talker.
         checkpoint: of its prior; None: that of the `Separator`.
-        guidance: w of classifier-free guidance where the source has a video, D = (1 + w) D(u, video) - w D(u).
+        guidance: w of classifier-free guidance where the source has a video; None: that of the `Separator`.
 
     Raises:
         UdseError: no name that a file can have, or another number.
@@ -30,12 +30,13 @@ class Source:
 
     name: str
     checkpoint: str | os.PathLike[str] | None = None
-    guidance: float = 0.5
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or "/" in self.name or "\0" in self.name:
             raise UdseError(f"sources: expected names such as 'talker_1', which files can have, got {self.name!r}")
-        object.__setattr__(self, "guidance", real_number("guidance", self.guidance, Range(0, 1000)))
+        if self.guidance is not None:
+            object.__setattr__(self, "guidance", real_number("guidance", self.guidance, Range(0, 1000)))
 
     @property
     def is_noise(self) -> bool:

@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One step with the gradients that are there; `closure` is not called."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}

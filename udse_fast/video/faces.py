@@ -69,6 +69,7 @@ class FaceFinder:
         """The mouths of all faces of a picture (height, width), the widest first."""
         import cv2
 
+        grey = np.ascontiguousarray(grey)
         scale = min(1.0, SEARCHED_SIDE / max(grey.shape))
         small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else grey
         least = max(24, max(small.shape) // 8)

@@ -65,8 +65,8 @@ def _pictures(file: IO[bytes], name: str) -> Iterator[Pictures]:
         yield pictures
     except UdseError as error:
         raise type(error)(f"{name}: {error}") from error
-    except av.FFmpegError as error:
-        raise UdseError(f"{name}: expected a video, got damaged pictures ({first_line(error)})") from error
+    except (av.FFmpegError, ValueError) as error:
+        raise NoMouthError(f"{name}: expected a video, got damaged pictures ({first_line(error)})") from error
     finally:
         pictures.close()
 
@@ -89,6 +89,8 @@ def _cut(grey: Grey, place: NDArray[np.float64]) -> Grey:
     cosine, sine = scale * np.cos(tilt), scale * np.sin(tilt)
     middle = (finer * CROP - 1) / 2
     turn = np.array([[cosine, sine, middle - cosine * x - sine * y], [-sine, cosine, middle + sine * x - cosine * y]])
-    cut = cv2.warpAffine(grey, turn, (finer * CROP, finer * CROP), borderMode=cv2.BORDER_REPLICATE)
+    cut = cv2.warpAffine(
+        np.ascontiguousarray(grey), turn, (finer * CROP, finer * CROP), borderMode=cv2.BORDER_REPLICATE
+    )
     small = cv2.resize(cut, (CROP, CROP), interpolation=cv2.INTER_AREA) if finer > 1 else cut
     return np.asarray(small, np.uint8)
