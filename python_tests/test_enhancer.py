@@ -330,6 +330,6 @@ def test_torchscript_of_the_built_in_prior_enhances_alike(tmp_path: Path) -> Non
     export_network(load_network(None), tmp_path / "prior.pt")
     x = noise(16_000)
     settings: dict[str, Any] = {"steps": 5, "precision": "float32"}
-    expected = Enhancer(**settings).enhance(x, 16000)
-    y = Enhancer(tmp_path / "prior.pt", **settings).enhance(x, 16000)
+    expected = Enhancer(sampler="ddrm", **settings).enhance(x, 16000)
+    y = Enhancer(tmp_path / "prior.pt", "ddrm", **settings).enhance(x, 16000)
     assert np.linalg.norm(y - expected) < 1e-3 * np.linalg.norm(expected)
