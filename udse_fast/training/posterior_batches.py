@@ -127,21 +127,21 @@ class PosteriorBatches:
     def _talkers(self, rng: np.random.Generator) -> Samples:
         """One talker or two, dry or in a room."""
         audio = self._voice(rng)
-        if rng.random() < 0.06:
+        if rng.random() < 0.02:
             audio = audio + self._voice(rng) * np.float32(np.exp(rng.normal(0, 0.4)))
-        return _reverberant(rng, audio, self.spectral.sample_rate) if rng.random() < 0.25 else audio
+        return _reverberant(rng, audio, self.spectral.sample_rate) if rng.random() < 0.1 else audio
 
     def _speech(self, rng: np.random.Generator) -> Tensor:
         """Linear spectrogram (F, T) of speech as one of many microphones would have it."""
         spectra = self.spectral.stft(torch.from_numpy(self._talkers(rng)))
         kind = rng.random()
-        if kind < 0.08:  # another excitation in the same envelope: whispered, or sung
+        if kind < 0.03:  # another excitation in the same envelope: whispered, or sung
             envelope = smoothed(spectra.abs().square(), 7, 1).sqrt()
             tilt = torch.linspace(float(rng.uniform(0.1, 1)), 1, self.spectral.bins)[:, None]
-            spectra = envelope * (self._white(rng) * tilt if kind < 0.04 else self._sung(rng))
+            spectra = envelope * (self._white(rng) * tilt if kind < 0.015 else self._sung(rng))
         if self.augmentation.equalisation_db:
             spectra = spectra * torch.from_numpy(self.augmentation.response(rng, 1, self.spectral.bins))[0, :, None]
-        if rng.random() < 0.06:  # a telephone
+        if rng.random() < 0.02:  # a telephone
             hertz = torch.arange(self.spectral.bins) * self.spectral.sample_rate / self.spectral.n_fft
             low, high = float(rng.uniform(50, 350)), float(rng.uniform(2800, 4000))
             inside = torch.sigmoid((hertz - low) / 30) * torch.sigmoid((high - hertz) / 60)
@@ -210,15 +210,15 @@ class PosteriorBatches:
     def _item(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         kind = rng.random()
         speech = self._speech(rng)
-        hum = 0.24 <= kind < 0.29
+        hum = 0.17 <= kind < 0.20
         noise, variance = self._hum(rng) if hum else self._noise(rng)
         energy = float(speech.abs().square().mean())
-        if kind < 0.06 or energy < 1e-8:  # noise alone
+        if kind < 0.04 or energy < 1e-8:  # noise alone
             speech, power = torch.zeros_like(speech), 1.0
-        elif kind < 0.14:  # none
+        elif kind < 0.09:  # none
             power = 0.0
         else:
-            snr = rng.uniform(20, 50) if kind < 0.24 else rng.uniform(-30, 5) if hum else rng.uniform(-10, 20)
+            snr = rng.uniform(20, 50) if kind < 0.17 else rng.uniform(-30, 5) if hum else rng.uniform(-10, 20)
             power = energy / 10 ** (snr / 10)
         noise, variance = noise * math.sqrt(power), variance * power
         mixture = speech + noise
