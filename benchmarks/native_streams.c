@@ -1,9 +1,10 @@
 /* Streams of udse.h on one core: memory, time of blocks, how many fit into real time, hours of audio.
  *
- * native_streams PRIOR SPEECH.f32 [seconds [hours]] > page.md
+ * native_streams PRIOR SPEECH.f32 [SECONDS of audio [SECONDS live [HOURS of audio]]]
  * SPEECH.f32: raw float samples at 16 kHz, a few seconds of noisy speech. Run it on a core that has nothing else to do:
  * taskset -c 1 native_streams ...
  */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,14 +12,14 @@
 
 #include "udse.h"
 
-enum { RATE = 16000, CHUNK = 160, MOST_STREAMS = 16 };
+enum { RATE = 16000, CHUNK = 160, MOST_STREAMS = 8 };
 
 static float* speech;
 static int64_t speech_frames;
 
-static double now(void) {
+static double now(clockid_t clock) {
   struct timespec t;
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  clock_gettime(clock, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -52,37 +53,67 @@ static int ascending(const void* a, const void* b) {
   return (x > y) - (x < y);
 }
 
-/* Every block as a callback sees it, in chunks of 10 ms */
+/* Every block as a callback sees it, in chunks of 10 ms: by the clock, and without the time of other programs */
 static void blocks(const udse_prior* prior, double seconds) {
   udse_error error;
   const udse_options options = udse_default_options();
   udse_stream* const stream = checked(udse_open_with(prior, &options, &error), &error);
   const int64_t chunks = (int64_t)(seconds * RATE / CHUNK), room = udse_most(stream, CHUNK);
-  double* const times = malloc((size_t)chunks * sizeof *times);
+  double* const times[2] = {malloc((size_t)chunks * sizeof(double)), malloc((size_t)chunks * sizeof(double))};
   float* const out = malloc((size_t)room * sizeof *out);
+  const clockid_t clocks[2] = {CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID};
   int64_t count = 0, block = 0;
-  double total = 0;
+  double total[2] = {0, 0};
   for (int64_t i = 0; i < chunks; ++i) {
-    const double started = now();
+    const double started[2] = {now(clocks[0]), now(clocks[1])};
     const int64_t n = udse_process(stream, speech + i * CHUNK % speech_frames, CHUNK, out, room);
-    const double taken = now() - started;
-    total += taken;
-    if (n <= 0) continue;
-    times[count++] = 1000 * taken;
+    for (int k = 0; k < 2; ++k) {
+      const double taken = now(clocks[k]) - started[k];
+      total[k] += taken;
+      if (n > 0) times[k][count] = 1000 * taken;
+    }
+    if (n > 0) ++count;
     block = n > block ? n : block;
   }
-  qsort(times, (size_t)count, sizeof *times, ascending);
-  printf(
-      "One stream of %.0f s: real-time factor %.3f; blocks of %.1f ms take %.1f ms (median), %.1f ms (99 %%), "
-      "%.1f ms (99.9 %%), %.1f ms (longest of %lld).\n\n",
-      seconds, total / seconds, 1000. * (double)block / RATE, times[count / 2], times[count * 99 / 100],
-      times[count * 999 / 1000], times[count - 1], (long long)count);
-  free(times);
+  puts(
+      "| one stream, default settings | audio, s | real-time factor | block, ms | median, ms | 99 % | 99.9 % | longest "
+      "|");
+  puts("| --- | --- | --- | --- | --- | --- | --- | --- |");
+  for (int k = 0; k < 2; ++k) {
+    double* const t = times[k];
+    qsort(t, (size_t)count, sizeof *t, ascending);
+    printf("| %s | %.0f | %.3f | %.1f | %.1f | %.1f | %.1f | %.1f |\n",
+           k ? "time of the processor" : "time by the clock", seconds, total[k] / seconds, 1000. * (double)block / RATE,
+           t[count / 2], t[count * 99 / 100], t[count * 999 / 1000], t[count - 1]);
+    free(t);
+  }
+  puts("");
+  fflush(stdout);
   free(out);
   udse_close(stream);
 }
 
-/* So many streams beside each other in turn and together, a second at a time; the fastest second counts. */
+/* In step with the clock, with a worker that has one block of time */
+static void live(const udse_prior* prior, double seconds) {
+  udse_error error;
+  udse_options options = udse_default_options();
+  options.buffer_frames = 1024;
+  udse_live* const stream = checked(udse_open_live(prior, &options, &error), &error);
+  float out[CHUNK];
+  const double started = now(CLOCK_MONOTONIC);
+  for (int64_t i = 0; i < (int64_t)(seconds * RATE / CHUNK); ++i) {
+    const double wait = started + (double)(i * CHUNK) / RATE - now(CLOCK_MONOTONIC);
+    if (wait > 0) nanosleep(&(struct timespec){(time_t)wait, (long)(1e9 * (wait - (double)(time_t)wait))}, NULL);
+    udse_process_live(stream, speech + i * CHUNK % speech_frames, out, CHUNK);
+  }
+  printf("Live for %.0f s, with one block of time for the worker: the output was late %lld times.\n\n", seconds,
+         (long long)udse_live_missed(stream));
+  fflush(stdout);
+  udse_close_live(stream);
+}
+
+/* So many streams beside each other in turn and together, a second at a time; the fastest second of the processor
+ * counts. */
 static void many(const udse_prior* prior, int streams, uint32_t together, double* alone, double* shared) {
   udse_error error;
   udse_options options = udse_default_options();
@@ -99,13 +130,13 @@ static void many(const udse_prior* prior, int streams, uint32_t together, double
   }
   *alone = *shared = 1e9;
   for (int round = 0; round < 8; ++round) {
-    const double started = now();
+    const double started = now(CLOCK_PROCESS_CPUTIME_ID);
     if (round % 2)
       udse_process_many(feeds, (size_t)streams);
     else
       for (int i = 0; i < streams; ++i)
         udse_process(feeds[i].stream, feeds[i].in, RATE, feeds[i].out, feeds[i].capacity);
-    const double taken = now() - started;
+    const double taken = now(CLOCK_PROCESS_CPUTIME_ID) - started;
     double* const least = round % 2 ? shared : alone;
     if (taken < *least) *least = taken;
   }
@@ -126,10 +157,10 @@ static void soak(const udse_prior* prior, double hours) {
   int64_t given = 0;
   for (int64_t i = 0; i < seconds; ++i) {
     given += udse_process(stream, speech + i * CHUNK * 7 % (speech_frames - RATE), RATE, out, room);
-    if (i == 60) before = resident();
+    if (i == seconds / 10) before = resident();
   }
   printf(
-      "%g hours of audio, one step and one sample: memory grew by %.2f MB after the first minute; %lld blocks broke "
+      "%g hours of audio, one step and one sample: memory grew by %.2f MB after the first tenth; %lld blocks broke "
       "down; %lld frames came out of %lld.\n",
       hours, resident() - before, (long long)udse_recovered_blocks(stream), (long long)given,
       (long long)(seconds * RATE));
@@ -143,9 +174,9 @@ static void memory(const char* path) {
   udse_stream* streams[9];
   float out[2 * RATE];
   double first = 0;
-  const double started = now();
+  const double started = now(CLOCK_MONOTONIC);
   streams[0] = checked(udse_open(path, &options, &error), &error);
-  const double opening = now() - started;
+  const double opening = now(CLOCK_MONOTONIC) - started;
   for (int i = 0; i < 9; ++i) {
     if (i) streams[i] = checked(udse_open_beside(streams[0], &options, &error), &error);
     udse_process(streams[i], speech, RATE, out, 2 * RATE);
@@ -160,25 +191,25 @@ static void memory(const char* path) {
 
 int main(int argc, char** argv) {
   if (argc < 3) return 2;
-  const double seconds = argc > 3 ? atof(argv[3]) : 600, hours = argc > 4 ? atof(argv[4]) : 0;
+  const double seconds = argc > 3 ? atof(argv[3]) : 600, live_seconds = argc > 4 ? atof(argv[4]) : 60;
+  const double hours = argc > 5 ? atof(argv[5]) : 0;
+  double load = 0;
+  if (getloadavg(&load, 1) == 1) printf("Load average at the start: %.1f.\n\n", load);
   read_speech(argv[2]);
   memory(argv[1]);
   udse_error error;
   udse_prior* const prior = checked(udse_read_prior(argv[1], &error), &error);
   if (seconds > 0) blocks(prior, seconds);
-  puts(
-      "| streams | side by side | in turn, s per s | together, s per s | together / in turn | in real time, together "
-      "|");
+  if (live_seconds > 0) live(prior, live_seconds);
+  puts("| streams | of them side by side | in turn, s per s | together, s per s | together / in turn | in real time |");
   puts("| --- | --- | --- | --- | --- | --- |");
-  for (int streams = 1; streams <= MOST_STREAMS; streams *= 2)
-    for (uint32_t together = 2; together <= 8; together *= 2) {
+  for (int streams = 2; streams <= MOST_STREAMS; streams *= 2)
+    for (uint32_t together = 2; together <= (uint32_t)streams; together *= 2) {
       double alone, shared;
-      if (together > (uint32_t)streams && streams > 1) continue;
       many(prior, streams, together, &alone, &shared);
       printf("| %d | %u | %.3f | %.3f | %.2f | %.1f |\n", streams, together, alone, shared, shared / alone,
              streams / shared);
       fflush(stdout);
-      if (streams == 1) break;
     }
   puts("");
   if (hours > 0) soak(prior, hours);

@@ -31,13 +31,15 @@ const NetworkKernels& kernels() {
   return scalar::network_kernels;
 }
 
+constexpr std::size_t index(int64_t n) { return static_cast<std::size_t>(n); }
+
 int64_t whole_panels(int64_t channels) { return (channels + panel - 1) / panel; }
 int64_t padded(int64_t channels) { return whole_panels(channels) * panel; }
 
 // Numbers in whole cache lines, zero at first.
 class Floats {
  public:
-  explicit Floats(int64_t size = 0) : lines_(whole_panels(size)) {}
+  explicit Floats(int64_t size = 0) : lines_(index(whole_panels(size))) {}
   float* data() { return lines_.data()->v; }
   const float* data() const { return lines_.data()->v; }
 
@@ -318,9 +320,9 @@ struct CausalNetwork::Network {
     input = Layer(3, 3 * 2 * stem, first[0]);
     input.add(checkpoint, "input", {first[0], 3, 3, 2 * stem}, same, same);
     const std::vector<float> per_channel = checkpoint.values("band", {first[0], 1, bands});
-    band.resize(bands * padded(first[0]));
+    band.resize(index(bands * padded(first[0])));
     for (int64_t c = 0; c < first[0]; ++c)
-      for (int64_t f = 0; f < bands; ++f) band[f * padded(first[0]) + c] = per_channel[c * bands + f];
+      for (int64_t f = 0; f < bands; ++f) band[index(f * padded(first[0]) + c)] = per_channel[index(c * bands + f)];
 
     int64_t channels = first[0], level_bands = bands;
     const int64_t halvings = checkpoint.count("down.", ".weight");
@@ -360,7 +362,7 @@ struct CausalNetwork::Network {
     const int64_t depth = checkpoint.count("over_time.", ".conv1.weight");
     require(static_cast<int64_t>(dilations.size()) == depth,
             "expected " + std::to_string(depth) + " dilations; got " + std::to_string(dilations.size()));
-    for (int64_t i = 0; i < depth; ++i) {
+    for (std::size_t i = 0; i < dilations.size(); ++i) {
       require(dilations[i] >= 1, "dilations must be 1 or more; got " + std::to_string(dilations[i]));
       over_time.push_back(
           residual_over_time(checkpoint, "over_time." + std::to_string(i), frame_channels, embedding, dilations[i]));
@@ -402,15 +404,15 @@ struct CausalNetwork::Network {
     }
     for (int i : {0, 1}) x = silu(dense(embed_weight[i], embed_bias[i], x));
     if (joint)
-      for (int64_t i = 0; i < embedding; ++i) x[i] += label[of_label * embedding + i];
+      for (int64_t i = 0; i < embedding; ++i) x[index(i)] += label[index(of_label * embedding + i)];
     const auto numbers = std::make_shared<Floats>(film_size);
     const auto add = [&](const std::vector<Residual>& blocks) {
       for (const Residual& block : blocks) {
         const std::vector<float> film = dense(block.film, block.film_bias, x);
         float *const gain = numbers->data() + block.film_at, *const shift = gain + padded(block.channels);
         for (int64_t c = 0; c < block.channels; ++c) {
-          gain[c] = 1 + film[c];
-          shift[c] = film[block.channels + c];
+          gain[c] = 1 + film[index(c)];
+          shift[c] = film[index(block.channels + c)];
         }
       }
     };
@@ -439,7 +441,7 @@ struct CausalNetwork::Network {
     const auto have = static_cast<int64_t>(team.items.size());
     if (have >= count && team.frames >= frames) return;
     team.frames = frames = std::max(frames, team.frames);
-    team.items.resize(static_cast<std::size_t>(std::max(count, have)));
+    team.items.resize(index(std::max(count, have)));
     for (Item& item : team.items)
       if (item.frames < frames) hold(item, frames);
     const int64_t rows = frames * static_cast<int64_t>(team.items.size()), C = padded(frame_channels);
@@ -473,7 +475,7 @@ struct CausalNetwork::Network {
   // Puts the frames before the block, of `size` numbers, in front of it and keeps its last ones.
   template <class Frame>
   static void remember(Item& item, Frame frame, int64_t size, int64_t before, int64_t frames) {
-    const auto bytes = static_cast<std::size_t>(size) * sizeof(float);
+    const auto bytes = index(size) * sizeof(float);
     for (int64_t t = 0; t < before; ++t) std::memcpy(frame(t - before), item.before + t * size, bytes);
     for (int64_t t = 0; t < before; ++t) std::memcpy(item.memory + t * size, frame(frames - before + t), bytes);
     item.before += before * size;
@@ -491,16 +493,16 @@ struct CausalNetwork::Network {
     item.before = (block.before ? block.before : block.memory) + b * memory_size;
     item.memory = block.memory + b * memory_size;
     item.noise_level = block.noise_level[b];
-    item.data_scale = data_scale[of_label];
+    item.data_scale = data_scale[index(of_label)];
     const float total = item.noise_level * item.noise_level + item.data_scale * item.data_scale;
     const float scale = 1 / std::sqrt(total);
     const float* const u = reinterpret_cast<const float*>(block.noisy + b * bins * K);
     for (int64_t k = 0; k < 2; ++k) {
       for (int64_t t = 0; t < K; ++t)
         for (int64_t f = 0; f < bins; ++f) item.u.part(t, k)[f] = u[2 * (f * K + t) + k];
-      std::memcpy(item.u.part(-1, k), item.before, bins * sizeof(float));
-      std::memcpy(item.memory, item.u.part(K - 1, k), bins * sizeof(float));
-      std::memset(item.u.part(K, k), 0, bins * sizeof(float));
+      std::memcpy(item.u.part(-1, k), item.before, index(bins) * sizeof(float));
+      std::memcpy(item.memory, item.u.part(K - 1, k), index(bins) * sizeof(float));
+      std::memset(item.u.part(K, k), 0, index(bins) * sizeof(float));
       item.before += bins;
       item.memory += bins;
     }
@@ -535,7 +537,7 @@ struct CausalNetwork::Network {
   }
 
   void residuals(const NetworkKernels& run, const std::vector<Residual>& blocks, Team& team, const Items& items,
-                 int64_t frames, int64_t level) const {
+                 int64_t frames, std::size_t level) const {
     const int64_t bands = levels[level].bands;
     for (const Residual& block : blocks) {
       const int64_t C = padded(block.channels);
@@ -577,7 +579,7 @@ struct CausalNetwork::Network {
           body(items.first[i].levels.back().x.frame(t), team.bands.data() + (t * items.count + i) * wide);
     };
     float *const x = team.x.data(), *const first = team.first.data() + longest_reach * next;
-    each_frame([&](const float* h, float* to) { std::memcpy(to, h, static_cast<std::size_t>(wide) * sizeof(float)); });
+    each_frame([&](const float* h, float* to) { std::memcpy(to, h, index(wide) * sizeof(float)); });
     over_frames(run, to_frames, team.bands.data(), wide, 0, rows, x, C, Finish::store);
     for (const Residual& block : over_time) {
       for (int64_t i = 0; i < items.count; ++i) {
@@ -591,8 +593,7 @@ struct CausalNetwork::Network {
       over_frames(run, block.conv2, team.second.data(), C, 0, rows, x, C, Finish::add);
     }
     over_frames(run, from_frames, x, C, 0, rows, team.bands.data(), wide, Finish::add);
-    each_frame(
-        [&](float* h, const float* from) { std::memcpy(h, from, static_cast<std::size_t>(wide) * sizeof(float)); });
+    each_frame([&](float* h, const float* from) { std::memcpy(h, from, index(wide) * sizeof(float)); });
   }
 
   void answer(const NetworkKernels& run, Team& team, Item& item) const {
@@ -619,8 +620,8 @@ struct CausalNetwork::Network {
       run.convolve(input.convolution(), {features.with_border(-1), features.stride(), 3 * stem, features.stride()}, K,
                    levels[0].bands, true, {h.frame(0), h.stride(), padded(levels[0].channels)}, Finish::add);
     }
-    const int64_t last = static_cast<int64_t>(levels.size()) - 1;
-    for (int64_t i = 0; i <= last; ++i) {
+    const std::size_t last = levels.size() - 1;
+    for (std::size_t i = 0; i <= last; ++i) {
       residuals(run, levels[i].before, team, items, K, i);
       for (Item& item : items) {
         if (i == last) break;
@@ -631,7 +632,7 @@ struct CausalNetwork::Network {
       }
     }
     stack_over_time(run, team, items, K);
-    for (int64_t i = last; i >= 0; --i) {
+    for (std::size_t i = levels.size(); i-- > 0;) {
       for (Item& item : items) {
         if (i == last) break;
         Map &h = item.levels[i].x, &from = item.levels[i + 1].x;
@@ -654,7 +655,7 @@ struct CausalNetwork::Network {
   void step(const NetworkBlock& block, int64_t begin, int64_t end) {
     Team team = take(end - begin, block.frames);
     for (int64_t b = begin; b < end; ++b) {
-      Item& item = team.items[b - begin];
+      Item& item = team.items[index(b - begin)];
       item.film = film(block.noise_level[b], joint && block.label ? block.label[b] : 1);
       item.block = &block;
       item.sample = b;
@@ -696,7 +697,7 @@ void CausalNetwork::step(const NetworkBlock* blocks, std::size_t count, Workspac
   int64_t samples = 0;
   for (std::size_t i = 0; i < count; ++i)
     for (int64_t b = 0; b < blocks[i].samples; ++b) {
-      Network::Item& item = parts.team.items[samples++];
+      Network::Item& item = parts.team.items[index(samples++)];
       for (const auto& [level, film] : parts.films)
         if (level == blocks[i].noise_level[b]) item.film = film;
       item.block = blocks + i;

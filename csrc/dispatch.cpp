@@ -137,8 +137,8 @@ class Passes {
       : nmf_(nmf),
         threads_(threads),
         items_((nmf.frames + nmf_frames - 1) / nmf_frames),
-        by_frame_((2 * nmf.rank + 1) * items_),
-        by_bin_(nmf.bins * (3 * nmf.rank + 1)) {
+        by_frame_(static_cast<std::size_t>((2 * nmf.rank + 1) * items_)),
+        by_bin_(static_cast<std::size_t>(nmf.bins * (3 * nmf.rank + 1))) {
     float* const scratch = by_bin_.data() + nmf.bins * (nmf.rank + 1);
     pass_ = {nmf.bins,
              nmf.frames,
@@ -148,7 +148,7 @@ class Passes {
              by_frame_[0].frames,
              items_ * nmf_frames,
              by_bin_.data(),
-             by_frame_[nmf.rank * items_].frames,
+             by_frame_[static_cast<std::size_t>(nmf.rank * items_)].frames,
              scratch,
              scratch + nmf.bins * nmf.rank,
              nmf.floor,

@@ -64,7 +64,7 @@ template <int N>
 __attribute__((noinline, flatten)) void draw(Width<N> L, const NoiseKey& key, int64_t sample, int64_t pair, int64_t t0,
                                              ComplexRow z[2]) {
   alignas(64) uint32_t x[4][N];
-  philox(L, static_cast<uint32_t>(key.first_frame + t0),
+  philox(L, static_cast<uint32_t>(key.first_frame) + static_cast<uint32_t>(t0),
          static_cast<uint32_t>(pair) | static_cast<uint32_t>(key.first_sample + sample) << 16, key, x);
   normal_row(L, x[0], x[1], z[0]);
   normal_row(L, x[2], x[3], z[1]);
