@@ -78,6 +78,11 @@ def main() -> None:
     values = {name: np.array([row[name] for row in rows]) for name in SYSTEMS}
     facts = seeing.network.config["training"]
     print(
+        "# Lips\n\nWhat seeing a mouth brings, on drawn mouths that say what the clean speech says: no real face was\n"
+        "used, and nothing here says what faces would bring. Wrong: the mouth of another utterance. Made by\n"
+        "`benchmarks/audio_visual.sh SPEECH VALID MIXTURES OUT`.\n"
+    )
+    print(
         f"{len(rows)} mixtures at {arguments.snr} dB ({len(utterances)} utterances), {seeing.sampler} with "
         f"{seeing.settings.steps} steps and {seeing.settings.samples} samples, "
         f"{processor()}, torch {torch.__version__}.\n"

@@ -215,6 +215,15 @@ def test_an_inconsistent_average_is_refused_in_a_line(tmp_path: Path) -> None:
         load_network(tmp_path / "short.ckpt")
 
 
+def test_another_fusion_is_refused_in_a_line(tmp_path: Path) -> None:
+    lightning_file(tmp_path / "av.ckpt", ema=False)
+    checkpoint = torch.load(tmp_path / "av.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["fusion"] = "concat_attn_masking"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(UdseError, match="with the fusion concat_attn_masking_light, got concat_attn_masking"):
+        load_network(tmp_path / "other.ckpt")
+
+
 def test_a_truncated_checkpoint_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "half.ckpt").write_bytes(CHECKPOINT.read_bytes()[:100_000])
     with pytest.raises(UdseError, match="incomplete one") as error:

@@ -181,6 +181,19 @@ def test_a_truncated_video_gives_what_is_there_or_a_line(tmp_path: Path) -> None
     np.testing.assert_array_equal(crops[:5], frames[:5])
 
 
+def test_a_gap_of_hours_is_damage_and_no_endless_still(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "gap.mkv"), "w") as out:
+        track: Any = out.add_stream("ffv1", rate=25)
+        track.height, track.width, track.pix_fmt = 88, 88, "gray"
+        for time in (0, 1, 25 * 7200):
+            frame = av.VideoFrame.from_ndarray(np.zeros((88, 88), np.uint8), format="gray")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            out.mux(track.encode(frame))
+        out.mux(track.encode(None))
+    with pytest.raises(NoMouthError, match="no picture for 7"):
+        read_mouth_crops(tmp_path / "gap.mkv")
+
+
 # -- synthetic lips ------------------------------------------------------------------------------------------------
 
 

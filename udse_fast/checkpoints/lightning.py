@@ -48,6 +48,8 @@ EXTRACTOR = "feature_extractor."
 """Beginning of the names of a visual encoder inside a network."""
 VIDEO_KEYS, PROJECTION = "all_modules.4.cross_attention.to_k.weight", "adapt_dim_layer.weight"
 """Weights, of which those of an audio-visual network see the features of the video first."""
+FUSION = "concat_attn_masking_light"
+"""Name of the one way in which the published models see the video."""
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of what is no parameter."""
 
@@ -476,6 +478,8 @@ def _config(checkpoint: dict[Any, Any], architecture: dict[str, Any]) -> dict[st
     for name, published in {"sde": ("ouve",), "transform_type": ("exponent", "none")}.items():
         if settings.get(name, published[0]) not in published:
             raise UdseError(f"expected a model with {name} {' or '.join(published)}, got {settings[name]!r}")
+    if architecture["name"] == "ncsnpp-av" and settings.get("fusion", FUSION) != FUSION:
+        raise UdseError(f"expected an audio-visual model with the fusion {FUSION}, got {settings['fusion']!s:.60}")
     plain = settings.get("transform_type", "exponent") == "none"
 
     def number(name: str, default: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from udse_fast.audio.files import open_recording
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
 from udse_fast.networks.conditions import Conditions
@@ -73,18 +74,14 @@ class RecordedPairs:
     """Recordings with their clean references."""
 
     def __init__(self, clean: Sequence[Path], noisy: Sequence[Path], sample_rate: int) -> None:
-        self.clean, self.noisy = Corpus(clean, sample_rate), Corpus(noisy, sample_rate)
-        lengths = [[len(corpus.recording(i)) for i in range(len(corpus.files))] for corpus in (self.clean, self.noisy)]
-        for path, of_clean, of_noisy in zip(clean, *lengths, strict=False):
+        for paths in zip(clean, noisy, strict=True):
+            of_clean, of_noisy = (_length(path, sample_rate) for path in paths)
             if of_clean != of_noisy:
                 raise UdseError(
-                    f"{path}: expected as many samples as the noisy recording has, {of_noisy}, got {of_clean}; "
+                    f"{paths[0]}: expected as many samples as the noisy recording has, {of_noisy}, got {of_clean}; "
                     "pairs must be aligned"
                 )
-        if len(lengths[0]) != len(lengths[1]):
-            raise UdseError(
-                f"expected pairs of equal length, got {len(lengths[0])} clean, {len(lengths[1])} noisy ones"
-            )
+        self.clean, self.noisy = Corpus(clean, sample_rate), Corpus(noisy, sample_rate)
 
     @property
     def seconds(self) -> float:
@@ -104,6 +101,12 @@ class RecordedPairs:
             for corpus in (self.clean, self.noisy)
         )
         return PairedCrops(clean, noisy)
+
+
+def _length(path: Path, sample_rate: int) -> int:
+    """Samples of a recording at a rate, as its header says."""
+    with open_recording(path) as recording:
+        return round(recording.layout.frames / recording.layout.sample_rate * sample_rate)
 
 
 class ConditionalBatches:

@@ -65,8 +65,8 @@ def _pictures(file: IO[bytes], name: str) -> Iterator[Pictures]:
         yield pictures
     except UdseError as error:
         raise type(error)(f"{name}: {error}") from error
-    except av.FFmpegError as error:
-        raise UdseError(f"{name}: expected a video, got damaged pictures ({first_line(error)})") from error
+    except (av.FFmpegError, ValueError) as error:
+        raise NoMouthError(f"{name}: expected a video, got damaged pictures ({first_line(error)})") from error
     finally:
         pictures.close()
 

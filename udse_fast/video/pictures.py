@@ -14,6 +14,10 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".mpg")
 """Of video files in folders."""
 
 
+LONGEST_STILL = 60.0
+"""Seconds for which one picture may be shown: beyond that a damaged file would go on for ever."""
+
+
 class Pictures:
     """The first video track of an open file."""
 
@@ -37,12 +41,17 @@ class Pictures:
         """Frames (`av.VideoFrame`) at a rate: number j is what is shown (j + 1/2) / rate after the sound begins.
 
         Before the first picture that one is shown; the last one is held until its own end.
+
+        Raises:
+            FFmpeg's errors (`av.FFmpegError`), or ValueError where there is a long gap.
         """
         number, shown, last, length = 0, None, 0.0, 1 / rate
         for frame in self._container.decode(self._stream):
             if frame.time is None:
                 continue
             time = frame.time - self._starts
+            if time - number / rate > LONGEST_STILL:
+                raise ValueError(f"no picture for {time - number / rate:.0f} s")
             while (number + 0.5) / rate < time:
                 yield frame if shown is None else shown
                 number += 1
