@@ -72,12 +72,20 @@ class NetworkPower:
 
 
 def _posterior(
-    network: ScoreNetwork, state: Tensor, noise_level: float, conditions: Conditions, **how: bool
+    network: ScoreNetwork,
+    state: Tensor,
+    noise_level: float,
+    conditions: Conditions,
+    *,
+    plain: bool = False,
+    posterior_variance: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """D(u, tau) (F, T) complex by Tweedie's formula, and its variance (F, T) where that is asked for."""
     sde = network.sde
     t = sde.time(noise_level)
     delta, sigma = sde.delta(t), sde.sigma(t)
     diffused = delta * state
-    score, variance = network.evaluate(diffused[None], t, conditions, **how)
+    score, variance = network.evaluate(
+        diffused[None], t, conditions, plain=plain, posterior_variance=posterior_variance
+    )
     return (diffused + sigma**2 * score[0]) / delta, None if variance is None else variance[0]
