@@ -272,7 +272,8 @@ class ScoreNetwork:
 
         It does not depend on the number of threads: what rounding does to an item is the same everywhere.
         """
-        return self.device.type == "cpu" and len(state) > 1 and state.shape[-1] >= FRAMES_APART
+        worth_it = len(state) > 1 and state.shape[-1] >= FRAMES_APART
+        return worth_it and self.device.type == "cpu" and self.graph is self.plain
 
     def _of_causal_core(
         self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast
