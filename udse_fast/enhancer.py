@@ -17,12 +17,11 @@ from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer, MakeNoi
 from udse_fast.checks import Range, flag, real_number, whole_number
 from udse_fast.errors import UdseError
 from udse_fast.model import (
-    BEST,
-    BEST_CAUSAL,
     BUILT_IN,
     BUILT_IN_CAUSAL,
     BUILT_IN_JOINT,
     BUILT_IN_POSTERIOR,
+    CAUSAL_SAMPLER,
     Model,
     load_model,
 )
@@ -89,9 +88,8 @@ class Enhancer:
         if is_built_in and row is not None:
             needs_noise = row.noise == "score" and noise_checkpoint is None
             checkpoint = BUILT_IN_POSTERIOR if row.network == "posterior" else BUILT_IN_JOINT if needs_noise else None
-        best = BEST if is_built_in and sampler is None else sampler
         self.model = load_model(
-            checkpoint, noise_checkpoint, best, device, precision, self._given, posterior_checkpoint
+            checkpoint, noise_checkpoint, sampler, device, precision, self._given, posterior_checkpoint
         )
         self.tagger = self._tagger(tagger)
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
@@ -354,10 +352,10 @@ class Enhancer:
                     f"needs no noise prior, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
                 )
             sampler, device, precision = self._asked
-            foreign = (
-                find_sampler(BEST).options.keys() - find_sampler(BEST_CAUSAL).options.keys() if not sampler else ()
-            )
-            given = {name: value for name, value in self._given.items() if name not in foreign}
+            given = self._given
+            if sampler is None:  # its own is another one, without some of the options
+                foreign = find_sampler(self.sampler).options.keys() - find_sampler(CAUSAL_SAMPLER).options.keys()
+                given = {name: value for name, value in given.items() if name not in foreign}
             self._causal_model = load_model(BUILT_IN_CAUSAL, None, sampler, device, precision, given)
         return self._causal_model
 

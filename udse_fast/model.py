@@ -26,8 +26,8 @@ BUILT_IN, BUILT_IN_JOINT, BUILT_IN_CAUSAL = "speech", "joint", "causal"
 """Of the priors that come with the package: of speech, of speech and noise, and of speech for causal streams."""
 BUILT_IN_POSTERIOR = "posterior"
 """Of the posterior network that comes with the package, which is told the recording."""
-BEST, BEST_CAUSAL = "amortised_ddrm", "ddrm"
-"""Samplers for the built-in prior of speech: of whole signals, and of its causal form."""
+CAUSAL_SAMPLER = "ddrm"
+"""Of the built-in causal prior."""
 Path = str | os.PathLike[str]
 
 

@@ -92,7 +92,10 @@ def load_network(
     except UdseError as error:
         raise UdseError(f"{path}: {error}") from error
     if name in BUILT_IN:  # their settings may be tuned again without touching the weights
-        network.config["inference"] = tuned_settings(network.config["training"].get("network", ""))
+        network.config["inference"] = {
+            **tuned_settings(network.config["training"].get("network", "")),
+            **tuned_settings(name),
+        }
     return network.to(device, precision)
 
 

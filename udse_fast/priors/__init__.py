@@ -12,11 +12,14 @@ BUILT_IN = {name: FOLDER / f"{name}.safetensors" for name in ("speech", "causal"
 
 
 def tuned_settings(network: str) -> dict[str, Any]:
-    """Settings for `Enhancer` that suit a kind of network ("compact", "compact-causal", ...): those of `settings.json`.
+    """Settings for `Enhancer`, from `settings.json`, that suit a kind of network, or a built-in prior before others.
+
+    Args:
+        network: kind ("compact", "compact-causal", ...), or a name of `BUILT_IN`.
 
     Returns:
-        "sampler": the recommended one; "all": settings for every sampler; then settings by sampler. Empty for kinds
-        that nothing was tuned for. How they were found: `benchmarks/results/settings.md`.
+        "sampler": the recommended one; "all": settings for every sampler; then settings by sampler. Empty where
+        nothing was tuned. How they were found: `benchmarks/results/settings.md`.
     """
     settings: dict[str, dict[str, Any]] = json.loads((FOLDER / "settings.json").read_text())
     return settings.get(network, {})
