@@ -28,7 +28,7 @@ from udse_fast.kernels.fused_layers import (
 from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.latent_attention import LatentFusion
 from udse_fast.networks.ncsnpp import ActivatedNorm, Attention, Downsample, NCSNpp, PyramidInput, ResidualBlock
-from udse_fast.networks.ncsnpp_av import VideoFusion
+from udse_fast.networks.ncsnpp_av import AudioVisualNCSNpp, VideoFusion
 from udse_fast.networks.past import Past
 from udse_fast.networks.score_network import ScoreGraph, ScoreNetwork
 
@@ -225,6 +225,8 @@ def _without_bias(convolution: nn.Conv2d) -> Tensor:
 def fused_ncsnpp(network: NCSNpp) -> NCSNpp:
     """A frozen copy with fused layers; the same function within rounding, another `state_dict`."""
     fused = copy.deepcopy(network).requires_grad_(False)
+    if isinstance(fused, AudioVisualNCSNpp):
+        fused.feature_extractor = None  # features are made by that of the plain network
     modules = list(fused.all_modules)
     modules[INPUT_MODULE] = FusedInput(modules[INPUT_MODULE])  # type: ignore[arg-type]
     for index, module in enumerate(modules):
