@@ -71,7 +71,7 @@ UDSE_API void udse_close_prior(udse_prior* prior); /* its streams go on; null is
 
 UDSE_API udse_stream* udse_open(const char* path, const udse_options* options, udse_error* error);
 UDSE_API udse_stream* udse_open_with(const udse_prior* prior, const udse_options* options, udse_error* error);
-/* One more stream that computes where `other` does: it takes a third of the memory. Both then belong to one thread at a
+/* One more stream that computes where `other` does: it takes half of the memory. Both then belong to one thread at a
  * time, and have the same block_frames, steps and samples; `together` is that of the first. */
 UDSE_API udse_stream* udse_open_beside(const udse_stream* other, const udse_options* options, udse_error* error);
 UDSE_API void udse_close(udse_stream* stream);
