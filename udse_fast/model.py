@@ -124,8 +124,9 @@ def load_model(
     else:
         for each in asked:
             each.to(on, precision)
-    network, noise_network, *posterior = asked
-    return Model(network, noise_network, chosen, settings, options, on, precision, *posterior, passes=passes)
+    network, noise_network, *others = asked
+    posterior = others[0] if others else None
+    return Model(network, noise_network, chosen, settings, options, on, precision, posterior, passes)
 
 
 def _posterior_network(checkpoint: Path | None, prior: ScoreNetwork, device: torch.device) -> ScoreNetwork:
