@@ -132,7 +132,7 @@ def test_nothing_in_a_pass_waits_or_crosses(
     without_memory(monkeypatch, name, watched)
     if row.network == "posterior":
         network = on_meta(load_network("posterior"))
-    elif sampler == "ddrm":  # asks for the variance of a compact network
+    elif "ddrm" in sampler:  # asks for the variance of a compact network
         network = on_meta(load_network(tiny_checkpoints["speech"]))
     else:
         network = published(joint=row.noise == "score")
@@ -141,7 +141,8 @@ def test_nothing_in_a_pass_waits_or_crosses(
     factors = torch.empty(bins, 4, device=META), torch.empty(4, frames, device=META)
     settings = SamplerSettings(sampler, steps=3, samples=2, em_rounds=2, sde=network.sde)
     model = NMF(*factors) if row.noise == "nmf" else None
-    start = ReversePass(NetworkPrior(network), settings, noise_model=model)
+    posterior = on_meta(load_network("posterior")) if row.likelihood.needs_posterior_network else None
+    start = ReversePass(NetworkPrior(network, posterior=posterior), settings, noise_model=model)
     with torch.no_grad(), watched, NumbersOfTheHost():
         outcome = run(start(mixture, torch.empty((), dtype=torch.int64, device=META), *(factors if model else ())))
     assert all(state.device == META and state.shape == (2, bins, frames) for state in outcome.states)

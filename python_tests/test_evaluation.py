@@ -102,13 +102,13 @@ def test_one_command_scores_a_folder_of_mixtures(mixtures, enhancer, tmp_path, c
     rows = rows_of(out)
     assert len(rows) == 2 * 12
     for row in rows:
-        gained = {"noisy": 0.0, "ddrm": 20 * math.log10(2)}[row["system"]]
+        gained = {"noisy": 0.0, "amortised_ddrm": 20 * math.log10(2)}[row["system"]]
         assert float(row["si_sdr"]) == pytest.approx(float(row["snr"]) + gained, abs=1e-3)
         assert float(row["si_sir"]) == pytest.approx(float(row["snr"]) + gained, abs=1e-3)
         assert row["pesq_wb"] == ""
-        assert bool(row["rtf"]) == (row["system"] == "ddrm")
+        assert bool(row["rtf"]) == (row["system"] == "amortised_ddrm")
     table = (out / "table.md").read_text()
-    assert "| -5 | ddrm | 3 | 1.02 ± 0.00 |" in table
+    assert "| -5 | amortised_ddrm | 3 | 1.02 ± 0.00 |" in table
     assert "| all | noisy | 6 | 2.50 ± 0.00 |" in table
     assert "| all | noisy | 6 | **+6.02** ± 0.00 |" in table
     assert table in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_oracle_modes_are_given_the_true_noise(mixtures, enhancer, tmp_path, no_
     out = tmp_path / "out"
     options = ("--mixtures", mixtures, "--out", out, "--metrics", "si", "--jobs", 1, "--no-noisy")
     assert run(*options, "--oracle", "pure oracle") == 0
-    assert {row["system"] for row in rows_of(out)} == {"ddrm (pure oracle)"}
+    assert {row["system"] for row in rows_of(out)} == {"amortised_ddrm (pure oracle)"}
     assert min(float(row["si_sdr"]) for row in rows_of(out)) > 60
 
 
@@ -179,10 +179,10 @@ def test_several_systems_share_a_folder(mixtures, enhancer, tmp_path, no_plots):
     run(*options, "--metrics", "si", "estoi")
     run(*options, "--metrics", "si", "--sampler", "udiffse")
     scored = {(r["system"], bool(r["si_sdr"]), bool(r["estoi"])) for r in rows_of(out)}
-    assert scored == {("noisy", True, True), ("ddrm", True, True), ("udiffse", True, False)}
+    assert scored == {("noisy", True, True), ("amortised_ddrm", True, True), ("udiffse", True, False)}
     with pytest.raises(UdseError, match=r"metrics \['estoi', 'si'\] -> \['pesq', 'si'\]"):
         run(*options, "--metrics", "si", "pesq")
-    assert "| -5 | ddrm | 3 | +0.00 ± 0.00 |" in (out / "table.md").read_text()
+    assert "| -5 | amortised_ddrm | 3 | +0.00 ± 0.00 |" in (out / "table.md").read_text()
 
 
 def test_comparison_with_a_table_and_a_folder(mixtures, enhancer, tmp_path, no_plots):

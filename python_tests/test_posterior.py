@@ -27,7 +27,11 @@ from udse_fast.sampling.samplers import SAMPLERS, Sampler
 from udse_fast.sampling.sde import OUVE, SDE, VE, make_sde
 
 PROCESS = OUVE()
-OF_PRIORS = [name for name, row in SAMPLERS.items() if row.network == "prior"]
+OF_PRIORS = [
+    name
+    for name, row in SAMPLERS.items()
+    if row.network == "prior" and not row.likelihood.needs_posterior_network  # alone
+]
 SPEECH = torch.tensor([0.05, 0.3, 0.3, 0.05, 1.0], dtype=torch.float64)[:, None].expand(5, 6)
 NOISE = torch.tensor([0.05, 0.1, 0.3, 0.01, 0.1], dtype=torch.float64)[:, None].expand(5, 6)
 WIENER = SPEECH / (SPEECH + NOISE)
