@@ -193,6 +193,13 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert min(int(count) for count in said.groups()) > 20
 
 
+def test_a_track_that_begins_in_the_middle_is_one_line(tmp_path: Path) -> None:
+    """In transport streams FFmpeg finds tracks as it goes on."""
+    command = [sys.executable, __file__, "--count", "1", "--seed", "34318"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=100)
+    assert done.stdout == "1 tried, 0 read, 1 refused, 0 wrong\n", done.stdout + done.stderr
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)

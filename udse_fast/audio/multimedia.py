@@ -121,7 +121,7 @@ class MultimediaReader:
         import av
 
         broken: Exception | None = None
-        for packet in self._container.demux(self._stream):
+        for packet in self._packets():
             if broken is not None and packet.size:
                 raise broken
             try:
@@ -129,6 +129,12 @@ class MultimediaReader:
                     yield from self._samples(frame)
             except av.error.InvalidDataError as error:
                 broken = error
+
+    def _packets(self) -> Iterator[Any]:
+        try:
+            yield from self._container.demux(self._stream)
+        except IndexError as error:  # of PyAV, which looks for the track among those that were there at the beginning
+            raise ValueError("a track begins in the middle of it") from error
 
     def _samples(self, frame: Any) -> Iterator[NDArray[Any]]:
         import av
