@@ -32,8 +32,11 @@ mkdir -p "$OUT"
 # a command that ends with the part; --kill-after: nothing may hang
 within() { timeout --signal=INT --kill-after=20 "$@"; }
 
+# of the package that is installed, not of the sources in the current folder
+facts() { (cd "$OUT" && "$PYTHON" -m udse_fast info); }
+
 build() {
-  [ "$DEVICE" != cpu ] || { "$PYTHON" -m udse_fast info | tee "$OUT/build.txt"; return; }
+  [ "$DEVICE" != cpu ] || { facts | tee "$OUT/build.txt"; return; }
   nvidia-smi
   architecture=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
   cuda=ON
@@ -51,7 +54,7 @@ build() {
       [ "$package" = xdist ]
   done
   "$PYTHON" -c 'import triton' || "$PYTHON" -m pip install triton || echo "no triton: the CUDA kernels are used"
-  "$PYTHON" -m udse_fast info | tee "$OUT/build.txt"
+  facts | tee "$OUT/build.txt"
 }
 
 run_tests="-m pytest -c $root/pyproject.toml --rootdir=$root -p no:cacheprovider -q"
