@@ -130,6 +130,12 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     return paths
 
 
+@pytest.fixture
+def fast(tiny_checkpoint: Path) -> list[str]:
+    """Options of `udse-fast enhance` with which it takes no time."""
+    return ["--steps", "2", "--samples", "1", "--precision", "float32", "--checkpoint", str(tiny_checkpoint)]
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_checkpoints: dict[str, Path]) -> Path:
     """The checkpoint of a speech prior."""

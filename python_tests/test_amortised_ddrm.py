@@ -14,6 +14,7 @@ from torch import Tensor
 import udse_fast
 from udse_fast.audio.spectral import Spectral
 from udse_fast.checkpoints.checkpoint import complete_config, save_checkpoint
+from udse_fast.commands.bench import NetworkClock
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.estimate import Estimate
@@ -167,3 +168,11 @@ def test_checkpoints_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         save_checkpoint(path, build_network(config["architecture"]).state_dict(), config)
         with pytest.raises(UdseError, match=message):
             udse_fast.Enhancer(posterior_checkpoint=path, **QUICK)
+
+
+def test_the_clock_of_bench_sees_the_calls_of_both_networks(noisy: np.ndarray) -> None:
+    enhancer = udse_fast.Enhancer(steps=3, em_rounds=2, **QUICK)
+    clock = NetworkClock(enhancer)
+    clock.start()
+    enhancer.enhance(noisy, 16000)
+    assert len(clock._seconds) == 5

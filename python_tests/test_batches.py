@@ -24,11 +24,6 @@ RATE = 16000
 COMMAND = [sys.executable, "-m", "udse_fast", "enhance"]
 
 
-@pytest.fixture
-def fast(tiny_checkpoint: Path) -> list[str]:
-    return ["--steps", "2", "--samples", "1", "--precision", "float32", "--checkpoint", str(tiny_checkpoint)]
-
-
 @pytest.fixture(autouse=True)
 def _in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -349,7 +349,7 @@ class Enhancer:
             if not self._has_causal_form:
                 raise UdseError(
                     "causal: expected a causal prior (udse-fast train --network compact-causal), and a sampler that "
-                    f"needs no noise prior, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
+                    f"asks no other network, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
                 )
             sampler, device, precision = self._asked
             given = self._given

@@ -121,8 +121,9 @@ class NetworkClock:
         self._device = enhancer.device
         self._seconds: list[float] = []
         self._last: Callable[[], Any] | None = None
-        for network in {enhancer.network, enhancer.noise_network}:
+        for network in {enhancer.network, enhancer.noise_network, enhancer.model.posterior_network} - {None}:
             network.evaluate = self._timed(network.evaluate)  # type: ignore[method-assign]
+            network.say = self._timed(network.say)  # type: ignore[method-assign]
 
     def start(self) -> float:
         """Begin a run."""

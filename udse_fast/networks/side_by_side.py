@@ -24,7 +24,7 @@ _making = threading.Lock()
 def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
     """Return call(0) ... call(count - 1), made without gradients on as many threads as torch has.
 
-    The first exception among the calls is raised, once all of them are over.
+    The first exception among the calls is raised; calls that have not begun then are not made.
     """
     threads = torch.get_num_threads()
     workers = min(count, threads)

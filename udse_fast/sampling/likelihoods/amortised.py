@@ -72,7 +72,7 @@ class Amortised(SpeechLikelihood):
         t, estimate = transition, transition.estimate
         assert estimate is not None
         if t.step == 0:
-            fit_said(self.noise_model, estimate, self.noise_bias)
+            self.noise_model.fit(self.noise_bias * believed_power(estimate))
         if t.following is None:
             heard = estimate.speech if estimate.heard is None else estimate.heard
             read_out = _between(estimate.speech, heard, self.listening)
@@ -97,9 +97,9 @@ def conditions_of(mixture: Tensor, noise_model: NoiseModel) -> Conditions:
     return Conditions(noisy=mixture[None], noise_variance=noise_variance[None])
 
 
-def fit_said(noise_model: NoiseModel, estimate: Estimate, noise_bias: float = 1.0) -> None:
-    """M-step on kappa times the V that the network believes in, in the domain of the mixture."""
-    noise_model.fit(noise_bias * (estimate.noise_variance.mean(0) / NOISE_POWER).sqrt())
+def believed_power(estimate: Estimate) -> Tensor:
+    """E|c(nu)|^2 (F, T) of the noise of the V that the network believes in, for the M-step."""
+    return (estimate.noise_variance.mean(0) / NOISE_POWER).sqrt()
 
 
 def _between(z: Tensor, other: Tensor, share: float) -> Tensor:

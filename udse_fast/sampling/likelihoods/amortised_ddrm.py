@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from udse_fast.networks.conditions import SPEECH_SOURCE, Conditions
-from udse_fast.sampling.likelihoods.amortised import Amortised, conditions_of, fit_said
+from udse_fast.networks.conditions import SPEECH_SOURCE
+from udse_fast.sampling.likelihoods.amortised import Amortised, believed_power, conditions_of
 from udse_fast.sampling.likelihoods.ddrm import DDRM
 from udse_fast.sampling.requests import Pass
 from udse_fast.sampling.sde import SDE
@@ -44,13 +44,14 @@ class AmortisedDDRM(DDRM):
         """EM; the last estimate for the ear is kept."""
         coefficients = sde.coefficients(HIGHEST_TIME, 1.0, 0.0)
         for _ in range(self.problem.em_rounds):
-            told: Conditions = conditions_of(self.mixture, self.noise_model)
+            told = conditions_of(self.mixture, self.noise_model)
             (answer,) = yield [
                 self.problem.request(self.mixture[None], HIGHEST_TIME, SPEECH_SOURCE, coefficients, told, estimate=True)
             ]
             estimate = answer.estimate
+            power = believed_power(estimate)
             for _ in range(FITS):
-                fit_said(self.noise_model, estimate)
+                self.noise_model.fit(power)
             self._heard = estimate.speech[0] if estimate.heard is None else estimate.heard[0]
 
     def heard(self) -> Tensor | None:
