@@ -121,7 +121,10 @@ class NetworkClock:
         self._device = enhancer.device
         self._seconds: list[float] = []
         self._last: Callable[[], Any] | None = None
-        for network in {enhancer.network, enhancer.noise_network, enhancer.model.posterior_network} - {None}:
+        networks = {enhancer.network, enhancer.noise_network}
+        if enhancer.model.posterior_network is not None:
+            networks.add(enhancer.model.posterior_network)
+        for network in networks:
             network.evaluate = self._timed(network.evaluate)  # type: ignore[method-assign]
             network.say = self._timed(network.say)  # type: ignore[method-assign]
 
