@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What `reuse_estimate` costs: the published samplers with the built-in prior, with two network calls a step and with one:
+# What `reuse_estimate` costs: the published samplers that have a corrector with the built-in prior, with two network
+# calls a step and with one:
 #
 #     benchmarks/reuse_estimate.sh MIXTURES OUT [SAMPLER ...]
 #
@@ -7,7 +8,7 @@
 set -euo pipefail
 mixtures=$1 out=$2
 shift 2
-[ $# -gt 0 ] || set -- diffuseen udiffse_plus depse_il depse_tl paradiffuse_en paradiffuse_in udiffse
+[ $# -gt 0 ] || set -- diffuseen udiffse_plus depse_il depse_tl udiffse
 here=$(dirname "$0")
 score() { udse-fast evaluate --mixtures "$mixtures" --out "$out" --sampler "$sampler" --jobs 1 --threads 1 "$@"; }
 for sampler in "$@"; do

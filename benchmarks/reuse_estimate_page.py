@@ -26,7 +26,7 @@ HEAD = """\
 # One network call a step
 
 The published samplers ask the network twice a step: for the corrector, and for the predictor. With
-`reuse_estimate=True` the predictor takes the corrector's denoised estimate, made one small move earlier: half the calls.
+`reuse_estimate=True` the predictor takes the corrector's denoised estimate, made a small move earlier: half the calls.
 Made with `benchmarks/reuse_estimate.sh`: built-in prior and its settings for these samplers (12 steps, one sample),
 udse-fast {}, torch {}, {}.
 
