@@ -20,6 +20,7 @@ from udse_fast.networks.compact import Compact
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
+from udse_fast.networks.pieces import cut_into_pieces
 from udse_fast.networks.side_by_side import side_by_side
 from udse_fast.networks.visual_encoder import VisualEncoder
 from udse_fast.sampling.sde import SDE, Time, make_sde
@@ -260,20 +261,19 @@ class ScoreNetwork:
         else:
             posterior = graph.posterior_per_frame if per_frame else graph.posterior
             call = posterior if past is None else partial(posterior, past=past)
-        alone = plain or past is not None or not self._apart(state)
-        answer = call(*inputs) if alone else _of_items(call, inputs)
+        apart = past is None and not plain and self._apart(state)
+        answer = _of_items(call, inputs) if apart else call(*inputs)
         if isinstance(answer, Tensor):
             return _as_complex(answer, state), None
         score, variance = answer
         return _as_complex(score, state), variance.contiguous().to(state.device, state.real.dtype)
 
     def _apart(self, state: Tensor) -> bool:
-        """Whether the items of a batch are told in calls of their own, see `side_by_side`.
+        """Whether each item is told in a call of its own, or in pieces, see `side_by_side` and `in_pieces`.
 
         It does not depend on the number of threads: what rounding does to an item is the same everywhere.
         """
-        worth_it = len(state) > 1 and state.shape[-1] >= FRAMES_APART
-        return worth_it and self.device.type == "cpu" and self.graph is self.plain
+        return state.shape[-1] >= FRAMES_APART and self.device.type == "cpu" and self.graph is self.plain
 
     def _of_causal_core(
         self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast
@@ -319,7 +319,8 @@ class ScoreNetwork:
             level = noise_level.to(self.device, torch.float32)
             level = level.expand(len(state)) if level.ndim == 0 else level
         if past is None and self._apart(state):
-            return Estimate.of(Said(*_of_items(self.module.say, [mixture, variance, planes, level])), state)
+            said = Said(*_of_items(self.module.say, [mixture, variance, planes, level]))
+            return Estimate.of(said, state)
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
 
     def new_past(self) -> Past:
@@ -365,8 +366,12 @@ class ScoreNetwork:
 
 
 def _of_items(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-    """call(*inputs), a tensor or a tuple of them, made item by item of the batch."""
+    """call(*inputs), a tensor or a tuple of them, made item by item of the batch; of one that is alone, in pieces."""
     batch = max(len(x) for x in inputs)
+    if batch == 1:
+        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        with cut_into_pieces(not differentiated):
+            return call(*inputs)
     inputs = [x.expand(batch, *x.shape[1:]) for x in inputs]
     answers = side_by_side(lambda item: call(*(x[item : item + 1] for x in inputs)), batch)
     if isinstance(answers[0], Tensor):
