@@ -318,9 +318,21 @@ class ScoreNetwork:
         else:
             level = noise_level.to(self.device, torch.float32)
             level = level.expand(len(state)) if level.ndim == 0 else level
+        if isinstance(past, CorePast):
+            return self._said_by_causal_core(mixture, variance, planes, level, past).for_states(state)
         if past is None and self._apart(state):
             return Estimate.of(Said(*_of_items(self.module.say, [mixture, variance, planes, level])), state)
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
+
+    def _said_by_causal_core(
+        self, mixture: Tensor, variance: Tensor, planes: Tensor, level: Tensor, past: CorePast
+    ) -> Estimate:
+        """`say` about a few frames; arguments as of `CompactPosterior.say`."""
+        core = self._causal_core
+        assert core is not None
+        core.threads = torch.get_num_threads()
+        u, given, _ = self.module.observed(mixture, variance, planes, level)
+        return core.say(torch.view_as_complex(u).transpose(1, 2), given.transpose(1, 2), past)
 
     def new_past(self) -> Past:
         """For the first block of a stream: of the C++ core on CPUs, where there is one, else of torch."""
