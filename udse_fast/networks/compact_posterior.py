@@ -58,8 +58,8 @@ class CompactPosterior(Compact):
 
     planes = 5
     """Of the input: the mixture (2), its power, the variance of the noise in it, that over the mixture's power."""
-    causal_blocks = (1, 2)
-    """Streams of 32 and 48 ms of delay."""
+    causal_blocks = (2, 3)
+    """Streams of 48 and 64 ms of delay."""
     tells_noise_variance = True
     learning_rate = 1.5e-3
 
