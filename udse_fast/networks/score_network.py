@@ -17,6 +17,7 @@ from udse_fast.errors import UdseError
 from udse_fast.networks.base import Float32, Network, to_channels_last
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
@@ -330,6 +331,7 @@ class ScoreNetwork:
         """`say` about a few frames; arguments as of `CompactPosterior.say`."""
         core = self._causal_core
         assert core is not None
+        assert isinstance(self.module, CompactPosterior)
         core.threads = torch.get_num_threads()
         u, given, _ = self.module.observed(mixture, variance, planes, level)
         return core.say(torch.view_as_complex(u).transpose(1, 2), given.transpose(1, 2), past)
