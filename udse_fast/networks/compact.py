@@ -103,6 +103,8 @@ class Conv(nn.Module):
         if past is not None:
             return self._next_frames(x, past)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if self.weight.shape[2:] == (1, 1):
+            return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         stride, bands, dilation = (1, self.frequency_stride), self.frequency_padding, (self.time_dilation, 1)
         if not self.reach or not self.causal_block:
             return F.conv2d(x, weight, bias, stride, (self.reach // 2, bands), dilation)

@@ -21,7 +21,7 @@ from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
-from udse_fast.networks.pieces import cut_into_pieces
+from udse_fast.networks.pieces import alone
 from udse_fast.networks.side_by_side import side_by_side
 from udse_fast.networks.visual_encoder import VisualEncoder
 from udse_fast.sampling.sde import SDE, Time, make_sde
@@ -270,9 +270,9 @@ class ScoreNetwork:
         return _as_complex(score, state), variance.contiguous().to(state.device, state.real.dtype)
 
     def _apart(self, state: Tensor) -> bool:
-        """Whether each item is told in a call of its own, or in pieces, see `side_by_side` and `in_pieces`.
+        """Whether items are told in calls of their own, see `side_by_side` and, for one that is alone, `alone`.
 
-        It does not depend on the number of threads: what rounding does to an item is the same everywhere.
+        It does not depend on the number of threads: what rounding does to an item of a batch is the same everywhere.
         """
         return state.shape[-1] >= FRAMES_APART and self.device.type == "cpu" and self.graph is self.plain
 
@@ -384,8 +384,7 @@ def _of_items(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
     batch = max(len(x) for x in inputs)
     if batch == 1:
         differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        with cut_into_pieces(not differentiated):
-            return call(*inputs)
+        return call(*inputs) if differentiated else alone(partial(call, *inputs))
     inputs = [x.expand(batch, *x.shape[1:]) for x in inputs]
     answers = side_by_side(lambda item: call(*(x[item : item + 1] for x in inputs)), batch)
     if isinstance(answers[0], Tensor):
