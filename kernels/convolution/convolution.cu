@@ -1,11 +1,12 @@
 // Convolutions of a U-Net as matrix products, channels_last, float16 or bfloat16, sums in float32: what stands before
-// (norm and SiLU), what is added (bias, another map, the 1x1 convolution of other maps) and the statistics that the next
-// norm needs are part of it, so that every map is read and written once. The equations are those of reference.py.
+// (norm and SiLU), what is added (bias, another map, the 1x1 convolution of other maps) and the statistics that the
+// next norm needs are part of it, so that every map is read and written once. The equations are those of reference.py.
 //
 // A block makes a rectangle of 8 x 16 positions times 32, 64 or 96 channels. It takes 32 channels of the input at a
-// time: their rectangle and a border of 1 are put into shared memory, activated, and serve all 9 taps; weights come from
-// the cache straight into registers. Of the 32 channels lane 4 g + t takes 8 t to 8 t + 7 as the rows of its fragments,
-// of A and B alike, so that every read is one of 16 bytes; and as columns, channels of the output that lie side by side.
+// time: their rectangle and a border of 1 are put into shared memory, activated, and serve all 9 taps; weights come
+// from the cache straight into registers. Of the 32 channels lane 4 g + t takes 8 t to 8 t + 7 as the rows of its
+// fragments, of A and B alike, so that every read is one of 16 bytes; and as columns, channels of the output that lie
+// side by side.
 #include "matrix_product.hpp"
 
 namespace udse {
@@ -50,7 +51,8 @@ UDSE_HD inline int rectangles(int64_t extent, int size) { return static_cast<int
 struct Place {
   int sample, tile, bin, frame, column;
   __device__ Place(const Convolution& job, int block_columns) {
-    const int across = rectangles(job.shape.frames, conv_frames), blocks = static_cast<int>(job.columns) / block_columns;
+    const int across = rectangles(job.shape.frames, conv_frames),
+              blocks = static_cast<int>(job.columns) / block_columns;
     const int block = static_cast<int>(blockIdx.x);
     sample = static_cast<int>(blockIdx.y);
     tile = block / blocks;
@@ -246,8 +248,7 @@ __device__ inline void measure(const Convolution& job, const Place& place, WarpT
     UDSE_UNROLL
     for (int m = 0; m < 4; ++m) {
       UDSE_UNROLL
-      for (int r = 0; r < 2; ++r)
-        squares += m < bins && tile.g + 8 * r < frames ? square(tile.at(m, r, k) - mean) : 0;
+      for (int r = 0; r < 2; ++r) squares += m < bins && tile.g + 8 * r < frames ? square(tile.at(m, r, k) - mean) : 0;
     }
     squares = sum_of_rows(squares);
     if (tile.g == 0) parts[half][0][column + k] = sum, parts[half][1][column + k] = squares;

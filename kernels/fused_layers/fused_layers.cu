@@ -1,6 +1,6 @@
 // The layers between the convolutions of a U-Net, channels_last: a position of the map is one contiguous vector of
-// channels. float32, float16 or bfloat16 in and out, float32 inside. The equations are those of reference.py; statistics
-// of a norm are combined from those of tiles (Chan, Golub, LeVeque 1983).
+// channels. float32, float16 or bfloat16 in and out, float32 inside. The equations are those of reference.py;
+// statistics of a norm are combined from those of tiles (Chan, Golub, LeVeque 1983).
 #include "narrow_numbers.hpp"
 
 namespace udse {
@@ -8,8 +8,8 @@ namespace gpu {
 
 constexpr int pack_bytes = 16;  // the most that a thread reads at once
 
-// (B, N, C) numbers, and the sums, the centred sums of squares and the counts of their tiles, (3, B, tiles, C). A tile is
-// any part of the positions.
+// (B, N, C) numbers, and the sums, the centred sums of squares and the counts of their tiles, (3, B, tiles, C). A tile
+// is any part of the positions.
 struct Map {
   void* values;
   float* statistics;
@@ -145,15 +145,13 @@ struct Term {
   }
 };
 
-// Norm, bias and FiLM as y = factor x + offset. One item: sample b and group g; its terms: the channels of all tiles, whose
-// means and centred squares are combined by their differences to the mean of the first one.
+// Norm, bias and FiLM as y = factor x + offset. One item: sample b and group g; its terms: the channels of all tiles,
+// whose means and centred squares are combined by their differences to the mean of the first one.
 template <class T>
 struct GroupAffine {
   GroupNorm norm;
   UDSE_HD float before(int64_t b, int64_t c) const { return element<T>(norm.before, b * norm.before_stride + c); }
-  UDSE_HD float mean(const Term& at) const {
-    return at.sum / at.count + before(at.sample, at.channel);
-  }
+  UDSE_HD float mean(const Term& at) const { return at.sum / at.count + before(at.sample, at.channel); }
   UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
     const Term at(norm, item, j);
     if (at.count == 0) return;
@@ -232,9 +230,7 @@ struct Resample {
   // Inputs of output i on one axis: the near (3/4) and the far one (1/4) upwards, (1, 3, 3, 1)/8 downwards.
   static constexpr int taps = up ? 2 : 4;
   UDSE_HD static int source(int i, int tap) { return up ? i / 2 + tap * (2 * (i % 2) - 1) : 2 * i - 1 + tap; }
-  UDSE_HD static float weight(int tap) {
-    return up ? (tap ? 0.25f : 0.75f) : (tap == 1 || tap == 2 ? 0.375f : 0.125f);
-  }
+  UDSE_HD static float weight(int tap) { return up ? (tap ? 0.25f : 0.75f) : (tap == 1 || tap == 2 ? 0.375f : 0.125f); }
 
   UDSE_HD void operator()(int64_t line, int64_t t, int64_t pack) const {
     const int b = static_cast<int>(line) / out_bins, f = static_cast<int>(line) % out_bins;
@@ -255,8 +251,8 @@ struct Resample {
 
 // Whether channels can be read and written `pack_bytes` at a time.
 inline bool packed(int64_t channels, Dtype dtype, const void* a, const void* b, const void* c = nullptr) {
-  const auto together = reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b) |
-                        reinterpret_cast<std::uintptr_t>(c);
+  const auto together =
+      reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b) | reinterpret_cast<std::uintptr_t>(c);
   return channels * (dtype == float32 ? 4 : 2) % pack_bytes == 0 && together % pack_bytes == 0;
 }
 
@@ -288,8 +284,11 @@ static const char* resample(const void* x, const Shape& shape, int64_t channels,
   const int out_bins = up ? 2 * bins : bins / 2, out_frames = up ? 2 * frames : frames / 2;
   const int packs = static_cast<int>(channels / V);
   const int64_t lines = shape.samples * out_bins;
-  if (up) return for_rows(lines, out_frames, packs, stream, Resample<T, V, true>{x, out, bins, frames, out_bins, out_frames, packs});
-  return for_rows(lines, out_frames, packs, stream, Resample<T, V, false>{x, out, bins, frames, out_bins, out_frames, packs});
+  if (up)
+    return for_rows(lines, out_frames, packs, stream,
+                    Resample<T, V, true>{x, out, bins, frames, out_bins, out_frames, packs});
+  return for_rows(lines, out_frames, packs, stream,
+                  Resample<T, V, false>{x, out, bins, frames, out_bins, out_frames, packs});
 }
 
 template <class T, class Call>
@@ -332,8 +331,8 @@ UDSE_EXPORT const char* udse_cuda_norm_film_silu(const GroupNorm* norm, Stream s
 }
 
 // h, x, out: (B, N, C); bias: (C); with the statistics of out, where they are wanted
-UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, const void* bias, float factor, const Map* out,
-                                               const Tiling* tiling, Dtype dtype, Stream stream) {
+UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, const void* bias, float factor,
+                                               const Map* out, const Tiling* tiling, Dtype dtype, Stream stream) {
   return typed(dtype, packed(out->channels, dtype, h, x, out->values), [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = sizeof(pack) / sizeof(T);
@@ -344,8 +343,8 @@ UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, con
 }
 
 // x: (B, F, T, C); out: (B, 2 F, 2 T, C) or (B, F/2, T/2, C)
-UDSE_EXPORT const char* udse_cuda_resample(const void* x, const Shape* shape, int64_t channels, int up, Dtype dtype, void* out,
-                                           Stream stream) {
+UDSE_EXPORT const char* udse_cuda_resample(const void* x, const Shape* shape, int64_t channels, int up, Dtype dtype,
+                                           void* out, Stream stream) {
   return typed(dtype, packed(channels, dtype, x, out), [&](auto type, auto pack) {
     using T = decltype(type);
     return resample<T, sizeof(pack) / sizeof(T)>(x, *shape, channels, up, out, stream);
