@@ -494,8 +494,8 @@ def test_network_of_own_convolutions_is_the_plain_one(
 ) -> None:
     """Statistics go from convolutions to norms, from tiles of one form to those of another."""
     monkeypatch.setattr(fused_layers, "_module", lambda x: backend.modules["fused_layers"])
-    monkeypatch.setattr(choice, "_forms", lambda job: ["here"])
-    monkeypatch.setattr(choice, "_form", lambda name: backend.modules["convolution"].convolution)
+    monkeypatch.setattr(choice, "forms", lambda job: ["here"])
+    monkeypatch.setattr(choice, "form", lambda name: backend.modules["convolution"].convolution)
     monkeypatch.setenv("UDSE_CONVOLUTION", "own")
     torch.manual_seed(0)
     plain = NCSNpp(nf=20, ch_mult=(1, 2), joint=joint).to(DEVICE, memory_format=torch.channels_last)

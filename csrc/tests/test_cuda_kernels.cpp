@@ -523,6 +523,9 @@ void test_convolution(gpu::Dtype dtype) {
   gpu::Convolution wide{};
   wide.channels = wide.columns = 20;
   CHECK(gpu::udse_cuda_convolution(&wide, nullptr));
+  wide.source_count = 5;
+  wide.columns = 32;
+  CHECK(gpu::udse_cuda_convolution(&wide, nullptr));
 }
 
 }  // namespace

@@ -50,18 +50,18 @@ def convolution(job: Convolution) -> Convolved:
         UdseError: UDSE_CONVOLUTION is something else.
     """
     choice = _choice()
-    names = [] if choice == "cudnn" else _forms(job)
+    names = [] if choice == "cudnn" else forms(job)
     if not names:
         return reference.convolution(job)
     if choice == "own":
-        return _form(names[0])(job)
+        return form(names[0])(job)
     key = _key(job)
     if key not in _chosen and _may_measure():
         with _measuring:
             if key not in _chosen:
                 _chosen[key] = _fastest(job, names)
     name = _chosen.get(key, "reference")
-    return _form("reference" if name in _broken else name)(job)
+    return form("reference" if name in _broken else name)(job)
 
 
 def _choice() -> str:
@@ -71,7 +71,7 @@ def _choice() -> str:
     return value
 
 
-def _form(name: str) -> Form:
+def form(name: str) -> Form:
     form: Form = implementation(PACKAGE, name).convolution
     return form
 
@@ -80,7 +80,7 @@ def _map(job: Convolution) -> torch.Tensor:
     return job.input.x if isinstance(job.input, Norm) else job.input
 
 
-def _forms(job: Convolution) -> list[str]:
+def forms(job: Convolution) -> list[str]:
     """The own ones that take it."""
     x, norm = _map(job), job.input
     if x.device.type != "cuda" or x.dtype not in (torch.float16, torch.bfloat16):
@@ -112,8 +112,8 @@ def _fastest(job: Convolution, names: list[str]) -> str:
     expected, best, name = reference.convolution(job), milliseconds(reference.convolution, job), "reference"
     for each in names:
         try:
-            _compare(_form(each)(job), expected)
-            time = milliseconds(_form(each), job)
+            _compare(form(each)(job), expected)
+            time = milliseconds(form(each), job)
         except Exception as error:  # whatever the reason, the library does the same
             _broken.add(each)
             warnings.warn(
