@@ -234,7 +234,7 @@ __device__ inline void measure(const Convolution& job, const Place& place, WarpT
     return left < 0 ? 0 : left < 4 ? left : 4;
   };
   const int bins = bins_of(tile.bin), half = tile.bin / 4, column = tile.channel() - place.column;
-  const auto count = static_cast<float>(bins * frames);
+  const float inverse_count = bins ? 1 / static_cast<float>(bins * frames) : 0;
   UDSE_UNROLL
   for (int k = 0; k < 2 * N; ++k) {
     float sum = 0, squares = 0;
@@ -244,7 +244,7 @@ __device__ inline void measure(const Convolution& job, const Place& place, WarpT
       for (int r = 0; r < 2; ++r) sum += m < bins && tile.g + 8 * r < frames ? tile.at(m, r, k) : 0;
     }
     sum = sum_of_rows(sum);
-    const float mean = count > 0 ? sum / count : 0;
+    const float mean = sum * inverse_count;
     UDSE_UNROLL
     for (int m = 0; m < 4; ++m) {
       UDSE_UNROLL
