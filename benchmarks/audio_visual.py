@@ -27,7 +27,7 @@ from udse_fast.evaluation.pairs import Pair, pairs_in_mixtures
 from udse_fast.evaluation.synthetic_lips import draw_mouths
 
 RATE = 16000
-SYSTEMS = ("noisy", "built-in prior, no video", "no video", "wrong video", "true video")
+SYSTEMS = ("noisy", "the default, which hears only", "no video", "wrong video", "true video")
 Signal = NDArray[np.float32]
 
 
@@ -48,7 +48,7 @@ def scores(pair: Pair, other: Pair, seeing: udse_fast.Enhancer, hearing: udse_fa
     clean, noisy = mono(pair.clean), mono(pair.noisy)
     results = {
         "noisy": noisy,
-        "built-in prior, no video": hearing.enhance(noisy, RATE),
+        "the default, which hears only": hearing.enhance(noisy, RATE),
         "no video": seeing.enhance(noisy, RATE),
         "wrong video": seeing.enhance(noisy, RATE, video=lips(mono(other.clean), other.utterance)),
         "true video": seeing.enhance(noisy, RATE, video=lips(clean, pair.utterance)),
@@ -69,7 +69,7 @@ def main() -> None:
     pairs = [pair for pair in pairs_in_mixtures(arguments.mixtures) if pair.snr == arguments.snr][: arguments.most]
     utterances = list({pair.utterance: pair for pair in pairs}.values())
     fewer = {"steps": arguments.steps, "samples": arguments.samples}
-    seeing, hearing = udse_fast.Enhancer(arguments.checkpoint, **fewer), udse_fast.Enhancer(**fewer)
+    seeing, hearing = udse_fast.Enhancer(arguments.checkpoint, **fewer), udse_fast.Enhancer()
     rows = []
     for number, pair in enumerate(pairs):
         place = [known.utterance for known in utterances].index(pair.utterance)
@@ -89,9 +89,11 @@ def main() -> None:
         f"The prior: {facts.get('steps')} steps of {facts.get('batch_size')} crops of {facts.get('crop_seconds')} s, "
         f"from the built-in speech prior on, with {facts.get('speech_hours')} h of speech.\n"
     )
+    print("Mean and standard error over mixtures:\n")
     print("| system | SI-SDR, dB | ESTOI |\n| --- | --- | --- |")
     for name in SYSTEMS:
-        print(f"| {name} | {values[name][:, 0].mean():.2f} | {values[name][:, 1].mean():.3f} |")
+        mean, error = values[name].mean(0), values[name].std(0, ddof=1) / np.sqrt(len(rows))
+        print(f"| {name} | {mean[0]:.2f} ± {error[0]:.2f} | {mean[1]:.3f} ± {error[1]:.3f} |")
     print("\n| true video over | SI-SDR, dB (95 %) | ESTOI (95 %) | better in SI-SDR |\n| --- | --- | --- | --- |")
     for name in SYSTEMS[1:-1]:
         gain = values["true video"] - values[name]

@@ -11,8 +11,7 @@ here=$(dirname "$0")
 mkdir -p "$out"
 [ -d "$out/train" ] || python "$here/synthetic_lips.py" "$speech" "$out/train" --every 16
 [ -d "$out/valid" ] || python "$here/synthetic_lips.py" "$valid" "$out/valid" --every 7
-prior=$(python -c 'from udse_fast.priors import BUILT_IN; print(BUILT_IN["speech"])')
-udse-fast train --network compact-av --video "$out/train" --valid-video "$out/valid" --init "$prior" --freeze \
+udse-fast train --network compact-av --video "$out/train" --valid-video "$out/valid" --init speech --freeze \
     --out "$out/av.safetensors" --steps "$steps" --warm-up-steps 400 --batch-size 4 --learning-rate 3e-3 \
     --decay-share 0.7 --ema 0.95 --speed-range 0 --equalisation 0 --data-note "synthetic lips"
 python "$here/audio_visual.py" "$mixtures" "$out/av.safetensors" >"$out/audio_visual.md"

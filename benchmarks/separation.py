@@ -1,6 +1,7 @@
 """Two talkers in noise: what `Separator` makes of mixtures, its cost, and what knowing the talkers is worth.
 
     python benchmarks/separation.py OUT.csv --data DATA [--enhanced] [--set NAME=VALUE ...]
+    python benchmarks/separation.py OUT.csv --data DATA --lips own|swapped --prior AV.safetensors AV.safetensors
     python benchmarks/separation.py OUT.csv --talkers A.txt B.txt --noise DIR [--prior A.safetensors B.safetensors]
 
 DATA/clean, DATA/noise_matched and DATA/noise_mismatched hold recordings at 16 kHz; a noise is called as its recording.
@@ -170,7 +171,7 @@ def main() -> None:
             if enhancer is not None:
                 started = time.process_time()
                 speech = enhancer.enhance(mixture.sum, SAMPLE_RATE)
-                new.append(scored("ddrm, both alike", mixture, [speech, speech], time.process_time() - started))
+                new.append(scored(f"{enhancer.sampler}, both alike", mixture, [speech, speech], time.process_time() - started))
             table = csv.DictWriter(file, list(new[0]))
             if not rows:
                 table.writeheader()

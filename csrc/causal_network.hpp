@@ -1,7 +1,8 @@
-// The causal network, block by block: `Compact.posterior(..., past=...)` of udse_fast/networks/compact.py on CPUs.
+// Causal networks, block by block, on CPUs: `Compact.posterior(..., past=...)` of udse_fast/networks/compact.py, and
+// `CompactPosterior.say` of compact_posterior.py.
 //
-// A call takes the next few frames of a signal at one noise level and goes on from a memory: the frames before them, as
-// every layer saw them.
+// A call takes the next few frames of a signal, at one noise level or in noise of a known variance, and goes on from a
+// memory: the frames before them, as every layer saw them.
 #pragma once
 
 #include <map>
@@ -22,18 +23,23 @@ using Weights = std::map<std::string, Weight>;
 
 struct NetworkBlock {
   std::int64_t samples, frames;   // B, K
-  const cfloat* noisy;            // u, (B, F, K)
-  const float* noise_level;       // a > 0, (B)
-  const std::int64_t* label;      // (B) 1 speech, 0 noise; null is speech
+  const cfloat* noisy;            // u, (B, F, K); of a posterior network the mixture x
+  const float* noise_level;       // a > 0, (B); a posterior network does not look at it
+  const std::int64_t* label;      // (B) 1 speech, 0 noise; null is speech; of a joint network only
   float* memory;                  // (B, memory_size), updated; zero before the first block
   cfloat* clean;                  // E[s_0 | u], (B, F, K)
   float* variance;                // E|s_0 - E[s_0 | u]|^2, (B, F, K)
   const float* before = nullptr;  // (B, memory_size) that `memory` is made from, and stays; null: `memory` itself
+  // of a posterior network, (B, F, K)
+  const float* noise_variance = nullptr;  // a guess of V, E|nu|^2 where x |x| = S + nu
+  float* believed = nullptr;              // the V that the network believes in
+  cfloat* heard = nullptr;                // the estimate to listen to
 };
 
 class CausalNetwork {
  public:
-  // Copies what it needs of `weights`: parameters and buffers by the names of `Compact`, here with any sizes.
+  // Copies what it needs of `weights`: parameters and buffers by the names of `Compact`, here with any sizes; a
+  // posterior network where they are those of `CompactPosterior`.
   // dilations: of the layers over time, as the weights do not tell them.
   CausalNetwork(const Weights& weights, const std::vector<std::int64_t>& dilations);
   ~CausalNetwork();
@@ -52,11 +58,12 @@ class CausalNetwork {
     std::unique_ptr<Parts> parts_;
   };
 
-  // For calls with up to this many samples and frames, at these noise levels.
+  // For calls with up to this many samples and frames, at these noise levels; of a posterior network none.
   Workspace workspace(std::int64_t samples, std::int64_t frames, const std::vector<float>& noise_levels) const;
 
+  bool tells_noise() const;          // it is a posterior network
   std::int64_t bins() const;         // F
-  std::int64_t memory_size() const;  // numbers of the memory of one signal at one noise level
+  std::int64_t memory_size() const;  // numbers of the memory of one signal in one of the calls of a block
 
   // Thread safe with different memories. Samples are shared among the threads; each gets the same bits in any company.
   void step(const NetworkBlock& block, int threads = 1) const;

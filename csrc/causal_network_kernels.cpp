@@ -41,6 +41,12 @@ inline Vector limited(const Vector& v, float least, float most) {
   return low > all(most) ? all(most) : low;
 }
 
+inline Vector root(Vector v) {
+  UDSE_UNROLL
+  for (int i = 0; i < lanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+}
+
 inline float total(const Vector& v) {
   float sum = 0;
   for (int i = 0; i < lanes; ++i) sum += v[i];
@@ -193,6 +199,7 @@ void norm_film_silu(const Norm& a) {
   for (int64_t t = 0; t < a.frames; ++t) {
     const float* const in = a.in + t * a.in_frame;
     float* const out = a.out + t * a.out_frame;
+    const float *const gain = a.gain + t * a.gain_frame, *const shift = a.shift + t * a.gain_frame;
     Vector sum[vectors] = {};
     for (int64_t i = 0; i < size; i += panel) UDSE_UNROLL
     for (int v = 0; v < vectors; ++v) sum[v] += load(in + i + v * lanes);
@@ -216,7 +223,7 @@ void norm_film_silu(const Norm& a) {
     for (int64_t band = 0; band < size; band += a.padded)
       for (int64_t i = 0; i < a.padded; i += lanes) {
         const Vector x = (load(in + band + i) - mean) * scale;
-        store(silu(x * load(a.gain + i) + load(a.shift + i)), out + band + i);
+        store(silu(x * load(gain + i) + load(shift + i)), out + band + i);
       }
   }
 }
@@ -226,38 +233,62 @@ void silu(const float* x, int64_t n, float* out) {
 }
 
 // D = sum of w_k u_k over the bin itself and its neighbours, plus sqrt(unsure) F; see `Compact`
-void answer(const Answer& a) {
+void clean_and_variance(const Answer& a, int64_t f, float* results) {
   constexpr int neighbours[9][2] = {{0, 0}, {-1, 0}, {1, 0}, {0, -1}, {0, 1}, {-1, -1}, {-1, 1}, {1, -1}, {1, 1}};
   const int64_t F = a.padded;
-  for (int64_t k = 0; k < 21; ++k)
+  const float* const numbers = a.scratch + f;
+  const Vector unsure = load(a.unsure + f), spread = root(unsure);
+  Vector clean[2] = {spread * load(numbers + 18 * F), spread * load(numbers + 19 * F)};
+  UDSE_UNROLL
+  for (int k = 0; k < 9; ++k) {
+    const int64_t at = neighbours[k][0] * a.frame + neighbours[k][1] + f;
+    const Vector u[2] = {load(a.real + at), load(a.imaginary + at)};
+    const Vector given = load(numbers + k * F),
+                 w[2] = {k == 0 ? sigmoid(load(a.own + f) + 4 * given) : given, load(numbers + (9 + k) * F)};
+    clean[0] += w[0] * u[0] - w[1] * u[1];
+    clean[1] += w[0] * u[1] + w[1] * u[0];
+  }
+  store(clean[0], results + f);
+  store(clean[1], results + F + f);
+  store(unsure * exp(limited(2 * load(numbers + 20 * F), -12, 6)), results + 2 * F + f);
+}
+
+// The noise between what there is and what was told, and the gain for the ear; see `CompactPosterior`
+void noise_and_heard(const Answer& a, int64_t f, float* results) {
+  constexpr float log_quietest = -23.0258509f, log_loudest = 5;
+  const int64_t F = a.padded;
+  const float* const numbers = a.scratch + f;
+  const Vector of_mixture = sigmoid(4 * load(numbers + 21 * F));
+  const Vector log_noise = of_mixture * load(a.log_power + f) + (1 - of_mixture) * load(a.log_given + f);
+  const Vector gain = exp(limited(2 * load(numbers + 23 * F), -6, 2));
+  store(exp(limited(log_noise + 4 * load(numbers + 22 * F), log_quietest, log_loudest)), results + 3 * F + f);
+  store(gain * load(results + f), results + 4 * F + f);
+  store(gain * load(results + F + f), results + 5 * F + f);
+}
+
+void answer(const Answer& a) {
+  const int64_t F = a.padded;
+  for (int64_t k = 0; k < a.outputs; ++k)
     for (int64_t band = 0; band * a.stem < a.bins; ++band)
       for (int64_t s = 0; s < a.stem; ++s)
         a.scratch[k * F + band * a.stem + s] = a.numbers[band * a.row + k * a.stem + s];
-  const Vector own = all(a.own), spread = all(__builtin_sqrtf(a.unsure)), unsure = all(a.unsure);
-  float* const results = a.scratch + 21 * F;
+  float* const results = a.scratch + a.outputs * F;
   for (int64_t f = 0; f < F; f += lanes) {
-    const float* const numbers = a.scratch + f;
-    Vector clean[2] = {spread * load(numbers + 18 * F), spread * load(numbers + 19 * F)};
-    UDSE_UNROLL
-    for (int k = 0; k < 9; ++k) {
-      const int64_t at = neighbours[k][0] * a.frame + neighbours[k][1] + f;
-      const Vector u[2] = {load(a.real + at), load(a.imaginary + at)};
-      const Vector given = load(numbers + k * F),
-                   w[2] = {k == 0 ? sigmoid(own + 4 * given) : given, load(numbers + (9 + k) * F)};
-      clean[0] += w[0] * u[0] - w[1] * u[1];
-      clean[1] += w[0] * u[1] + w[1] * u[0];
+    clean_and_variance(a, f, results);
+    if (a.believed) noise_and_heard(a, f, results);
+  }
+  const auto give = [&](const float* from, cfloat* to) {
+    for (int64_t f = 0; f < a.bins; ++f) {
+      float* const parts = reinterpret_cast<float*>(to + f * a.step);
+      parts[0] = from[f];
+      parts[1] = from[F + f];
     }
-    const Vector variance = unsure * exp(limited(2 * load(numbers + 20 * F), -12, 6));
-    store(clean[0], results + f);
-    store(clean[1], results + F + f);
-    store(variance, results + 2 * F + f);
-  }
-  for (int64_t f = 0; f < a.bins; ++f) {
-    float* const clean = reinterpret_cast<float*>(a.clean + f * a.step);
-    clean[0] = results[f];
-    clean[1] = results[F + f];
-    a.variance[f * a.step] = results[2 * F + f];
-  }
+  };
+  give(results, a.clean);
+  for (int64_t f = 0; f < a.bins; ++f) a.variance[f * a.step] = results[2 * F + f];
+  if (!a.believed) return;
+  for (int64_t f = 0; f < a.bins; ++f) a.believed[f * a.step] = results[3 * F + f];
+  give(results + 4 * F, a.heard);
 }
 
 }  // namespace

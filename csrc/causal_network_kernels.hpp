@@ -48,20 +48,26 @@ struct Norm {
   float* out;
   std::int64_t out_frame;
   const float *gain, *shift;  // (padded)
+  std::int64_t gain_frame;    // from them to those of the next frame; 0: they are the same
 };
 
-// The network's answer for one frame of F bins, as EDM and the output filter read it.
+// The network's answer for one frame of F bins, as EDM and the output filter read it; of a posterior network also the
+// noise.
 struct Answer {
-  std::int64_t bins, padded, stem;  // bins with and without those that fill vectors
-  const float* numbers;             // (F / stem, row): of a band, (21, stem)
-  std::int64_t row;                 // at least 21 stem
-  const float *real, *imaginary;    // u of the frame; 0 at -1 and from F up to `padded`
-  std::int64_t frame;               // from u to the next frame of u
-  float own, unsure;                // logit of EDM's c_skip; posterior variance of Gaussian data
-  cfloat* clean;                    // (F), each `step` numbers from the next, as the variance
+  std::int64_t bins, padded, stem;     // bins with and without those that fill vectors
+  std::int64_t outputs;                // of a bin: 21, or 24 of a posterior network
+  const float* numbers;                // (F / stem, row): of a band, (outputs, stem)
+  std::int64_t row;                    // at least outputs stem
+  const float *real, *imaginary;       // u of the frame; 0 at -1 and from F up to `padded`
+  std::int64_t frame;                  // from u to the next frame of u
+  const float *own, *unsure;           // (padded): logit of EDM's c_skip; posterior variance of Gaussian data
+  const float *log_power, *log_given;  // (padded): of a posterior network, logs of |u|^4 and of the V that it is told
+  cfloat* clean;                       // (F), each `step` numbers from the next, as the others
   float* variance;
+  float* believed;  // of a posterior network: V that it believes in, and what to listen to; else null
+  cfloat* heard;
   std::int64_t step;
-  float* scratch;  // (24, padded)
+  float* scratch;  // (outputs + 6, padded)
 };
 
 struct NetworkKernels {

@@ -15,9 +15,11 @@ from udse_fast.commands import train
 from udse_fast.errors import UdseError
 from udse_fast.evaluation.synthetic_lips import draw_mouths, write_clip
 from udse_fast.networks import build_network
+from udse_fast.networks.conditions import Conditions
 from udse_fast.training.batches import Batch
 from udse_fast.training.corpus import Place
 from udse_fast.training.lip_reading import band_levels, warm_up
+from udse_fast.training.trainer import ENCODER_RATE, Optimizers
 from udse_fast.training.video_batches import VideoBatches, VideoCorpus, videos_in
 
 RATE = 16000
@@ -121,6 +123,38 @@ def test_a_network_that_sees_starts_as_the_prior_it_is_made_of() -> None:
         conditions = told if video is None else type(told)(video=video)
         for got, wanted in zip(seeing.posterior(u, level, conditions), expected, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_where_a_network_does_not_count_what_it_sees_it_sees_nothing() -> None:
+    """How much is made of a video goes by the noise level; no blind spot may be a shift of its own."""
+    seeing = network()
+    for parameter in seeing.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    u, video = torch.randn(2, 2, 256, 20), torch.randn(2, 8, 12)
+    blind, seen = Conditions(video=torch.zeros(1, 1, 12)), Conditions(video=video)
+    told = [seeing.posterior(u, torch.tensor([0.5, 0.05]), conditions)[0] for conditions in (seen, blind)]
+    assert float((told[0] - told[1]).abs().amax((1, 2, 3)).min()) > 1e-3
+    embedded = seeing._embedded(torch.tensor([[0.5], [0.05]]))[:, 0]
+    direction = embedded[0] - embedded[1] * (embedded[0] @ embedded[1]) / (embedded[1] @ embedded[1])
+    seeing.counts.weight.data = (direction / (direction @ embedded[0])).expand(12, -1).clone()
+    seeing.counts.bias.data.zero_()  # all at the high level, nothing at the low one
+    told = [seeing.posterior(u, torch.tensor([0.5, 0.05]), conditions)[0] for conditions in (seen, blind)]
+    assert float((told[0][0] - told[1][0]).abs().max()) > 1e-3
+    torch.testing.assert_close(told[0][1], told[1][1], atol=1e-4, rtol=1e-3)
+
+
+def test_an_encoder_that_has_learnt_to_read_does_not_forget_it() -> None:
+    """Adam's first step is as long as the learning rate, in every weight that has a gradient."""
+    seeing = network()
+    before = {name: weight.detach().clone() for name, weight in seeing.named_parameters()}
+    optimizers = Optimizers(seeing, 1e-2)
+    for parameter in seeing.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(0.5)
+    moved = {name: float((weight.detach() - before[name]).abs().max()) for name, weight in seeing.named_parameters()}
+    assert moved["counts.bias"] == pytest.approx(5e-3, rel=1e-2)
+    assert moved["encoder.project.weight"] == pytest.approx(5e-3 * ENCODER_RATE, rel=1e-2)
 
 
 def test_train_with_videos_and_a_frozen_prior(

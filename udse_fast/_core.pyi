@@ -62,14 +62,17 @@ def update(
     """Run an update of `udse_core.hpp` by its name."""
 
 class CausalNetwork:
-    """A causal Compact network with its weights."""
+    """A causal Compact network with its weights, or a causal posterior network."""
 
     def __init__(self, weights: Mapping[str, _Floats], dilations: Sequence[int]) -> None: ...
     @property
     def bins(self) -> int: ...
     @property
+    def tells_noise(self) -> bool:
+        """Whether it is a posterior network."""
+    @property
     def memory_size(self) -> int:
-        """Numbers of the memory of one signal at one noise level."""
+        """Numbers of the memory of one signal in one of the calls of a block."""
     def step(
         self,
         noisy: _Complexes,
@@ -83,6 +86,20 @@ class CausalNetwork:
     ) -> None:
         """The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated, or
         written where what it is made from is given, before."""
+    def say(
+        self,
+        mixture: _Complexes,
+        noise_variance: _Floats,
+        memory: _Floats,
+        clean: _Complexes,
+        variance: _Floats,
+        believed: _Floats,
+        heard: _Complexes,
+        threads: int,
+        before: _Floats | None = None,
+    ) -> None:
+        """The next K frames, (B, F, K) complex, in noise of this variance, of a posterior network; memory as in
+        step."""
 
 class StreamPrior:
     """A causal prior of native streams."""

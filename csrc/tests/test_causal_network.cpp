@@ -134,7 +134,7 @@ struct SmallNetwork {
   std::map<std::string, Floats> values;
   udse::Weights weights;
 
-  explicit SmallNetwork(bool zero_outputs) {
+  explicit SmallNetwork(bool zero_outputs, bool posterior = false) {
     const auto add = [&](const std::string& name, const std::vector<int64_t>& shape, bool zero = false) {
       int64_t size = 1;
       for (const int64_t n : shape) size *= n;
@@ -157,7 +157,7 @@ struct SmallNetwork {
     conv("embed.0", {6, 64});
     conv("embed.2", {6, 6});
     add("band", {3, 1, 8});
-    conv("input", {3, 3, 3, 4});
+    conv("input", {3, posterior ? 5 : 3, 3, 4});
     for (const std::string way : {"down_blocks.", "up_blocks."}) {
       block(way + "0.0", 3, 3, 3);
       block(way + "1.0", 20, 3, 3);
@@ -169,6 +169,9 @@ struct SmallNetwork {
     block("over_time.0", 5, 5, 1);
     conv("output", {40, 3, 3, 3}, zero_outputs);
     conv("spread", {2, 3, 3, 3}, zero_outputs);
+    if (!posterior) return;
+    conv("noise", {4, 3, 3, 3}, zero_outputs);
+    conv("listening", {2, 3, 3, 3}, zero_outputs);
   }
 };
 
@@ -176,12 +179,14 @@ struct Block {
   int64_t B, K;
   Floats u = random_floats(B * 16 * K * 2), level = Floats(B, 0.4f), clean = Floats(u.size(), std::nanf("")),
          variance = Floats(u.size() / 2, std::nanf(""));
+  Floats noise = Floats(variance.size(), 0.02f), believed = variance, heard = clean;  // of a posterior network
   Floats memory = {};
 
   void step(const udse::CausalNetwork& network, int threads = 1) {
     memory.resize(B * network.memory_size());
     network.step({B, K, reinterpret_cast<udse::cfloat*>(u.data()), level.data(), nullptr, memory.data(),
-                  reinterpret_cast<udse::cfloat*>(clean.data()), variance.data()},
+                  reinterpret_cast<udse::cfloat*>(clean.data()), variance.data(), nullptr, noise.data(),
+                  believed.data(), reinterpret_cast<udse::cfloat*>(heard.data())},
                  threads);
   }
 };
@@ -198,12 +203,34 @@ void closed_form() {
   }
 }
 
-void callers_in_parallel() {
-  const SmallNetwork weights(false);
+// Of a posterior network the mixture is a state with a noise level of its own in every bin; the noise is believed to be
+// half way between what was told and what is there, on a scale of logs.
+void closed_form_of_posterior() {
+  const SmallNetwork weights(true, true);
+  const udse::CausalNetwork network(weights.weights, {2});
+  CHECK(network.tells_noise());
+  for (const int64_t K : {1, 2, 5}) {
+    Block block{2, K};
+    for (std::size_t i = 0; i < block.noise.size(); ++i) block.noise[i] = 1e-5f * float(1 + i % 997);
+    for (int i = 0; i < 2; ++i) block.step(network);
+    for (std::size_t i = 0; i < block.noise.size(); ++i) {
+      const double x = block.u[2 * i], y = block.u[2 * i + 1], power = x * x + y * y, V = block.noise[i];
+      const double blur = V / std::sqrt(1.6 * power * 1.6 * power + 1.273 * V), skip = 0.09 / (0.09 + blur);
+      CHECK(close(block.clean[2 * i], skip * x) && close(block.clean[2 * i + 1], skip * y));
+      CHECK(close(block.variance[i] / (skip * blur), 1));
+      CHECK(std::abs(block.believed[i] / std::sqrt((power * power + 1e-9) * (V + 1e-9)) - 1) < 1e-4);
+      CHECK(block.heard[2 * i] == block.clean[2 * i] && block.heard[2 * i + 1] == block.clean[2 * i + 1]);
+    }
+  }
+}
+
+void callers_in_parallel(bool posterior) {
+  const SmallNetwork weights(false, posterior);
   const udse::CausalNetwork network(weights.weights, {2});
   std::vector<Block> blocks;
   for (int i = 0; i < 4; ++i) {
     blocks.push_back({3, 2 + i});
+    std::fill(blocks.back().noise.begin(), blocks.back().noise.end(), 0.01f * float(1 + i));
     std::fill(blocks.back().level.begin(), blocks.back().level.end(), 0.1f + 0.1f * float(i));
   }
   std::vector<Block> alone = blocks;
@@ -218,6 +245,9 @@ void callers_in_parallel() {
     CHECK(blocks[i].clean == alone[i].clean);
     CHECK(blocks[i].variance == alone[i].variance);
     CHECK(blocks[i].memory == alone[i].memory);
+    if (!posterior) continue;
+    CHECK(blocks[i].believed == alone[i].believed);
+    CHECK(blocks[i].heard == alone[i].heard);
   }
 }
 
@@ -244,6 +274,11 @@ void errors() {
   weights.weights.erase("up.0.bias");
   weights.weights["band"].shape = {3, 1, 8};
   throws([&] { udse::CausalNetwork(weights.weights, {1}); }, "the weights have no up.0.bias");
+  const SmallNetwork of_posterior(false, true);
+  const udse::CausalNetwork posterior(of_posterior.weights, {1});
+  udse::NetworkBlock without_noise{};
+  without_noise.samples = without_noise.frames = 1;
+  throws([&] { posterior.step(without_noise); }, "expected the variance of the noise");
 }
 
 }  // namespace
@@ -266,7 +301,8 @@ int main() {
     for (const int64_t channels : {1, 15, 16, 17, 48}) norm(7, channels), norm(1, channels + 1);
     activation();
     closed_form();
-    callers_in_parallel();
+    closed_form_of_posterior();
+    for (const bool posterior : {false, true}) callers_in_parallel(posterior);
     std::printf("%s: ok\n", udse::isa());
   }
 }

@@ -76,7 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint to write (.safetensors); resumed if there",
     )
     add("--network", default="compact", choices=list(NETWORKS), help="(default: %(default)s)")
-    add("--init", type=Path, metavar="FILE", help="start from the weights of this checkpoint")
+    add(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="start from the weights of this checkpoint; speech, causal, joint and posterior are the built-in ones",
+    )
     add("--freeze", action="store_true", help="train only what the checkpoint of --init does not have")
     add("--warm-up-steps", type=int, default=300, metavar="N", help="of an audio-visual network: steps in which its "
         "visual encoder learns by itself to tell levels of the speech (default: %(default)s)")  # fmt: skip

@@ -1,19 +1,21 @@
-"""The causal network in the C++ core: of a few frames' many small layers, torch takes longer to call than compute."""
+"""Causal networks in the C++ core: of a few frames' many small layers, torch takes longer to call than compute."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udse_fast import _core
 from udse_fast.errors import UdseError
 from udse_fast.networks.compact import Compact, Conv
+from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.past import CorePast
 
 
 class CausalCore:
-    """`Compact.posterior` of a causal network, block by block, on CPUs in float32.
+    """A causal network, block by block, on CPUs in float32: `Compact.posterior`, or `CompactPosterior.say`.
 
     Args:
         module: whose weights are copied.
@@ -60,7 +62,7 @@ class CausalCore:
             UdseError: shapes that do not fit each other or the network, labels or noise levels that cannot be.
         """
         B = len(noisy)
-        clean, variance = np.empty(noisy.shape, np.complex64), np.empty(noisy.shape, np.float32)
+        clean, variance = _room(noisy)
         if isinstance(noise_level, Tensor):
             levels = noise_level.float().contiguous().numpy()
         else:
@@ -77,3 +79,34 @@ class CausalCore:
             None if before is None else before.numpy(),
         )
         return torch.from_numpy(clean), torch.from_numpy(variance)
+
+    def say(self, mixture: Tensor, noise_variance: Tensor, past: CorePast) -> Estimate:
+        """What a posterior network says about the mixture of one block.
+
+        Args:
+            mixture: x, (B, F, K) complex64, compressed: the K frames of the block.
+            noise_variance: a guess of V, (B, F, K) float32.
+            past: of the frames before; updated.
+
+        Raises:
+            UdseError: shapes that do not fit each other or the network; another kind of network.
+        """
+        (clean, variance), (heard, believed) = _room(mixture), _room(mixture)
+        before, memory = past.to_update(len(mixture), self._memory_size)
+        self.network.say(
+            mixture.to(torch.complex64).contiguous().numpy(),
+            noise_variance.float().contiguous().numpy(),
+            memory.numpy(),
+            clean,
+            variance,
+            believed,
+            heard,
+            self.threads,
+            None if before is None else before.numpy(),
+        )
+        return Estimate(*(torch.from_numpy(written) for written in (clean, variance, believed, heard)))
+
+
+def _room(like: Tensor) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """For a spectrogram and its variance."""
+    return np.empty(like.shape, np.complex64), np.empty(like.shape, np.float32)

@@ -1,7 +1,8 @@
 """The audio-visual network for CPUs: `Compact` that sees the lips, by FiLM in every residual block.
 
 The features of the video are spread over the frames of the sound, and a layer of each block makes scales and shifts of
-them, beside those of the noise level. Without a video they are zero, and the network is the one that only hears: with
+them, beside those of the noise level. How much each feature counts goes by the noise level: where little noise is left,
+the sound says more than lips can. Without a video they are zero, and the network is the one that only hears: with
 `udse-fast train --freeze`, the prior that it was started from. The video is expected to cover the time of the sound.
 """
 
@@ -54,6 +55,9 @@ class CompactAudioVisual(Compact):
         self.encoder = build_visual_encoder(encoder or {"name": "compact"})
         self.conditions = ("video",)
         self.condition_sizes = {"p": self.encoder.features}
+        self.counts = nn.Linear(embedding, self.encoder.features)
+        nn.init.zeros_(self.counts.weight)
+        nn.init.ones_(self.counts.bias)
         for block in [module for module in self.modules() if isinstance(module, Residual)]:
             channels = block.norm.film.out_features // 2
             block.norm = SeeingFilmNorm(channels, embedding, self.encoder.features)
@@ -69,7 +73,8 @@ class CompactAudioVisual(Compact):
         if conditions.video is None:
             return torch.cat([embedding, embedding.new_zeros(B, T, self.encoder.features)], dim=-1)
         seen = F.interpolate(conditions.video.transpose(1, 2), frames, mode="linear", align_corners=False)
-        return torch.cat([embedding.expand(-1, frames, -1), seen.transpose(1, 2).to(embedding.dtype)], dim=-1)
+        seen = self.counts(embedding) * seen.transpose(1, 2).to(embedding.dtype)
+        return torch.cat([embedding.expand(-1, frames, -1), seen], dim=-1)
 
     def completed(self, conditions: Conditions, batch: int) -> Conditions:
         """Without a video, one of zeros, which it was trained with, too."""

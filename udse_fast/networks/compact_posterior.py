@@ -58,10 +58,9 @@ class CompactPosterior(Compact):
 
     planes = 5
     """Of the input: the mixture (2), its power, the variance of the noise in it, that over the mixture's power."""
-    causal_blocks = (1, 2)
-    """Streams of 32 and 48 ms of delay."""
+    causal_blocks = (2, 3)
+    """Streams of 48 and 64 ms of delay."""
     tells_noise_variance = True
-    has_causal_core = False
     learning_rate = 1.5e-3
 
     def __init__(self, **arguments: Any) -> None:
@@ -93,7 +92,16 @@ class CompactPosterior(Compact):
             noise_level: its a, (B,) or per frame (B, T); above `HIGHEST_LEVEL` the state is not looked at.
             past: of a causal network, the frames before these; updated.
         """
-        u = mixture.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
+        u, given, blur = self.observed(mixture, noise_variance, state, noise_level)
+        assert past is None or isinstance(past, LayerPast)
+        return self._call(u, given, blur, past)
+
+    def observed(
+        self, mixture: Tensor, noise_variance: Tensor, state: Tensor | None = None, noise_level: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the arguments of `say` together say about s: u (B, T, F, 2), and the variance of the noise in it, in
+        the linear domain and in the compressed one, (B, T, F) each."""
+        u = mixture.permute(0, 3, 2, 1).float().contiguous()
         given = noise_variance.float().transpose(1, 2).clamp_min(QUIETEST)
         blur = compressed_variance(given, u.square().sum(-1))
         if state is not None and noise_level is not None:
@@ -102,8 +110,7 @@ class CompactPosterior(Compact):
             level2 = torch.where(level > HIGHEST_LEVEL, math.inf, level.square())
             u, blur = fused(u, blur, state.permute(0, 3, 2, 1).float(), level2)
             given = linear_variance(blur, u.square().sum(-1))
-        assert past is None or isinstance(past, LayerPast)
-        return self._call(u, given, blur, past)
+        return u, given, blur
 
     def posterior(
         self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING, past: Past | None = None

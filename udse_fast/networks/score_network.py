@@ -17,6 +17,7 @@ from udse_fast.errors import UdseError
 from udse_fast.networks.base import Float32, Network, to_channels_last
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
@@ -318,9 +319,22 @@ class ScoreNetwork:
         else:
             level = noise_level.to(self.device, torch.float32)
             level = level.expand(len(state)) if level.ndim == 0 else level
+        if isinstance(past, CorePast):
+            return self._said_by_causal_core(mixture, variance, planes, level, past).for_states(state)
         if past is None and self._apart(state):
             return Estimate.of(Said(*_of_items(self.module.say, [mixture, variance, planes, level])), state)
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
+
+    def _said_by_causal_core(
+        self, mixture: Tensor, variance: Tensor, planes: Tensor, level: Tensor, past: CorePast
+    ) -> Estimate:
+        """`say` about a few frames; arguments as of `CompactPosterior.say`."""
+        core = self._causal_core
+        assert core is not None
+        assert isinstance(self.module, CompactPosterior)
+        core.threads = torch.get_num_threads()
+        u, given, _ = self.module.observed(mixture, variance, planes, level)
+        return core.say(torch.view_as_complex(u).transpose(1, 2), given.transpose(1, 2), past)
 
     def new_past(self) -> Past:
         """For the first block of a stream: of the C++ core on CPUs, where there is one, else of torch."""

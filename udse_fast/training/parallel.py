@@ -87,5 +87,7 @@ def processes_of_torchrun(device: torch.device) -> Iterator[tuple[Processes, tor
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), count), device
+        # All leave together: one that ends while a thread of gloo still holds its last message is aborted.
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()

@@ -141,8 +141,12 @@ class PosteriorBatches:
             spectra = envelope * (self._white(rng) * tilt if kind < 0.015 else self._sung(rng))
         if self.augmentation.equalisation_db:
             spectra = spectra * torch.from_numpy(self.augmentation.response(rng, 1, self.spectral.bins))[0, :, None]
+        hertz = torch.arange(self.spectral.bins) * self.spectral.sample_rate / self.spectral.n_fft
+        if rng.random() < 0.2:  # close to a bright microphone: sibilants as loud as the vowels, and no bursts of noise
+            corner, octaves = float(rng.uniform(1500, 4500)), float(rng.uniform(0.2, 0.8))
+            shelf = torch.sigmoid(torch.log2(hertz.clamp_min(1) / corner) / octaves)
+            spectra = spectra * (1 + (10 ** float(rng.uniform(0.1, 0.9)) - 1) * shelf)[:, None]
         if rng.random() < 0.02:  # a telephone
-            hertz = torch.arange(self.spectral.bins) * self.spectral.sample_rate / self.spectral.n_fft
             low, high = float(rng.uniform(50, 350)), float(rng.uniform(2800, 4000))
             inside = torch.sigmoid((hertz - low) / 30) * torch.sigmoid((high - hertz) / 60)
             spectra = spectra * inside[:, None]
@@ -210,15 +214,15 @@ class PosteriorBatches:
     def _item(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         kind = rng.random()
         speech = self._speech(rng)
-        hum = 0.17 <= kind < 0.20
+        hum = 0.22 <= kind < 0.25
         noise, variance = self._hum(rng) if hum else self._noise(rng)
         energy = float(speech.abs().square().mean())
         if kind < 0.04 or energy < 1e-8:  # noise alone
             speech, power = torch.zeros_like(speech), 1.0
-        elif kind < 0.09:  # none
+        elif kind < 0.10:  # none
             power = 0.0
         else:
-            snr = rng.uniform(20, 50) if kind < 0.17 else rng.uniform(-30, 5) if hum else rng.uniform(-10, 20)
+            snr = rng.uniform(15, 50) if kind < 0.22 else rng.uniform(-30, 5) if hum else rng.uniform(-10, 20)
             power = energy / 10 ** (snr / 10)
         noise, variance = noise * math.sqrt(power), variance * power
         mixture = speech + noise

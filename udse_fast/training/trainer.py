@@ -37,6 +37,9 @@ VALIDATION_TIMES = (0.8, 0.6, 0.4, 0.2, 0.08)
 VARIANCE_WEIGHT = 0.05
 """Weight of the posterior variance's likelihood beside the denoising loss, which stays the purpose of the network."""
 
+ENCODER_RATE = 0.1
+"""Learning rate of a visual encoder, as a share of the others': it has learnt to read before, alone or elsewhere."""
+
 GPU_READ_STEPS = 50
 """On a GPU the losses are read and checked after so many steps, because reading waits for it; on a CPU after each."""
 
@@ -74,13 +77,17 @@ class Optimizers:
     def __init__(self, module: Network, learning_rate: float) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
         hidden = [p for p in module.hidden_matrices() if p.requires_grad]
-        chosen = {id(p) for p in hidden}
+        encoder = [] if module.visual_encoder is None else list(module.visual_encoder.parameters())
+        chosen = {id(p) for p in [*hidden, *encoder]}
         rest = [p for p in trainable if id(p) not in chosen]
         self.learning_rate = learning_rate
         self.matrices = [(p, nn.Parameter(self._as_matrix(p.data))) for p in hidden]
         fused = True if rest and rest[0].is_cuda else None  # one launch instead of one per weight
+        groups: list[dict[str, Any]] = [{"params": rest, "share": 1.0}]
+        if read := [p for p in encoder if p.requires_grad]:
+            groups.append({"params": read, "share": ENCODER_RATE})
         self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=learning_rate, betas=module.adam_betas, weight_decay=0.0, fused=fused)
+            torch.optim.AdamW(groups, lr=learning_rate, betas=module.adam_betas, weight_decay=0.0, fused=fused)
         ]
         if self.matrices:
             self.all.append(Muon([m for _, m in self.matrices], learning_rate, weight_decay=0.01))
@@ -99,7 +106,7 @@ class Optimizers:
             matrix.grad = grad.permute(0, 2, 3, 1).reshape(matrix.shape) if grad.ndim == 4 else grad
         for optimizer in self.all:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * factor
+                group["lr"] = self.learning_rate * factor * group.get("share", 1.0)
             optimizer.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
