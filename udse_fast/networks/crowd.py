@@ -15,7 +15,7 @@ FAIR_SHARE = 0.8
 """Of the processor: below it, others take turns with us."""
 LOOK_SECONDS = 0.1
 """Of computing, before it is judged: several turns of a scheduler."""
-CALM_LOOKS = 5
+CALM_LOOKS = 3
 """One after the other, until we are alone again: a crowd may look away for a moment."""
 
 
