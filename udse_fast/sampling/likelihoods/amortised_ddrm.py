@@ -13,8 +13,6 @@ from udse_fast.sampling.likelihoods.ddrm import DDRM
 from udse_fast.sampling.requests import Pass
 from udse_fast.sampling.sde import SDE
 
-FITS = 30
-"""M-steps between two E-steps: what the network says about the noise is smooth, and NMF may follow it closely."""
 HIGHEST_TIME = 1.0
 """At which the state says nothing beside the recording."""
 
@@ -23,7 +21,7 @@ HIGHEST_TIME = 1.0
 class AmortisedDDRM(DDRM):
     """EM by a posterior network, then a short reverse pass by the prior: two estimates that err differently.
 
-    1. em_rounds times: E-step, E[s | x, V] and V by the posterior network; M-step, NMF-IS on that V, `FITS` times
+    1. em_rounds times: E-step, E[s | x, V] and V by the posterior network; M-step, NMF-IS on that V, `fits` times
     2. DDRM with that V as its start, of which a few steps are enough
     3. what is read out of the samples, and the posterior network's estimate for the ear, share `listening`, are
        averaged in the linear domain
@@ -31,6 +29,8 @@ class AmortisedDDRM(DDRM):
 
     listening: float = 0.4
     """Share of the estimate for the ear in what is read out."""
+    fits: int = 30
+    """M-steps between two E-steps: what the network says about the noise is smooth, and NMF may follow it closely."""
 
     carries_noise: ClassVar[bool] = False
     needs_posterior_network: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class AmortisedDDRM(DDRM):
             ]
             estimate = answer.estimate
             power = believed_power(estimate)
-            for _ in range(FITS):
+            for _ in range(self.fits):
                 self.noise_model.fit(power)
             self._heard = estimate.speech[0] if estimate.heard is None else estimate.heard[0]
 
