@@ -63,7 +63,7 @@ void AmortisedDdrmSampler::answer(size_t call, NoiseModel& noise) {
   if (call + 1 < rounds_)
     tell(noise);
   else
-    ddrm_.start(mixture_, first_frame_, noise);
+    ddrm_.start(mixture_, first_frame_, noise, clean_.data());
 }
 
 }  // namespace udse

@@ -56,7 +56,7 @@ class BlockSampler {
   virtual const cfloat* heard() const { return nullptr; }
 };
 
-// The sampler that the settings ask for. Throws Error where it asks a network that is not there.
+// The sampler that the settings ask for, whose networks are there.
 std::unique_ptr<BlockSampler> make_block_sampler(const Prior& prior, const StreamSettings& settings);
 
 }  // namespace udse

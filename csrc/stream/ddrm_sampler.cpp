@@ -36,8 +36,11 @@ NoiseKey DdrmSampler::draw(Role role, size_t step) const {
   return {seed_, role, static_cast<std::uint32_t>(step), first_frame_, 0, nullptr};
 }
 
-// s = delta (x + sqrt(a^2 - V) z): the mixture with its noise brought up to a = sigma / delta
-void DdrmSampler::start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) {
+// s = delta (x + sqrt(a^2 - V) z): the mixture with its noise brought up to a = sigma / delta. Where m = E[s | x, V] is
+// known, that takes its place as far as the noise is stronger than a: with g = a^2 / (a^2 + V),
+// s = delta (g x + (1 - g) m + sqrt(a^2 - g^2 V) z)
+void DdrmSampler::start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise,
+                        const cfloat* expected) {
   mixture_ = mixture;
   first_frame_ = first_frame;
   noise.variance(power_.data());
@@ -45,8 +48,12 @@ void DdrmSampler::start(const cfloat* mixture, std::uint64_t first_frame, const 
   const double level = sigma_[0] / delta_[0];
   const float delta = static_cast<float>(delta_[0]), level2 = static_cast<float>(level * level);
   const size_t size = power_.size();
-  for (size_t i = 0; i < state_.size(); ++i)
-    state_[i] = delta * (mixture[i % size] + std::sqrt(std::max(level2 - power_[i % size], 0.f)) * state_[i]);
+  for (size_t i = 0; i < state_.size(); ++i) {
+    const size_t at = i % size;
+    const float V = power_[at], g = expected ? level2 / (level2 + V) : 1;
+    const cfloat known = expected ? expected[at] + g * (mixture[at] - expected[at]) : mixture[at];
+    state_[i] = delta * (known + std::sqrt(std::max(level2 - g * g * V, 0.f)) * state_[i]);
+  }
 }
 
 // The network is asked at the unit-gain state u = s / delta.

@@ -10,7 +10,11 @@ class DdrmSampler final : public BlockSampler {
   DdrmSampler(const Prior& prior, const StreamSettings& settings);
 
   const Calls& calls() const override { return calls_; }
-  void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) override;
+  void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) override {
+    start(mixture, first_frame, noise, nullptr);
+  }
+  // The same where E[s | x, V] (F, K) is known already; null: it is not.
+  void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise, const cfloat* expected);
   NetworkBlock request(std::size_t call) override;
   void answer(std::size_t call, NoiseModel& noise) override;
   const cfloat* speech() const override { return state_.data(); }

@@ -27,7 +27,9 @@ struct StateHeader {
   std::uint64_t version, facts, size, checksum;
 };
 
-StreamSettings checked(const StreamSettings& settings, int64_t sample_rate, int64_t channels) {
+StreamSettings checked(const Prior& prior, const StreamSettings& settings, int64_t sample_rate, int64_t channels) {
+  if (settings.sampler == Sampler::amortised_ddrm && !prior.posterior)
+    throw Error("sampler amortised_ddrm: expected a causal posterior network beside the prior, got none");
   check(settings);
   if (sample_rate < least_rate || sample_rate > most_rate)
     throw Error("sample_rate: expected 8000 to 1000000 Hz, got " + std::to_string(sample_rate));
@@ -53,7 +55,7 @@ std::uint64_t hash_of(const Numbers&... numbers) {
 Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& settings, int64_t sample_rate,
                int64_t channels)
     : prior_(std::move(prior)),
-      settings_(checked(settings, sample_rate, channels)),
+      settings_(checked(*prior_, settings, sample_rate, channels)),
       sample_rate_(sample_rate),
       channel_count_(channels),
       mixture_(channels, piece_frames + 1),
