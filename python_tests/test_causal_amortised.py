@@ -52,16 +52,18 @@ class Fault(Exception):
 
 
 def test_every_call_of_either_network_has_a_past_of_its_own(tiny: Enhancer) -> None:
-    """Two of the posterior network, of one item each, and three of the prior, of two samples; no more of a long signal."""
+    """Two of the posterior network, of one item each, and three of the prior, of two samples; no more later on."""
     stream = python_stream(tiny)
     seen = []
     for _ in range(2):
         stream.process(noise(20_000))
         pasts = memory_of(stream).prior.pasts
-        seen.append({
-            role: {call: [layer.shape for layer in past.kept] for call, past in by_call.items()}
-            for role, by_call in pasts.items()
-        })
+        seen.append(
+            {
+                role: {call: [layer.shape for layer in past.kept] for call, past in by_call.items()}
+                for role, by_call in pasts.items()
+            }
+        )
     assert seen[0] == seen[1]
     items = {role: {call: shapes[0][0] for call, shapes in by_call.items()} for role, by_call in seen[0].items()}
     assert items == {"posterior": {0: 1, 1: 1}, "prior": {2: 2, 3: 2, 4: 2}}
@@ -159,9 +161,7 @@ def test_a_posterior_network_of_whole_blocks_is_none_for_a_causal_prior(tiny_che
     kinds = ("causal streams", "whole blocks")
     for prior, other, expected in (("causal", "posterior", kinds), ("speech", "posterior_causal", kinds[::-1])):
         with pytest.raises(UdseError, match=message.format(*expected)):
-            Enhancer(
-                tiny_checkpoints[prior], "amortised_ddrm", posterior_checkpoint=tiny_checkpoints.get(other, other)
-            )
+            Enhancer(tiny_checkpoints[prior], "amortised_ddrm", posterior_checkpoint=tiny_checkpoints.get(other, other))
 
 
 # -- with the networks that come with the package ------------------------------------------------------------------

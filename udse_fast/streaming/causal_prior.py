@@ -12,7 +12,6 @@ from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.prior import batch, estimates, split, unit_gain
 from udse_fast.sampling.requests import Answer, Prior, Request
 
-
 Pasts = Mapping[str, Mapping[int, Past]]
 """Of the "prior" and of the "posterior" network, by call."""
 
