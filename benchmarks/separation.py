@@ -171,7 +171,8 @@ def main() -> None:
             if enhancer is not None:
                 started = time.process_time()
                 speech = enhancer.enhance(mixture.sum, SAMPLE_RATE)
-                new.append(scored(f"{enhancer.sampler}, both alike", mixture, [speech, speech], time.process_time() - started))
+                system = f"{enhancer.sampler}, both alike"
+                new.append(scored(system, mixture, [speech, speech], time.process_time() - started))
             table = csv.DictWriter(file, list(new[0]))
             if not rows:
                 table.writeheader()

@@ -93,13 +93,34 @@ def test_the_noise_that_the_network_believes_in_is_what_it_is_told_next_and_wher
     assert float((prior.told[0] / V).log().abs().mean()) > 0.5  # it was not there before
 
 
-def test_without_the_ear_it_is_ddrm_with_that_noise() -> None:
-    """Told the truth, both samplers draw the same, whatever the other network says."""
-    x, known = mixture(), FixedVariance(0.05 * numbers(24, 40, seed=3).abs())
-    prior = Exact(low_rank())
-    plain = posterior_sample(x, prior, "ddrm", steps=3, samples=2, corrector_snr=0.0, noise_model=known)
-    mine = sample(prior, x, noise_model=known)
-    torch.testing.assert_close(mine.speech, plain.speech)
+def test_it_starts_from_the_mixture_where_the_noise_is_weak_and_from_the_posterior_mean_where_it_is_strong() -> None:
+    x, z = mixture(), numbers(2, 24, 40, seed=5)
+    V = torch.full((24, 40), 1e-9)
+    V[12:] = 1e5
+    seen: list[Tensor] = []
+
+    class Watched(Exact):
+        def answer(self, requests: Sequence[Request]) -> list[Answer]:
+            if not requests[0].wants_estimate:
+                seen.append(requests[0].state)
+            return super().answer(requests)
+
+    for sampler in ("amortised_ddrm", "ddrm"):
+        posterior_sample(
+            x, Watched(low_rank()), sampler, steps=2, samples=2, corrector_snr=0.0, noise_model=FixedVariance(V),
+            randomness=lambda name, index: z if name.startswith("init") else torch.zeros_like(z),
+        )  # fmt: skip
+    started, _, by_ddrm, _ = seen
+    torch.testing.assert_close(started[:, :12], by_ddrm[:, :12])
+    delta, level = OUVE().delta(1.0), OUVE().noise_level(1.0)
+    mean = x * SPEECH / (SPEECH + V)
+    torch.testing.assert_close(started[:, 12:], (delta * (mean + level * z))[:, 12:], rtol=1e-3, atol=1e-3)
+    assert float((started - by_ddrm)[:, 12:].abs().min()) > 0
+
+
+def test_what_it_is_told_first_is_the_noise_model() -> None:
+    prior, known = Exact(low_rank()), FixedVariance(0.05 * numbers(24, 40, seed=3).abs())
+    sample(prior, mixture(), noise_model=known)
     torch.testing.assert_close(prior.told[0], NOISE_POWER * known.variance**2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -97,6 +98,14 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         main([command, "--help"])
     assert end.value.code == 0
     assert command in capsys.readouterr().out
+
+
+def test_help_names_every_sampler_of_recordings(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help is written by hand, so that it comes without importing torch."""
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    words = set(re.split(r"[^a-z_]+", capsys.readouterr().out))
+    assert {*udse_fast.sampler_names()} - {"prior"} <= words
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

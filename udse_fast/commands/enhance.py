@@ -32,7 +32,7 @@ TRUNCATED_SECONDS = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="IN", help="recordings, folders of them, - for standard input")
+    add("inputs", nargs="*", metavar="IN", help="recordings or videos, folders of them, - for standard input")
     add("--example", action="store_true", help="enhance the noisy recording that comes with the package")
     add("-o", "--out", required=True, metavar="OUT", help="file (for one input), folder, or - for standard output; "
         "sample rate, channels, subtype, bit rate and container are kept")  # fmt: skip

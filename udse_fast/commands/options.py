@@ -25,8 +25,9 @@ def add_enhancer_arguments(parser: argparse.ArgumentParser) -> None:
     add("--posterior-checkpoint", metavar="FILE", help="for amortised_ddrm (default: the built-in one)")
     add("--tagger", metavar="FILE", help="Cnn14_DecisionLevelMax of PANNs, for ex_diff")
     add("--preset", choices=["vocals", "dereverberation"], help="published settings for another task")
-    add("--sampler", metavar="NAME", help="ddrm, diffuseen, udiffse, udiffse_plus, depse_il, depse_tl, "
-        "paradiffuse_in/en (default: what suits the checkpoint)")  # fmt: skip
+    add("--sampler", metavar="NAME", help="of priors: amortised_ddrm, amortised, ddrm, diffuseen, "
+        "udiffse, udiffse_plus, depse_il, depse_tl, paradiffuse_in, paradiffuse_en; of networks that were trained on "
+        "pairs: sgmse, ex_diff (default: what suits the checkpoint)")  # fmt: skip
     add(
         "--steps",
         type=int,
