@@ -184,7 +184,8 @@ static void memory(const char* prior_path, const char* posterior_path) {
     if (!i) first = resident();
   }
   printf(
-      "A stream opens in %.0f ms, the checkpoints read from the disk's cache. Resident memory: %.1f MB with one stream, "
+      "A stream opens in %.0f ms, the checkpoints read from the disk's cache. Resident memory: %.1f MB with one "
+      "stream, "
       "%.2f MB more for each further one beside it.\n\n",
       1000 * opening, first, (resident() - first) / 8);
   for (int i = 0; i < 9; ++i) udse_close(streams[i]);

@@ -90,6 +90,7 @@ udse::StreamSettings chosen_settings(const udse::Prior& prior, const udse_option
                                 : options.sampler == UDSE_DDRM ? udse::Sampler::ddrm
                                                                : udse::Sampler::amortised_ddrm;
   udse::StreamSettings settings = prior.recommended(sampler);
+  settings.sampler = sampler;
   if (options.block_frames) settings.block_frames = options.block_frames;
   if (options.steps) settings.steps = options.steps;
   if (options.samples) settings.samples = options.samples;
