@@ -59,8 +59,9 @@ def scored(rows: Path, pairs: list[Pair], seeing: udse_fast.Enhancer) -> dict[st
     """Scores (mixtures, 2) of every system; those that the table of an earlier run has are taken from it."""
     done: dict[tuple[str, str], dict[str, tuple[float, float]]] = defaultdict(dict)
     if rows.exists():
-        for row in csv.DictReader(rows.open(newline="")):
-            done[row["set"], row["utterance"]][row["system"]] = float(row["si_sdr"]), float(row["estoi"])
+        with rows.open(newline="") as file:
+            for row in csv.DictReader(file):
+                done[row["set"], row["utterance"]][row["system"]] = float(row["si_sdr"]), float(row["estoi"])
     utterances = list({pair.utterance: pair for pair in pairs}.values())
     with rows.open("a", newline="") as file:
         table = csv.writer(file)
@@ -85,7 +86,8 @@ def page(values: dict[str, NDArray[np.float64]], snr: str, seeing: udse_fast.Enh
         "used, and nothing here says what faces would bring. Wrong: the mouth of another utterance. Made by\n"
         "`benchmarks/audio_visual.sh SPEECH VALID MIXTURES OUT`.\n",
         f"{count} mixtures at {snr} dB, {seeing.sampler} with {seeing.settings.steps} steps and "
-        f"{seeing.settings.samples} samples, {processor()}, torch {torch.__version__}.\n"
+        f"{seeing.settings.samples} sample{'s' * (seeing.settings.samples > 1)}, "
+        f"{processor()}, torch {torch.__version__}.\n"
         f"The prior: {facts.get('steps')} steps of {facts.get('batch_size')} crops of {facts.get('crop_seconds')} s, "
         f"from the built-in speech prior on, which stayed frozen, with {facts.get('speech_hours')} h of speech.\n",
         "Mean and standard error over mixtures:\n\n| system | SI-SDR, dB | ESTOI |\n| --- | --- | --- |",
