@@ -50,6 +50,7 @@ from udse_fast.errors import first_line
 from udse_fast.evaluation.metrics import si_sdr
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.convolution import Convolution, choice
 from udse_fast.kernels.fused_layers import Norm, measured_sum, norm_film_silu, resample, residual_sum, tile_statistics
 from udse_fast.kernels.nmf_is import nmf_update
 from udse_fast.kernels.posterior_step import noise_posterior_guidance
@@ -270,6 +271,40 @@ def convolution_table(bench: Bench) -> Iterator[str]:
             )
 
 
+def own_convolution_table(bench: Bench) -> Iterator[str]:
+    """Those of the published network with all that stands around them, by form: what the choice is made from."""
+    samples, device, dtype = bench.arguments.samples, bench.device, getattr(torch, bench.precision)
+    yield "## Convolutions with norm, SiLU, sum and statistics: own kernels and the library's layers"
+    yield ""
+    yield "| channels | map | form | microseconds | TFLOP/s | of the matrix product | difference |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for skip in (0, 96):
+        for bins in (256, 128, 64, 32):
+            size = bins // 8 if bench.arguments.tiny else bins
+            x, other = (
+                torch.randn(samples, 96, size, size, device=device).to(dtype, memory_format=torch.channels_last)
+                for _ in range(2)
+            )
+            ones = x.new_ones(96 + skip)
+            norm = Norm(x, ones, ones, 24 + skip // 12, skip=other if skip else None)
+            statistics = [tile_statistics(y) if y is not None else None for y in (norm.x, norm.skip)]
+            weight = torch.randn(96, 96 + skip, 3, 3, device=device).to(dtype, memory_format=torch.channels_last) / 30
+            added = () if skip else (other,)
+            job = Convolution(norm._replace(statistics=statistics), weight, ones[:96], added, None, 0.7, True)
+            flop = 2 * weight.numel() * x.numel() / 96
+            with torch.inference_mode(), fastest_convolutions(device):
+                expected = choice.form("reference")(job)[0].float()
+                for form in ("reference", *choice.forms(job)):
+                    result = choice.form(form)(job)[0].float()
+                    difference = float((result - expected).norm() / expected.norm())
+                    seconds = launch_seconds(functools.partial(choice.form(form), job), device, bench.arguments.runs)
+                    name = {"reference": "layers, cuDNN"}.get(form, form)
+                    yield (
+                        f"| {96 + skip} to 96 | {samples} x {size} x {size} | {name} | {1e6 * seconds:.4g} "
+                        f"| {flop / seconds / 1e12:.3g} | {flop / seconds / bench.peak:.0%} | {difference:.1e} |"
+                    )
+
+
 def profile_table(bench: Bench) -> Iterator[str]:
     """Which kernels a call of the network spends its time in."""
     device, network = (
@@ -369,14 +404,17 @@ def network_table(bench: Bench) -> Iterator[str]:
     yield "| form | milliseconds a call | TFLOP/s | of the peak |"
     yield "| --- | --- | --- | --- |"
     flop = network_flop(load_network(checkpoint), arguments.samples, frames)
-    for form, network in (
-        ("plain", load_network(checkpoint, device).to(precision=precision)),
-        (
-            "fused, replayed from CUDA graphs" if device.type == "cuda" else "fused",
-            optimised_or_plain(load_network(checkpoint, device), precision),
-        ),
+    replayed = "fused, replayed from CUDA graphs" if device.type == "cuda" else "fused"
+    for form, fused, convolutions in (
+        ("plain", False, "auto"),
+        (f"{replayed}, cuDNN's convolutions", True, "cudnn"),
+        (f"{replayed}, own convolutions", True, "own"),
+        (f"{replayed}, the faster of both for each shape", True, "auto"),
     ):
-        seconds = call_seconds(network, arguments.samples, frames, device, arguments.runs)
+        with environment(UDSE_CONVOLUTION=convolutions):
+            network = load_network(checkpoint, device)
+            network = optimised_or_plain(network, precision) if fused else network.to(precision=precision)
+            seconds = call_seconds(network, arguments.samples, frames, device, arguments.runs)
         yield f"| {form} | {1000 * seconds:.3g} | {flop / seconds / 1e12:.3g} | {flop / seconds / peak:.0%} |"
     yield ""
 
@@ -650,6 +688,7 @@ def median_seconds(operation: Callable[[], object], device: torch.device, runs: 
 TABLES: dict[str, Callable[[Bench], Iterator[str]]] = {
     "network": network_table,
     "convolutions": convolution_table,
+    "own_convolutions": own_convolution_table,
     "profile": profile_table,
     "kernels": kernel_table,
     "tiles": tile_table,

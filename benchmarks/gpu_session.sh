@@ -5,7 +5,7 @@
 #   build     the package with kernels for the one architecture that is here; nvcc, or else the Triton kernels alone
 #   tests     what runs on the device, 8 at a time        -> tests.txt
 #   sanitize  the kernels under compute-sanitizer, a case of each  -> sanitize-memcheck.txt, sanitize-racecheck.txt
-#   report    network, convolutions, profile, kernels, amortised sampler, DiffUSEEN as published  -> gpu_measured.md
+#   report    network, convolutions (cuDNN's and own), profile, kernels, amortised sampler, DiffUSEEN as published  -> gpu_measured.md
 #   samplers  every sampler                               -> gpu_samplers.md
 #   train     a prior, which goes on where the part before stopped -> prior.safetensors, state-NN of at most 15 MB each
 # Environment (files and folders: from the root of the checkout on):
@@ -74,7 +74,7 @@ tests() {
 
 # Memory, then shared memory: a case of every kernel, as the tools slow all down by ten times and more.
 sanitize() {
-  cases="norm_of_two_maps or measured_sum or resample_up_packed or nmf or diffuseen"
+  cases="norm_of_two_maps or measured_sum or resample_up_packed or nmf or diffuseen or (convolution and (residual or two_maps))"
   [ "$DEVICE" != cpu ] || set -- echo
   for tool in memcheck racecheck; do
     # shellcheck disable=SC2086
@@ -94,7 +94,7 @@ measured() {
   # shellcheck disable=SC2086
   within "$LIMIT" "$PYTHON" "$root/benchmarks/gpu_report.py" -o "$OUT/$page" --device "$DEVICE" "$@" ${REPORT_ARGUMENTS:-}
 }
-report() { measured gpu_measured.md --tables network convolutions profile kernels tiles amortised published; }
+report() { measured gpu_measured.md --tables network convolutions own_convolutions profile kernels tiles amortised published; }
 samplers() { measured gpu_samplers.md --tables samplers; }
 
 # Cut off as by Ctrl-C, which saves, with 40 seconds to do so.

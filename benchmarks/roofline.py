@@ -26,8 +26,12 @@ from torch.utils.flop_counter import flop_registry
 
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.kernels import fused_layers
+from udse_fast.kernels.convolution import Convolution
+from udse_fast.kernels.convolution.cuda import BINS as TILE_BINS
+from udse_fast.kernels.convolution.cuda import FRAMES as TILE_FRAMES
 from udse_fast.kernels.fused_layers import Norm
 from udse_fast.kernels.fused_layers.reference import tile_length
+from udse_fast.networks import optimised
 from udse_fast.networks.ncsnpp import PUBLISHED_SIZES, NCSNpp
 from udse_fast.networks.optimised import fused_ncsnpp
 
@@ -152,7 +156,7 @@ def counted_layers(call: Call) -> SimpleNamespace:
 
     def statistics(x: torch.Tensor) -> torch.Tensor:
         tiles = math.ceil(x.shape[2] * x.shape[3] / tile_length(x.shape[2] * x.shape[3]))
-        return x.new_empty((2, len(x), tiles, x.shape[1]), dtype=torch.float32)
+        return x.new_empty((3, len(x), tiles, x.shape[1]), dtype=torch.float32)
 
     def tile_statistics(x: torch.Tensor) -> torch.Tensor:
         call.add("statistics alone", size(x))
@@ -196,8 +200,44 @@ def counted_layers(call: Call) -> SimpleNamespace:
     )
 
 
-def ncsnpp_call(samples: int) -> Call:
-    """Of the published network, fused, in 16 bits."""
+class OwnConvolutions:
+    """Those of kernels/convolution, without numbers.
+
+    Args:
+        norm: the norm of the input is a part of it, as in the CUDA form; else a pass of its own, as in Triton's.
+    """
+
+    def __init__(self, call: Call, layers: SimpleNamespace, norm: bool) -> None:
+        self.call, self.layers, self.norm = call, layers, norm
+
+    def __call__(self, job: Convolution) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x, launches = job.input, 1
+        maps: list[torch.Tensor | None]
+        if isinstance(x, Norm) and not self.norm:
+            x = self.layers.norm_film_silu(x)
+        if isinstance(x, Norm):
+            for each, known in zip((x.x, x.skip), x.statistics, strict=True):
+                if each is not None and known is None:
+                    self.call.add("statistics alone", size(each))
+            maps, launches = [x.x, x.skip, *x.statistics], 2
+        else:
+            maps = [x]
+        like = maps[0]
+        assert like is not None
+        out = a_map(like, (len(like), len(job.weight), *like.shape[2:]))
+        tiles = math.ceil(like.shape[2] / TILE_BINS) * math.ceil(like.shape[3] / TILE_FRAMES)
+        statistics = None
+        if job.measured:
+            statistics = like.new_empty((3, len(like), tiles, len(job.weight)), dtype=torch.float32)
+        positions = out.numel() // len(job.weight)
+        flop = 2 * positions * (job.weight.numel() + (0 if job.shortcut is None else job.shortcut.numel()))
+        moved = size(*maps, *job.added, job.weight, job.shortcut, out, statistics)
+        self.call.add("3x3 convolutions, all in one", moved, flop, launches)
+        return out, statistics
+
+
+def ncsnpp_call(samples: int, own: bool = False, norm: bool = True) -> Call:
+    """Of the published network, fused, in 16 bits; with own convolutions (see `OwnConvolutions`) or cuDNN's."""
     network = fused_ncsnpp(NCSNpp(**PUBLISHED_SIZES["ncsnpp-5m"])).bfloat16().to(META)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     call = Call()
@@ -206,6 +246,9 @@ def ncsnpp_call(samples: int) -> Call:
     with (
         mock.patch.object(fused_layers, "_module", return_value=layers),
         mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", layers.attention),
+        mock.patch.object(
+            optimised, "convolution", OwnConvolutions(call, layers, norm) if own else optimised.convolution
+        ),
         torch.no_grad(),
         Counting(call),
     ):
@@ -242,15 +285,26 @@ def page(measured: list[Path]) -> Iterator[str]:
     yield ""
     yield from table_of_parts(call)
     yield ""
+    own = ncsnpp_call(SAMPLES, own=True)
+    yield from own_convolutions(own)
     yield "## Predicted: DiffUSEEN as published, 30 steps, 4 samples, all in one CUDA graph"
     yield ""
-    yield "| device | assumed, TFLOP/s and GB/s | ms a call | RTF, 60 calls | RTF, `reuse_estimate` (30 calls) |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield (
+        "| device | assumed, TFLOP/s and GB/s | convolutions | ms a call | RTF, 60 calls "
+        "| RTF, `reuse_estimate` (30 calls) |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- |"
     for device in DEVICES:
-        seconds = call.seconds(device)
-        rates = f"{device.case}: {device.flops / 1e12:.3g}, {device.bandwidth / 1e9:.4g}"
-        rtf = [f"{count * seconds / SECONDS:.3g} (predicted)" for count in (60, 30)]
-        yield f"| {device.name} | {rates} | {1000 * seconds:.3g} (predicted) | {rtf[0]} | {rtf[1]} |"
+        for form, counted in (("cuDNN's", call), ("own", own)):
+            seconds = counted.seconds(device)
+            rates = f"{device.case}: {device.flops / 1e12:.3g}, {device.bandwidth / 1e9:.4g}"
+            rtf = [f"{count * seconds / SECONDS:.3g} (predicted)" for count in (60, 30)]
+            yield f"| {device.name} | {rates} | {form} | {1000 * seconds:.3g} (predicted) | {rtf[0]} | {rtf[1]} |"
+    yield ""
+    yield (
+        "Own convolutions are taken to reach the rate of cuDNN's, which only a device can show. Where they do not, "
+        "cuDNN's are used."
+    )
     yield ""
     yield (
         "Updates, noise and noise model are left out: together they move less than 1 % of what the network does. The "
@@ -279,6 +333,69 @@ def page(measured: list[Path]) -> Iterator[str]:
         yield "Nothing yet. On a GPU: `OUT=results benchmarks/gpu_session.sh`, then this script with `--measured`."
     for file in measured:
         yield from (f"#{line}" if line.startswith("#") else line for line in file.read_text("utf-8").splitlines())
+
+
+class Compiled(NamedTuple):
+    """What `nvcc -Xptxas -v` (CUDA 13.0) says of the float16 form in kernels/convolution/convolution.cu."""
+
+    architecture: str
+    columns: int
+    """Channels of the output that a block makes."""
+    registers: int
+    shared: int
+    """Bytes of shared memory."""
+    spilled: int = 0
+    """Bytes of registers that are kept in memory."""
+
+    @property
+    def blocks(self) -> int:
+        """Of 128 threads, on a multiprocessor with 65,536 registers, which are given out in eights."""
+        return 65536 // (128 * 8 * math.ceil(self.registers / 8))
+
+
+COMPILED = (
+    Compiled("sm_75", 32, 96, 12032),
+    Compiled("sm_75", 64, 138, 12544),
+    Compiled("sm_75", 96, 184, 13056),
+    Compiled("sm_80", 32, 100, 12032),
+    Compiled("sm_80", 64, 140, 12544),
+    Compiled("sm_80", 96, 188, 13056),
+    Compiled("sm_86", 32, 100, 12032),
+    Compiled("sm_86", 64, 140, 12544),
+    Compiled("sm_86", 96, 164, 13056),
+    Compiled("sm_90", 32, 104, 12032),
+    Compiled("sm_90", 64, 152, 12544),
+    Compiled("sm_90", 96, 168, 13056),
+)
+
+
+def own_convolutions(call: Call) -> Iterator[str]:
+    """A call with them, and what the compiler makes of them."""
+    yield "## The same call with own convolutions"
+    yield ""
+    yield (
+        "Norm, SiLU, convolution, bias, sum, shortcut and the next norm's statistics in one kernel (CUDA). It is "
+        "compiled, and executed in an emulation of the instructions; it has not run on a device yet. Each shape is "
+        "measured at its first call and cuDNN's is kept where that is faster."
+    )
+    yield ""
+    yield from table_of_parts(call)
+    yield ""
+    moved = sum(operation.bytes for operation in ncsnpp_call(SAMPLES, own=True, norm=False).operations)
+    yield (
+        f"In Triton, where the norm stays a pass of its own, a call moves {moved / 1e9:.3g} GB: a Triton program has "
+        "no rectangle in shared memory that the 9 taps share, and would activate every number 9 times."
+    )
+    yield ""
+    yield "What the compiler makes of the CUDA form, float16 (compiled, `nvcc -Xptxas -v`, CUDA 13.0):"
+    yield ""
+    yield "| GPU | columns of a block | registers a thread | spilled, bytes | shared memory, bytes | blocks at a time |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for c in COMPILED:
+        yield f"| {c.architecture} | {c.columns} | {c.registers} | {c.spilled} | {c.shared} | {c.blocks} |"
+    yield ""
+    yield "128 threads a block. Blocks at a time: those that the 65,536 registers of a multiprocessor suffice for."
+    yield ""
 
 
 def table_of_parts(call: Call) -> Iterator[str]:

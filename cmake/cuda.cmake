@@ -53,7 +53,7 @@ if(build_cuda)
   enable_language(CUDA)
   # All kernels in one unit: the CUDA headers are read once per architecture
   set(sources "")
-  foreach(operation complex_normal predictor_corrector posterior_step nmf_is compression fused_layers)
+  foreach(operation complex_normal predictor_corrector posterior_step nmf_is compression fused_layers convolution)
     string(APPEND sources "#include \"${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${operation}.cu\"\n")
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS kernels/${operation}/${operation}.cu)
   endforeach()

@@ -37,7 +37,9 @@ UDSE_HD inline float at_frame(const PerFrame& number, int64_t t) {
 
 #ifdef __CUDACC__
 
-#define UDSE_UNROLL _Pragma("unroll")  // before loops over arrays that are to be registers
+#define UDSE_PRAGMA(words) _Pragma(#words)
+#define UDSE_UNROLL UDSE_PRAGMA(unroll)  // before loops over arrays that are to be registers
+#define UDSE_UNROLL_BY(count) UDSE_PRAGMA(unroll count)
 
 using Stream = cudaStream_t;
 
@@ -53,6 +55,7 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Stream 
 #else
 
 #define UDSE_UNROLL
+#define UDSE_UNROLL_BY(count)
 
 using Stream = void*;
 

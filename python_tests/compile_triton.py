@@ -65,6 +65,17 @@ def chosen(cases: Any, names: list[str]) -> Iterator[tuple[str, Callable[[], obj
             yield name, lambda name=name: cases.call(backend, name, a, cases.ONE_TIME, *cases.KEYS)
     for name in cases.LAYERS:
         yield name, lambda name=name: cases.layer(backend, name, cases.LayerInputs(torch.bfloat16, False))
+    yield from convolutions(cases, torch.bfloat16)
+
+
+def convolutions(cases: Any, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+    """All of them."""
+    convolution = cases.modules("triton_kernel")["convolution"].convolution
+    for name, job in cases.CONVOLUTIONS.items():
+        yield (
+            f"convolution {name} {dtype}",
+            lambda job=job: convolution(job(cases.ConvolutionInputs(dtype, False))),
+        )
 
 
 def variants(cases: Any) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -91,6 +102,8 @@ def variants(cases: Any) -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{name} {dtype}", lambda n=name, t=dtype: cases.layer(backend, n, cases.LayerInputs(t, False))
         for channels in PUBLISHED_CHANNELS:
             yield f"published layers {channels} {dtype}", lambda c=channels, t=dtype: published(cases, c, t)
+        if dtype != torch.float32:
+            yield from convolutions(cases, dtype)
 
 
 def published(cases: Any, channels: int, dtype: torch.dtype) -> None:

@@ -110,19 +110,22 @@ def nan_filled_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints of untrained, very small networks, which run in milliseconds: "speech", "joint" and "causal"."""
+    """Checkpoints of untrained, very small networks, which run in milliseconds: "speech", "joint" and "causal" priors,
+    and a causal posterior network, "posterior_causal"."""
     folder = tmp_path_factory.mktemp("checkpoints")
     paths = {}
-    for name in ("speech", "joint", "causal"):
+    for name in ("speech", "joint", "causal", "posterior_causal"):
+        causal, told = name.endswith("causal"), name.startswith("posterior")
         architecture = {
-            "name": "compact", "channels": [8, 8], "blocks": [1, 1], "frame_channels": 16, "dilations": [1],
-            "embedding": 16, "joint": name == "joint", "causal_block": 3 if name == "causal" else 0,
+            "name": "compact-posterior" if told else "compact", "channels": [8, 8], "blocks": [1, 1],
+            "frame_channels": 16, "dilations": [1], "embedding": 16, "joint": name == "joint",
+            "causal_block": 3 if causal else 0,
         }  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = build_network(architecture)
             for weight in network.parameters():
-                if name == "causal" and not weight.any():  # what starts at zero would hide what comes before it
+                if causal and not weight.any():  # what starts at zero would hide what comes before it
                     torch.nn.init.normal_(weight, std=0.05)
         stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": 16000}
         paths[name] = folder / f"{name}.safetensors"

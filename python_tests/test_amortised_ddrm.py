@@ -93,13 +93,34 @@ def test_the_noise_that_the_network_believes_in_is_what_it_is_told_next_and_wher
     assert float((prior.told[0] / V).log().abs().mean()) > 0.5  # it was not there before
 
 
-def test_without_the_ear_it_is_ddrm_with_that_noise() -> None:
-    """Told the truth, both samplers draw the same, whatever the other network says."""
-    x, known = mixture(), FixedVariance(0.05 * numbers(24, 40, seed=3).abs())
-    prior = Exact(low_rank())
-    plain = posterior_sample(x, prior, "ddrm", steps=3, samples=2, corrector_snr=0.0, noise_model=known)
-    mine = sample(prior, x, noise_model=known)
-    torch.testing.assert_close(mine.speech, plain.speech)
+def test_it_starts_from_the_mixture_where_the_noise_is_weak_and_from_the_posterior_mean_where_it_is_strong() -> None:
+    x, z = mixture(), numbers(2, 24, 40, seed=5)
+    V = torch.full((24, 40), 1e-9)
+    V[12:] = 1e5
+    seen: list[Tensor] = []
+
+    class Watched(Exact):
+        def answer(self, requests: Sequence[Request]) -> list[Answer]:
+            if not requests[0].wants_estimate:
+                seen.append(requests[0].state)
+            return super().answer(requests)
+
+    for sampler in ("amortised_ddrm", "ddrm"):
+        posterior_sample(
+            x, Watched(low_rank()), sampler, steps=2, samples=2, corrector_snr=0.0, noise_model=FixedVariance(V),
+            randomness=lambda name, index: z if name.startswith("init") else torch.zeros_like(z),
+        )  # fmt: skip
+    started, _, by_ddrm, _ = seen
+    torch.testing.assert_close(started[:, :12], by_ddrm[:, :12])
+    delta, level = OUVE().delta(1.0), OUVE().noise_level(1.0)
+    mean = x * SPEECH / (SPEECH + V)
+    torch.testing.assert_close(started[:, 12:], (delta * (mean + level * z))[:, 12:], rtol=1e-3, atol=1e-3)
+    assert float((started - by_ddrm)[:, 12:].abs().min()) > 0
+
+
+def test_what_it_is_told_first_is_the_noise_model() -> None:
+    prior, known = Exact(low_rank()), FixedVariance(0.05 * numbers(24, 40, seed=3).abs())
+    sample(prior, mixture(), noise_model=known)
     torch.testing.assert_close(prior.told[0], NOISE_POWER * known.variance**2)
 
 
@@ -133,14 +154,17 @@ def noisy() -> np.ndarray:
     return (0.1 * numbers(24000).real).numpy()
 
 
-def test_it_is_the_default_of_whole_signals_and_streams_go_on_without_it(noisy: np.ndarray) -> None:
+def test_it_is_the_default_of_whole_signals_and_of_streams(noisy: np.ndarray) -> None:
     enhancer = udse_fast.Enhancer(steps=1, listening=0.2, **QUICK)
     assert enhancer.sampler == "amortised_ddrm"
     assert enhancer.enhance(noisy, 16000).shape == noisy.shape
-    assert enhancer.open_stream().enhancer.model.sampler == "ddrm"
-    assert enhancer.open_stream(causal=False).enhancer.model.sampler == "amortised_ddrm"
-    with pytest.raises(UdseError, match="expected a causal prior"):
-        udse_fast.Enhancer(sampler="amortised_ddrm", **QUICK).open_stream(causal=True)
+    for asked in (enhancer, udse_fast.Enhancer(sampler="amortised_ddrm", **QUICK)):
+        for causal in (True, False):
+            model = asked.open_stream(causal=causal).enhancer.model
+            assert model.sampler == "amortised_ddrm"
+            assert model.posterior_network is not None
+            assert bool(model.posterior_network.causal_block) is causal
+    assert udse_fast.Enhancer(sampler="ddrm", **QUICK).open_stream().enhancer.model.sampler == "ddrm"
 
 
 def test_blocks_do_not_depend_on_each_other(noisy: np.ndarray) -> None:
@@ -155,19 +179,12 @@ def test_checkpoints_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UdseError, match="posterior_checkpoint: expected none for the sampler 'ddrm'"):
         udse_fast.Enhancer(sampler="ddrm", posterior_checkpoint="posterior", **QUICK)
     small = {"channels": (8, 8), "blocks": (1, 1), "frame_channels": 16, "dilations": (1, 2), "embedding": 16}
-    for changes, message in (
-        ({"stft": {"n_fft": 510, "hop_length": 128}}, "posterior_checkpoint: expected the stft settings"),
-        ({"architecture": {"causal_block": 2}}, "expected a network of whole blocks"),
-    ):
-        config = {
-            "architecture": {"name": "compact-posterior", **small, **changes.get("architecture", {})},
-            "stft": changes.get("stft", {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann"}),
-        }
-        config = complete_config(config)
-        path = tmp_path / "other.safetensors"
-        save_checkpoint(path, build_network(config["architecture"]).state_dict(), config)
-        with pytest.raises(UdseError, match=message):
-            udse_fast.Enhancer(posterior_checkpoint=path, **QUICK)
+    architecture = {"name": "compact-posterior", **small}
+    config = complete_config({"architecture": architecture, "stft": {"n_fft": 510, "hop_length": 128}})
+    path = tmp_path / "other.safetensors"
+    save_checkpoint(path, build_network(architecture).state_dict(), config)
+    with pytest.raises(UdseError, match="posterior_checkpoint: expected the stft settings"):
+        udse_fast.Enhancer(posterior_checkpoint=path, **QUICK)
 
 
 def test_the_clock_of_bench_sees_the_calls_of_both_networks(noisy: np.ndarray) -> None:

@@ -253,7 +253,7 @@ def mains_hum(_: Setting) -> None:
 
 def opposite_channels_cancel(_: Setting) -> None:
     x = (0.2 * read("clean_speech_2s.flac")).astype(np.float32)
-    left, right = udse_fast.Enhancer().enhance(np.stack([x, -x]), RATE)
+    left, right = udse_fast.Enhancer(stereo="common").enhance(np.stack([x, -x]), RATE)
     np.testing.assert_allclose(left + right, 0, atol=1e-6)
 
 
@@ -273,7 +273,7 @@ def above_the_prior(_: Setting) -> None:
         x = 0.05 * np.random.default_rng(0).standard_normal(2 * rate) + soxr.resample(
             read("clean_speech_2s.flac"), RATE, rate
         )
-        y = enhanced(x, rate, strength=0)
+        y = enhanced(x, rate, max_attenuation_db=0)
         high = slice(9000 * 2, None)  # bins of half a Hz
         before, after = (np.abs(np.fft.rfft(z))[high] for z in (x, y))
         assert level(before) - level(after) < 1
@@ -281,7 +281,8 @@ def above_the_prior(_: Setting) -> None:
 
 def published_sampler_on_noise(_: Setting) -> None:
     x = read("white_noise_only_4s_-30dBFS.flac")
-    assert np.isfinite(enhanced(x, causal=True, sampler="diffuseen")).all()
+    with pytest.warns(RuntimeWarning, match="diverged in a block"):
+        assert np.isfinite(enhanced(x, causal=True, sampler="diffuseen")).all()
 
 
 NOW = [

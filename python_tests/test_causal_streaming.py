@@ -57,10 +57,26 @@ def identity(tiny_checkpoints: dict[str, Path]) -> Identity:
     return Identity(enhancer.model, enhancer.settings, seed=0)
 
 
+OPTIONS: dict[str, Any] = {"precision": "float32", "corrector_snr": 0.0, "readout": "blend"}
+
+
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoints: dict[str, Path]) -> Enhancer:
-    options = {"precision": "float32", "corrector_snr": 0.0, "readout": "blend"}
-    return Enhancer(tiny_checkpoints["causal"], "ddrm", steps=3, samples=1, **options)
+    return Enhancer(tiny_checkpoints["causal"], "ddrm", steps=3, samples=1, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def tiny_amortised(tiny_checkpoints: dict[str, Path]) -> Enhancer:
+    """Two calls of the posterior network, then three of the prior."""
+    posterior = tiny_checkpoints["posterior_causal"]
+    more = {"em_rounds": 2, "fits": 2, "posterior_checkpoint": posterior, **OPTIONS}
+    return Enhancer(tiny_checkpoints["causal"], "amortised_ddrm", steps=3, samples=2, **more)
+
+
+@pytest.fixture(params=["ddrm", "amortised_ddrm"])
+def either(request: pytest.FixtureRequest, tiny: Enhancer, tiny_amortised: Enhancer) -> Enhancer:
+    """Both samplers that streams have as a default."""
+    return tiny if request.param == "ddrm" else tiny_amortised
 
 
 def python_stream(enhancer: Enhancer, sample_rate: int = 16000, channels: int = 1, **settings: Any) -> Stream:
@@ -109,8 +125,8 @@ def test_every_step_has_a_past_of_its_own(tiny: Enhancer) -> None:
     stream.process(noise(40_000))
 
     def memories() -> list[list[Tensor]]:
-        kept: list[list[Tensor]] = stream.state()["content"]["channels"][0]["blocks"]["memory"]["prior"]
-        return kept
+        pasts = stream.state()["content"]["channels"][0]["blocks"]["memory"]["prior"]["prior"]
+        return list(pasts.values())
 
     before = memories()
     assert len(before) == 3
@@ -137,14 +153,14 @@ def test_any_cutting_gives_the_same_bits(identity: Identity, rate: int) -> None:
     check()
 
 
-def test_any_cutting_with_a_network(tiny: Enhancer) -> None:
+def test_any_cutting_with_a_network(either: Enhancer) -> None:
     x = noise(16_000)
-    stream = tiny.open_stream()
+    stream = either.open_stream()
     whole = streamed(stream, x, [])
     rng = np.random.default_rng(0)
     for count in (1, 3, 30, 300):
         np.testing.assert_array_equal(streamed(stream, x, rng.integers(0, len(x), count).tolist()), whole)
-    np.testing.assert_array_equal(tiny.enhance(x, 16000, causal=True), whole)
+    np.testing.assert_array_equal(either.enhance(x, 16000, causal=True), whole)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
@@ -204,25 +220,25 @@ def test_latency_at_other_rates_is_a_bound_and_low(identity: Identity, rate: int
     assert stream.latency_seconds < 0.096
 
 
-def test_the_output_depends_on_no_later_sample_than_the_latency(tiny: Enhancer) -> None:
+def test_the_output_depends_on_no_later_sample_than_the_latency(either: Enhancer) -> None:
     x = noise(12_000)
-    y = tiny.enhance(x, 16000, causal=True)
+    y = either.enhance(x, 16000, causal=True)
     for at in (5_000, 7_777):
         changed = x.copy()
         changed[at:] = noise(len(x) - at, seed=1)
-        z = tiny.enhance(changed, 16000, causal=True)
-        latency = tiny.open_stream().latency_samples
+        z = either.enhance(changed, 16000, causal=True)
+        latency = either.open_stream().latency_samples
         np.testing.assert_array_equal(z[: at - latency], y[: at - latency])
         assert not np.array_equal(z[at - latency : at + HOP], y[at - latency : at + HOP])
 
 
-def test_state_goes_on_identically(tiny: Enhancer, tmp_path: Path) -> None:
+def test_state_goes_on_identically(either: Enhancer, tmp_path: Path) -> None:
     x = noise(24_000, 2)
-    stream = tiny.open_stream(48000, 2)
+    stream = either.open_stream(48000, 2)
     stream.process(x[:, :11_111])
     torch.save(stream.state(), tmp_path / "state")
     expected = np.concatenate([stream.process(x[:, 11_111:]), stream.flush()], axis=1)
-    other = tiny.open_stream(48000, 2)
+    other = either.open_stream(48000, 2)
     other.process(noise(5_000, 2, seed=3))
     other.restore(torch.load(tmp_path / "state"))
     np.testing.assert_array_equal(np.concatenate([other.process(x[:, 11_111:]), other.flush()], axis=1), expected)
@@ -237,9 +253,9 @@ def test_settings_of_the_other_kind_of_stream(tiny: Enhancer) -> None:
         tiny.open_stream(causal="x")  # type: ignore[arg-type]
 
 
-def test_a_state_is_a_copy(tiny: Enhancer) -> None:
+def test_a_state_is_a_copy(either: Enhancer) -> None:
     x = noise(8_000)
-    stream = tiny.open_stream()
+    stream = either.open_stream()
     stream.process(x)
     state = stream.state()
     first = stream.process(x)
@@ -477,22 +493,22 @@ def test_block_lengths_that_cannot_be(tiny: Enhancer, frames: Any) -> None:
     assert tiny.open_stream(block_frames=np.int64(8)).latency_samples == 7 * HOP + N_FFT - 1
 
 
-def test_streams_together_equal_each_alone(tiny: Enhancer) -> None:
+def test_streams_together_equal_each_alone(either: Enhancer) -> None:
     signals = [noise(12_000, seed=seed) for seed in range(3)]
-    alone = [streamed(tiny.open_stream(), x, []) for x in signals]
-    streams = [tiny.open_stream() for _ in signals]
+    alone = [streamed(either.open_stream(), x, []) for x in signals]
+    streams = [either.open_stream() for _ in signals]
     ahead = streams[2].process(signals[2][:3_000])
     heads = [np.zeros(0, np.float32)] * 2 + [ahead]
     starts = [0, 0, 3_000]
     parts: list[list[Any]] = [[head] for head in heads]
     for at in range(0, 12_000, 800):
         chunks = [x[s + at : s + at + 800] for x, s in zip(signals, starts, strict=True)]
-        for part, out in zip(parts, tiny.process_many(streams, chunks), strict=True):
+        for part, out in zip(parts, either.process_many(streams, chunks), strict=True):
             part.append(out)
     for part, stream, expected in zip(parts, streams, alone, strict=True):
         assert relative(np.concatenate([*part, stream.flush()]), expected) < 1e-4
     with pytest.raises(UdseError, match="one chunk for each"):
-        tiny.process_many(streams, [signals[0]])
+        either.process_many(streams, [signals[0]])
 
 
 def test_one_bad_chunk_takes_nothing_from_the_other_streams(tiny: Enhancer) -> None:

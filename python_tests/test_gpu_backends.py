@@ -37,6 +37,7 @@ from udse_fast.kernels import fused_layers
 from udse_fast.kernels import step as step_kernels
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey
+from udse_fast.kernels.convolution import Convolution, choice
 from udse_fast.kernels.fused_layers import reference
 from udse_fast.kernels.step import UPDATES as DECLARED
 from udse_fast.kernels.step import Step
@@ -64,6 +65,7 @@ OPERATIONS = (
     "nmf_is",
     "compression",
     "fused_layers",
+    "convolution",
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -95,7 +97,7 @@ class Backend:
             run, declared = self.modules["step"].run, DECLARED[name]
             return lambda step, **options: run(declared, declared.arguments(declared.values(step), options))
         folder, function = next((f, vars(m)[name]) for f, m in self.modules.items() if name in vars(m))
-        if folder in ("fused_layers", "predictor_corrector", "posterior_step"):
+        if folder in ("fused_layers", "convolution", "predictor_corrector", "posterior_step"):
             return function
         named = backends.named_arguments(vars(importlib.import_module(f"udse_fast.kernels.{folder}.reference"))[name])
         return lambda *args, **keywords: function(**named(*args, **keywords))
@@ -103,7 +105,7 @@ class Backend:
 
 def modules(name: str) -> dict[str, ModuleType]:
     updates = ("predictor_corrector", "posterior_step") if name == "reference" else ("step",)
-    folders = (*updates, "complex_normal", "nmf_is", "compression", "fused_layers")
+    folders = (*updates, "complex_normal", "nmf_is", "compression", "fused_layers", "convolution")
     return {folder: importlib.import_module(f"udse_fast.kernels.{folder}.{name}") for folder in folders}
 
 
@@ -384,6 +386,128 @@ def test_fused_network_is_the_plain_one(backend: Backend, joint: bool, monkeypat
     assert float((result - expected).norm() / expected.norm()) < 1e-4
 
 
+class ConvolutionInputs:
+    """Random numbers of `dtype` on the device, or the same in float64 on the CPU; maps of odd sizes in many tiles."""
+
+    def __init__(self, dtype: torch.dtype, double: bool) -> None:
+        self.dtype, self.double = dtype, double
+        self.generator = torch.Generator().manual_seed(0)
+
+    def map(self, channels: int, mean: float = 0.5) -> torch.Tensor:
+        x = self.numbers(2, channels, 9, 19, mean=mean)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def numbers(self, *sizes: int, mean: float = 0, factor: float = 1) -> torch.Tensor:
+        z = (mean + factor * torch.randn(*sizes, generator=self.generator)).to(self.dtype)
+        return z.double() if self.double else z.to(DEVICE)
+
+    def weight(self, channels: int, out: int, size: int = 3) -> torch.Tensor:
+        return self.numbers(out, channels, size, size, factor=(channels * size**2) ** -0.5)
+
+    def norm(
+        self, channels: int, groups: int, skip: int = 0, film: bool = False, measured: bool = False
+    ) -> reference.Norm:
+        maps = [self.map(channels, 3.0), *([self.map(skip, -2.0)] if skip else [])]
+        weight, bias = (self.numbers(channels + skip) for _ in range(2))
+        conditions = [self.numbers(2, channels + skip, 1, 1) if film else None for _ in range(3)]
+        statistics = [reference.tile_statistics(x) if measured else None for x in maps] + [None] * (not skip)
+        other = maps[1] if skip else None
+        return reference.Norm(maps[0], weight, bias, groups, *conditions, True, other, statistics)
+
+
+CONVOLUTIONS: dict[str, Callable[[ConvolutionInputs], Convolution]] = {
+    "plain": lambda a: Convolution(a.map(16), a.weight(16, 24)),
+    "odd": lambda a: Convolution(a.map(5), a.weight(5, 7), a.numbers(7), measured=True),
+    "pointwise": lambda a: Convolution(a.map(40), a.weight(40, 12, 1), a.numbers(12), measured=True),
+    "norm": lambda a: Convolution(a.norm(40, 4), a.weight(40, 16), measured=True),
+    "residual": lambda a: Convolution(
+        a.norm(24, 3, film=True), a.weight(24, 24), a.numbers(24), (a.map(24),), None, 0.7, True
+    ),
+    "shortcut": lambda a: Convolution(
+        a.norm(20, 5, film=True), a.weight(20, 20), a.numbers(20), (a.map(40),), a.weight(40, 20, 1)[:, :, 0, 0],
+    ),
+    "two_maps": lambda a: Convolution(a.norm(24, 3, 9, measured=True), a.weight(33, 40), measured=True),
+    "two_maps_added": lambda a: Convolution(
+        a.norm(12, 3), a.weight(12, 70), a.numbers(70), (a.map(12), a.map(7)), a.weight(19, 70, 1)[:, :, 0, 0],
+        measured=True,
+    ),
+    "published": lambda a: Convolution(
+        a.norm(96, 24, measured=True), a.weight(96, 96), a.numbers(96), (a.map(96),), None, 0.7, True
+    ),
+}  # fmt: skip
+"""Name -> a convolution."""
+
+
+def by_definition(job: Convolution) -> torch.Tensor:
+    """In plain torch."""
+    F, h, norm = torch.nn.functional, job.input, job.input
+    if isinstance(norm, reference.Norm):
+        h = norm.x if norm.skip is None else torch.cat([norm.x, norm.skip], 1)
+        if norm.before is not None and norm.scale is not None and norm.shift is not None:
+            h = F.group_norm(h + norm.before, norm.groups, norm.weight, norm.bias, reference.EPS)
+            h = F.silu(h * norm.scale + norm.shift)
+        else:
+            h = F.silu(F.group_norm(h, norm.groups, norm.weight, norm.bias, reference.EPS))
+    assert isinstance(h, torch.Tensor)
+    out = F.conv2d(h, job.weight, job.bias, padding="same")
+    if job.shortcut is not None:
+        return out + F.conv2d(torch.cat(job.added, 1), job.shortcut[:, :, None, None])
+    return out + job.factor * job.added[0] if job.added else out
+
+
+def check_convolution(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    """The largest difference, and what is made of the statistics."""
+    out, statistics = backend.convolution(job := CONVOLUTIONS[name](ConvolutionInputs(dtype, False)))
+    expected = by_definition(CONVOLUTIONS[name](ConvolutionInputs(dtype, True)))
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    rounding = {torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]  # of what is activated, and of the sum
+    assert float((out.cpu() - expected).abs().max()) < rounding * float(expected.abs().max())
+    assert (statistics is None) == (not job.measured)
+    if statistics is not None:
+        assert torch.equal(statistics[2].sum(1), torch.full_like(statistics[2, :, 0], 9 * 19))
+        variance, mean = torch.var_mean(out.double().flatten(2), 2, correction=0)
+        for of_tiles, whole in zip(reference.moments(statistics.double()), (mean, variance), strict=True):
+            torch.testing.assert_close(of_tiles, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_is_the_float64_one(backend: Backend, name: str) -> None:
+    check_convolution(backend, name, torch.float16)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("backend", ["cuda"] + ["triton"] * (HAS_TRITON and DEVICE == "cuda"), indirect=True)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_of_bfloat16(backend: Backend, name: str) -> None:
+    """Triton's interpreter multiplies the bits of these as if they were whole numbers."""
+    if DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no bfloat16 on this device")
+    check_convolution(backend, name, torch.bfloat16)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("joint", [False, True])
+def test_network_of_own_convolutions_is_the_plain_one(
+    backend: Backend, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statistics go from convolutions to norms, from tiles of one form to those of another."""
+    monkeypatch.setattr(fused_layers, "_module", lambda x: backend.modules["fused_layers"])
+    monkeypatch.setattr(choice, "forms", lambda job: ["here"])
+    monkeypatch.setattr(choice, "form", lambda name: backend.modules["convolution"].convolution)
+    monkeypatch.setenv("UDSE_CONVOLUTION", "own")
+    torch.manual_seed(0)
+    plain = NCSNpp(nf=20, ch_mult=(1, 2), joint=joint).to(DEVICE, memory_format=torch.channels_last)
+    for parameter in plain.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    x, time = torch.randn(2, 2, 8, 36, device=DEVICE), torch.tensor([0.8, 0.3], device=DEVICE)
+    with torch.no_grad():
+        expected = plain.predict_noise(x, time)
+        result = fused_ncsnpp(plain).half().predict_noise(x, time)
+    assert float((result - expected).norm() / expected.norm()) < 0.02
+
+
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("rank", [7, 8, 12, 16, 20])
 @pytest.mark.parametrize("name", [name for name in OTHERS if "nmf" in name])
@@ -600,7 +724,7 @@ def test_triton_kernels_in_the_interpreter(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     ran = re.search(r"^(\d+) passed, \d+ deselected in", done.stdout, re.MULTILINE)
     assert ran, done.stdout[-3000:]  # none was skipped
-    assert int(ran[1]) >= len(OTHERS) * len(SHAPES) + 5 * len(UPDATES) + 3 * len(LAYERS)
+    assert int(ran[1]) >= len(OTHERS) * len(SHAPES) + 5 * len(UPDATES) + 3 * len(LAYERS) + len(CONVOLUTIONS)
 
 
 @pytest.mark.needs("triton")

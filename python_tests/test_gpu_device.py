@@ -17,6 +17,7 @@ from udse_fast.block_enhancer import OverlapBlockEnhancer, enhance_blocks
 from udse_fast.enhancer import Enhancer
 from udse_fast.kernels.coefficients import Coefficients
 from udse_fast.kernels.complex_normal import NoiseKey, complex_normal
+from udse_fast.kernels.convolution import choice
 from udse_fast.kernels.predictor_corrector import predictor
 from udse_fast.kernels.step import Step
 from udse_fast.networks.ncsnpp import NCSNpp
@@ -118,6 +119,22 @@ def test_sixteen_bits_are_close(network: ScoreNetwork, precision: str, tolerance
         fast = optimise(network).to("cuda", precision)
         assert relative(fast.score(state.cuda(), 0.5, 1), expected) < tolerance
     assert relative(fast.score(state.cuda(), 0.5, 1), expected) < tolerance  # captured in inference mode, used outside
+
+
+@pytest.mark.parametrize("switch", ["own", "auto"])
+def test_own_convolutions_are_close_and_chosen_by_shape(
+    network: ScoreNetwork, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = torch.randn(2, 32, 64, dtype=torch.complex64)
+    expected = network.score(state, 0.5, 1)
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "_broken", set())
+    monkeypatch.setenv("UDSE_CONVOLUTION", switch)
+    fast = optimise(network).to("cuda", "float16")
+    for _ in range(3):  # as it is, recorded, replayed
+        assert relative(fast.score(state.cuda(), 0.5, 1), expected) < 0.01
+    assert not choice._broken
+    assert (switch == "auto") == bool(choice._chosen)
 
 
 @pytest.mark.parametrize("name", OF_PRIORS)

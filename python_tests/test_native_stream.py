@@ -24,7 +24,7 @@ rounding error of the input does the same to each of the two streams alone."""
 
 @cache
 def enhancer() -> Enhancer:
-    return Enhancer(device="cpu")
+    return Enhancer(sampler="ddrm", device="cpu")
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from udse_fast.backends import dispatch as backends
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.errors import UdseError
+from udse_fast.kernels.convolution import reference as convolution_layers
 from udse_fast.kernels.fused_layers import reference
 from udse_fast.networks import optimised
 from udse_fast.networks.ncsnpp import Downsample, NCSNpp, upsample
@@ -19,7 +20,6 @@ from udse_fast.networks.optimised import (
     CapturedGraph,
     FusedResidualBlock,
     FusedVideoFusion,
-    _product,
     fused_ncsnpp,
     optimise,
     optimised_or_plain,
@@ -112,7 +112,7 @@ def test_a_product_is_added_where_the_map_lies() -> None:
     x, onto = x.to(memory_format=torch.channels_last), onto.to(memory_format=torch.channels_last)
     weight = torch.randn(4, 6, generator=generator)
     expected = onto + torch.nn.functional.conv2d(x, weight[:, :, None, None])
-    result = _product(x, weight, onto)
+    result = convolution_layers.product(x, weight, onto)
     torch.testing.assert_close(result, expected)
     assert result.data_ptr() == onto.data_ptr()
 
@@ -209,7 +209,7 @@ def _wrong_far_on(*arguments: Any) -> tuple[torch.Tensor, None]:
 def test_what_does_not_work_here_falls_back_with_one_warning(
     broken: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimised, "measured_sum", broken)
+    monkeypatch.setattr(convolution_layers, "measured_sum", broken)
     network = network_of(False)
     with pytest.warns(RuntimeWarning, match=reason) as warned:
         plain = optimised_or_plain(network, "float32")

@@ -270,7 +270,7 @@ class CausalBlockEnhancer(BlockEnhancer[CausalMemory]):
             NoiseFloor.over(model.spectral.bins, settings.noise_floor, block_seconds) if settings.noise_floor else None,
         )
         level = Level.over(settings.level_seconds, block_seconds)
-        prior, nothing = CausalPrior(model.network), torch.zeros(0, dtype=torch.float32)
+        prior, nothing = CausalPrior(model.network, model.posterior_network), torch.zeros(0, dtype=torch.float32)
         memory = CausalMemory(prior, noise_model, self.read_out(forgetting), level, nothing)
         return CausalBlocks(model.spectral, frames, memory)
 

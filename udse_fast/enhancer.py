@@ -21,7 +21,6 @@ from udse_fast.model import (
     BUILT_IN_CAUSAL,
     BUILT_IN_JOINT,
     BUILT_IN_POSTERIOR,
-    CAUSAL_SAMPLER,
     Model,
     load_model,
 )
@@ -47,7 +46,8 @@ class Enhancer:
         seed: of all randomness; the same seed gives the same output.
         max_attenuation_db: the noise is attenuated by so much at most, in dB; 0 gives the input back; None: no limit.
         noise_checkpoint: a noise prior of its own for ParaDiffUSE; None: the checkpoint must be a joint one.
-        posterior_checkpoint: a posterior network for "amortised_ddrm"; None: the built-in one.
+        posterior_checkpoint: a posterior network for "amortised_ddrm"; None: the built-in one. With the built-in prior
+            a causal one is for the causal streams, another one for whole signals.
         tagger: file of Cnn14 (PANNs, decision level), for networks that are told the latent of a tagger ("ex_diff").
         preset: published settings for another task, "vocals" or "dereverberation".
         settings: more of `InferenceSettings` (rank, readout, block_seconds, ...) and options of the sampler
@@ -95,10 +95,9 @@ class Enhancer:
         self._causal_model: Model | None = self.model if self.model.network.causal_block else None
         chosen = find_sampler(self.sampler)
         self._has_causal_form = is_built_in and (
-            sampler is None
-            or (chosen.noise == "nmf" and chosen.network == "prior" and not chosen.likelihood.needs_posterior_network)
+            sampler is None or (chosen.noise == "nmf" and chosen.network == "prior")
         )
-        self._asked = sampler, device, precision
+        self._asked = sampler, device, precision, posterior_checkpoint
         self._stream: Stream | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -351,12 +350,10 @@ class Enhancer:
                     "causal: expected a causal prior (udse-fast train --network compact-causal), and a sampler that "
                     f"asks no other network, got {self.network.config['architecture'].get('name')} and {self.sampler!r}"
                 )
-            sampler, device, precision = self._asked
-            given = self._given
-            if sampler is None:  # its own is another one, without some of the options
-                foreign = find_sampler(self.sampler).options.keys() - find_sampler(CAUSAL_SAMPLER).options.keys()
-                given = {name: value for name, value in given.items() if name not in foreign}
-            self._causal_model = load_model(BUILT_IN_CAUSAL, None, sampler, device, precision, given)
+            sampler, device, precision, posterior_checkpoint = self._asked
+            self._causal_model = load_model(
+                BUILT_IN_CAUSAL, None, sampler, device, precision, self._given, posterior_checkpoint
+            )
         return self._causal_model
 
     @staticmethod

@@ -24,10 +24,8 @@ from udse_fast.settings import InferenceSettings, setting_names
 
 BUILT_IN, BUILT_IN_JOINT, BUILT_IN_CAUSAL = "speech", "joint", "causal"
 """Of the priors that come with the package: of speech, of speech and noise, and of speech for causal streams."""
-BUILT_IN_POSTERIOR = "posterior"
-"""Of the posterior network that comes with the package, which is told the recording."""
-CAUSAL_SAMPLER = "ddrm"
-"""Of the built-in causal prior."""
+BUILT_IN_POSTERIOR, BUILT_IN_POSTERIOR_CAUSAL = "posterior", "posterior_causal"
+"""Of the posterior networks that come with the package, which are told the recording: whole signals, and streams."""
 Path = str | os.PathLike[str]
 
 
@@ -112,7 +110,8 @@ def load_model(
         )
     asked = [network, noise_network]
     if find_sampler(chosen).likelihood.needs_posterior_network:
-        asked.append(_posterior_network(posterior_checkpoint, network, on))
+        is_built_in = checkpoint in (None, BUILT_IN, BUILT_IN_CAUSAL)
+        asked.append(_posterior_network(posterior_checkpoint, network, is_built_in, on))
     elif posterior_checkpoint is not None:
         raise UdseError(f"posterior_checkpoint: expected none for the sampler {chosen!r}, which asks no such network")
     precision, passes = _precision(precision, on, network), None
@@ -129,13 +128,23 @@ def load_model(
     return Model(network, noise_network, chosen, settings, options, on, precision, posterior, passes)
 
 
-def _posterior_network(checkpoint: Path | None, prior: ScoreNetwork, device: torch.device) -> ScoreNetwork:
-    """The posterior network that is asked beside a prior: the built-in one, if none is given."""
-    network = load_network(BUILT_IN_POSTERIOR if checkpoint is None else checkpoint, device)
+def _posterior_network(
+    checkpoint: Path | None, prior: ScoreNetwork, is_built_in: bool, device: torch.device
+) -> ScoreNetwork:
+    """The posterior network that is asked beside a prior: the built-in one, if none is given.
+
+    The built-in prior has two forms, and the network that is given is one for the form that it fits.
+    """
+    own = BUILT_IN_POSTERIOR_CAUSAL if prior.causal_block else BUILT_IN_POSTERIOR
+    network = load_network(own if checkpoint is None else checkpoint, device)
     if network.kind != "posterior":
         raise UdseError(f"posterior_checkpoint: expected {KINDS['posterior']}, got {KINDS[network.kind]}")
-    if network.causal_block:
-        raise UdseError("posterior_checkpoint: expected a network of whole blocks, got one of causal streams")
+    if bool(network.causal_block) != bool(prior.causal_block):
+        if not is_built_in:
+            kinds = ("of whole blocks", "of causal streams")
+            expected, got = kinds if network.causal_block else kinds[::-1]
+            raise UdseError(f"posterior_checkpoint: expected a network {expected}, as the prior is, got one {got}")
+        network = load_network(own, device)
     _check_alike(prior, network, "posterior_checkpoint")
     return network
 

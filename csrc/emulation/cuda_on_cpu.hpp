@@ -39,7 +39,10 @@ namespace emulation {
 constexpr unsigned warp_size = 32, most_threads = 1024, most_blocks_y = 65535;  // of every device from sm_70 on
 constexpr std::size_t stack_bytes = std::size_t{1} << 18;
 
-enum class Wait { nothing, barrier, shuffle };
+enum class Wait { nothing, barrier, warp };
+
+// What the lanes of a warp do together: one function of what each of them brings.
+using Together = void (*)(const std::vector<void*>& lanes);
 
 // A stack that the sanitizer has to know of when it is left and entered.
 struct Stack {
@@ -56,8 +59,8 @@ struct Thread {
   dim3 index;
   Wait waits = Wait::nothing;
   bool ended = false;
-  float offered = 0;     // by a shuffle; then what it received
-  unsigned partner = 0;  // lane, of a shuffle
+  Together together = nullptr;  // of the instruction of a warp it waits for
+  void* brings = nullptr;
 };
 
 // What runs: one launch at a time.
@@ -71,6 +74,7 @@ struct Device {
   std::mt19937 order{1};
   std::mutex mutex;
   bool barriers = true;  // false: __syncthreads does nothing, to see that tests notice
+  int capability = 80;   // which instructions there are
 };
 
 inline Device& device() {
@@ -137,22 +141,29 @@ using Warp = std::vector<Thread*>;
 
 inline bool ready(const Thread* thread) { return !thread->ended && thread->waits == Wait::nothing; }
 
-// The lanes of a warp, in random order, until each waits or has ended; then its shuffle, if they wait for one. Returns
-// what is wrong.
+// The running thread and the other lanes of its warp do something together.
+inline void do_together(Together together, void* brings) {
+  device().running->together = together;
+  device().running->brings = brings;
+  stop(Wait::warp);
+}
+
+// The lanes of a warp, in random order, until each waits or has ended; then what they wait to do together. Returns what
+// is wrong.
 inline const char* go_on(const Warp& warp) {
   Warp order = warp;
   std::shuffle(order.begin(), order.end(), device().order);
   for (Thread* lane : order)
     if (ready(lane)) go_on(*lane);
-  const auto waits = [](const Thread* lane) { return lane->waits == Wait::shuffle; };
+  const auto waits = [](const Thread* lane) { return lane->waits == Wait::warp; };
   if (std::none_of(warp.begin(), warp.end(), waits)) return nullptr;
-  if (!std::all_of(warp.begin(), warp.end(), waits)) return "not all lanes of a warp came to a shuffle";
-  std::vector<float> offered;
-  for (const Thread* lane : warp) offered.push_back(lane->offered);
-  for (Thread* lane : warp) {
-    if (lane->partner < warp.size()) lane->offered = offered[lane->partner];
-    lane->waits = Wait::nothing;
-  }
+  const Together together = warp.front()->together;
+  const auto same = [&](const Thread* lane) { return waits(lane) && lane->together == together; };
+  if (!std::all_of(warp.begin(), warp.end(), same)) return "not all lanes of a warp came to an instruction";
+  std::vector<void*> brought;
+  for (const Thread* lane : warp) brought.push_back(lane->brings);
+  together(brought);
+  for (Thread* lane : warp) lane->waits = Wait::nothing;
   return nullptr;
 }
 
@@ -213,6 +224,8 @@ inline const char* launch(dim3 grid, dim3 block, const std::function<void()>& ke
 }  // namespace udse
 
 #define __global__
+#define __device__
+#define __launch_bounds__(...)
 #define __shared__ static
 #define threadIdx (::udse::emulation::device().running->index)
 #define blockIdx (::udse::emulation::device().block_index)
@@ -224,11 +237,21 @@ inline void __syncthreads() {
 }
 
 inline float __shfl_xor_sync(unsigned, float value, unsigned lanes) {
+  struct Offer {
+    float value;
+    unsigned partner;  // lane
+  };
   udse::emulation::Device& d = udse::emulation::device();
   const dim3 at = d.running->index;
-  const unsigned lane = ((at.z * d.block.y + at.y) * d.block.x + at.x) % udse::emulation::warp_size;
-  d.running->offered = value;
-  d.running->partner = lane ^ lanes;
-  udse::emulation::stop(udse::emulation::Wait::shuffle);
-  return d.running->offered;
+  Offer offer{value, (((at.z * d.block.y + at.y) * d.block.x + at.x) % udse::emulation::warp_size) ^ lanes};
+  const auto exchange = [](const std::vector<void*>& brought) {
+    std::vector<float> offered;
+    for (const void* lane : brought) offered.push_back(static_cast<const Offer*>(lane)->value);
+    for (void* lane : brought) {
+      Offer& offer = *static_cast<Offer*>(lane);
+      if (offer.partner < offered.size()) offer.value = offered[offer.partner];
+    }
+  };
+  udse::emulation::do_together(exchange, &offer);
+  return offer.value;
 }

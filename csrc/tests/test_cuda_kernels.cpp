@@ -10,6 +10,7 @@
 
 #include "../../kernels/complex_normal/complex_normal.cu"
 #include "../../kernels/compression/compression.cu"
+#include "../../kernels/convolution/convolution.cu"
 #include "../../kernels/fused_layers/fused_layers.cu"
 #include "../../kernels/nmf_is/nmf_is.cu"
 #include "../../kernels/posterior_step/posterior_step.cu"
@@ -116,6 +117,61 @@ void test_emulation() {
   CHECK(gpu::launch(some_leave_kernel, 1, 1025, nullptr));
   CHECK(gpu::launch(some_leave_kernel, dim3(1, 65536), 32, nullptr));
   CHECK(reverses());  // it goes on after errors
+}
+
+// A product of matrices whose fragments are made and read by the layout of the PTX ISA, in its own words: for A of
+// m16n8k16, row = groupID for ai where i = 0, 1, 4, 5 else groupID + 8; col = threadID * 2 + (i & 1), + 8 for i >= 4.
+// For B, row = threadID * 2 + (i & 1), + 8 for i >= 2; col = groupID. For C, row = groupID for i < 2 else groupID + 8;
+// col = threadID * 2 + (i & 1).
+struct Matrices {
+  std::uint16_t a[16][16], b[16][8];
+  float c[16][8];
+};
+
+template <class T>
+void product_kernel(Matrices* m) {
+  const int group = static_cast<int>(threadIdx.x) >> 2, in_group = static_cast<int>(threadIdx.x) % 4;
+  std::uint32_t a[4] = {}, b[2] = {};
+  float c[4];
+  for (int i = 0; i < 8; ++i) {
+    const int row = i % 4 < 2 ? group : group + 8, column = in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+    a[i / 2] |= std::uint32_t{m->a[row][column]} << 16 * (i & 1);
+  }
+  for (int i = 0; i < 4; ++i)
+    b[i / 2] |= std::uint32_t{m->b[in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group]} << 16 * (i & 1);
+  for (int i = 0; i < 4; ++i) c[i] = m->c[i < 2 ? group : group + 8][in_group * 2 + (i & 1)];
+  gpu::multiply_accumulate(T{}, c, a, b);
+  for (int i = 0; i < 4; ++i) m->c[i < 2 ? group : group + 8][in_group * 2 + (i & 1)] = c[i];
+}
+
+template <class T>
+void test_matrix_product(int capability) {
+  Matrices m;
+  double expected[16][8];
+  const auto number = [](std::uint16_t& word) {
+    T rounded;
+    gpu::narrow(normal(), rounded);
+    word = rounded.word;
+  };
+  for (auto& row : m.a)
+    for (auto& word : row) number(word);
+  for (auto& row : m.b)
+    for (auto& word : row) number(word);
+  const auto of = [](std::uint16_t word) {
+    T value;
+    value.word = word;
+    return static_cast<double>(gpu::widened(value));
+  };
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j) {
+      expected[i][j] = m.c[i][j] = normal();
+      for (int k = 0; k < 16; ++k) expected[i][j] += of(m.a[i][k]) * of(m.b[k][j]);
+    }
+  udse::emulation::device().capability = capability;
+  CHECK(!gpu::launch(product_kernel<T>, 1, 32, nullptr, &m));
+  udse::emulation::device().capability = 80;
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j) CHECK(std::fabs(m.c[i][j] - expected[i][j]) < 1e-5);
 }
 
 // -- updates, noise, compression, NMF ---------------------------------------------------------------------------------
@@ -249,9 +305,9 @@ void test_norm(gpu::Dtype dtype, int64_t Cx, int64_t Cs, int64_t groups, std::si
   Numbers<T> x(B * N * Cx, 20, offset), skip(B * N * Cs, -3), weight(C, 1), bias(C, 0), before(B * C, 0),
       scale(B * C, 1), shift(B * C, 0), out(B * N * C, 0);
   const gpu::Tiling tiles = tiling(B, N, 32);
-  std::vector<float> of_x(2 * B * tiles.tiles * Cx), of_skip(2 * B * tiles.tiles * Cs), scratch(2 * B * C);
-  const gpu::GroupNorm norm{{x.values, of_x.data(), Cx, false},
-                            {Cs ? skip.values : nullptr, of_skip.data(), Cs, !Cs},
+  std::vector<float> of_x(3 * B * tiles.tiles * Cx), of_skip(3 * B * tiles.tiles * Cs), scratch(2 * B * C);
+  const gpu::GroupNorm norm{{x.values, of_x.data(), Cx, tiles.tiles, false},
+                            {Cs ? skip.values : nullptr, of_skip.data(), Cs, Cs ? tiles.tiles : 0, !Cs},
                             tiles,
                             weight.values,
                             bias.values,
@@ -292,8 +348,8 @@ void test_sum(gpu::Dtype dtype, int64_t C, bool measured, std::size_t offset) {
   const int64_t B = 2, N = 77;
   Numbers<T> h(B * N * C, 5, offset), x(B * N * C, 3), bias(C, 0), out(B * N * C, 0);
   const gpu::Tiling tiles = tiling(B, N, 32);
-  std::vector<float> statistics(measured ? 2 * B * tiles.tiles * C : 0, NAN);
-  const gpu::Map map{out.values, measured ? statistics.data() : nullptr, C, false};
+  std::vector<float> statistics(measured ? 3 * B * tiles.tiles * C : 0, NAN);
+  const gpu::Map map{out.values, measured ? statistics.data() : nullptr, C, tiles.tiles, false};
   CHECK(!gpu::udse_cuda_residual_sum(h.values, x.values, bias.values, 0.7f, &map, &tiles, dtype, nullptr));
   for (int64_t i = 0; i < B * N * C; ++i) CHECK(near<T>(out[i], h[i] + bias[i % C] + 0.7f * x[i], 10));
   for (int64_t b = 0; measured && b < B; ++b)
@@ -307,6 +363,7 @@ void test_sum(gpu::Dtype dtype, int64_t C, bool measured, std::size_t offset) {
         const int64_t place = (b * tiles.tiles + tile) * C + c;
         CHECK(near<float>(statistics[place], sum, std::fabs(sum)));
         CHECK(near<float>(statistics[B * tiles.tiles * C + place], square, 100));
+        CHECK(statistics[2 * B * tiles.tiles * C + place] == count);
       }
 }
 
@@ -314,13 +371,13 @@ void test_sum(gpu::Dtype dtype, int64_t C, bool measured, std::size_t offset) {
 template <class T>
 void test_resample(gpu::Dtype dtype, int64_t C, bool up) {
   const udse::Shape shape{2, 6, 10};
-  const int64_t F = up ? 12 : 3, T_out = up ? 20 : 5;
-  Numbers<T> x(2 * 6 * 10 * C, 1), out(2 * F * T_out * C, 0);
+  const int64_t F = up ? 12 : 3, framesout = up ? 20 : 5;
+  Numbers<T> x(2 * 6 * 10 * C, 1), out(2 * F * framesout * C, 0);
   CHECK(!gpu::udse_cuda_resample(x.values, &shape, C, up, dtype, out.values, nullptr));
   const double taps[] = {1, 3, 3, 1};
   for (int64_t b = 0; b < 2; ++b)
     for (int64_t f = 0; f < F; ++f)
-      for (int64_t t = 0; t < T_out; ++t)
+      for (int64_t t = 0; t < framesout; ++t)
         for (int64_t c = 0; c < C; ++c) {
           double y = 0;
           for (int64_t row = 0; row < 6; ++row)
@@ -330,7 +387,7 @@ void test_resample(gpu::Dtype dtype, int64_t C, bool up) {
               if (u < 0 || u > 3 || v < 0 || v > 3) continue;
               y += taps[u] * taps[v] / (up ? 16 : 64) * x[((b * 6 + row) * 10 + column) * C + c];
             }
-          CHECK(near<T>(out[((b * F + f) * T_out + t) * C + c], y, 3));
+          CHECK(near<T>(out[((b * F + f) * framesout + t) * C + c], y, 3));
         }
 }
 
@@ -351,10 +408,140 @@ void test_layers(gpu::Dtype dtype) {
   }
 }
 
+// A convolution of odd sizes by its definition: [x, skip] under a norm with SiLU, 3x3, the 1x1 convolution of `other`
+// or a residual, bias, statistics
+template <class T>
+struct ConvolutionCase {
+  int64_t B = 2, F = 9, frames = 19, Cx, Cs, Co, C;
+  Numbers<T> x, skip, other, bias, residual, out;
+  std::vector<float> factor, shift, statistics;
+  std::vector<Numbers<T>> weights;
+  std::vector<double> expected;
+
+  ConvolutionCase(int64_t x_channels, int64_t skip_channels, int64_t other_channels, int64_t out_channels,
+                  std::size_t start)
+      : Cx(x_channels),
+        Cs(skip_channels),
+        Co(other_channels),
+        C(out_channels),
+        x(B * F * frames * Cx, 0, start),
+        skip(B * F * frames * Cs, 1),
+        other(B * F * frames * Co, 0),
+        bias(C, 0),
+        residual(B * F * frames * C, 2),
+        out(B * F * frames * C, 0),
+        factor(positive(B * (Cx + Cs))),
+        shift(positive(B * (Cx + Cs))),
+        statistics(3 * B * 4 * C, NAN),
+        expected(B * F * frames * C) {}
+
+  // (chunks, taps, columns, 32), zeros where there is no channel
+  Numbers<T>& of(int64_t channels, int64_t taps) {
+    const int64_t columns = (C + 31) / 32 * 32, chunks = (channels + 31) / 32;
+    weights.emplace_back(chunks * taps * columns * 32, 0);
+    Numbers<T>& w = weights.back();
+    for (int64_t i = 0; i < chunks * taps * columns * 32; ++i) {
+      const bool there = i / 32 % columns < C && i / (taps * columns * 32) * 32 + i % 32 < channels;
+      gpu::narrow(there ? 0.1f * static_cast<float>(w[i]) : 0.f, w.values[i]);
+    }
+    return w;
+  }
+
+  void add(const Numbers<T>& map, const Numbers<T>& w, int64_t channels, int64_t taps, int64_t first) {
+    const int64_t columns = (C + 31) / 32 * 32, reach = taps == 9 ? 1 : 0;
+    for (int64_t at = 0; at < B * F * frames; ++at)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t f = at / frames % F + tap / 3 - reach, t = at % frames + tap % 3 - reach, b = at / frames / F;
+        if (f < 0 || f >= F || t < 0 || t >= frames) continue;
+        for (int64_t k = 0; k < channels; ++k) {
+          double y = map[((b * F + f) * frames + t) * channels + k];
+          const int64_t row = b * (Cx + Cs) + first + k;
+          if (first >= 0) y = y * factor[row] + shift[row];
+          if (first >= 0) y /= 1 + std::exp(-y);
+          for (int64_t c = 0; c < C; ++c)
+            expected[at * C + c] += y * w[((k / 32 * taps + tap) * columns + c) * 32 + k % 32];
+        }
+      }
+  }
+
+  // Whether maps and statistics are right.
+  bool right(gpu::Dtype dtype) {
+    const int64_t stride = Cx + Cs;
+    weights.reserve(3);
+    Numbers<T>&wx = of(Cx, 9), &ws = of(Cs, 9), &wo = of(Co, 1);
+    gpu::Convolution job{};
+    const auto source = [&](Numbers<T>& map, Numbers<T>& w, int64_t channels, int32_t taps, int64_t first) {
+      if (!channels) return;
+      const float *by = first < 0 ? nullptr : factor.data() + first, *to = first < 0 ? nullptr : shift.data() + first;
+      const bool packed = channels % 8 == 0 && reinterpret_cast<std::uintptr_t>(map.values) % 16 == 0;
+      job.sources[job.source_count++] = {map.values, by, to, w.values, channels, stride, taps, packed};
+      add(map, w, channels, taps, first);
+    };
+    source(x, wx, Cx, 9, 0);
+    source(skip, ws, Cs, 9, Cx);
+    source(other, wo, Co, 1, -1);
+    job.shape = {B, F, frames};
+    job.channels = C;
+    job.columns = (C + 31) / 32 * 32;
+    job.bias = bias.values;
+    job.residual = Co ? nullptr : residual.values;
+    job.out = out.values;
+    job.statistics = statistics.data();
+    job.factor = 0.7f;
+    job.dtype = dtype;
+    job.packed = C % 4 == 0;
+    if (gpu::udse_cuda_convolution(&job, nullptr)) return false;
+    for (int64_t i = 0; i < B * F * frames * C; ++i)
+      if (!near<T>(out[i], expected[i] + bias[i % C] + (Co ? 0 : 0.7f * residual[i]), 8)) return false;
+    return statistics_are_right();
+  }
+
+  bool statistics_are_right() const {
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t tile = 0; tile < 4; ++tile)
+        for (int64_t c = 0; c < C; ++c) {
+          std::vector<double> y;
+          for (int64_t f = tile / 2 * 8; f < std::min<int64_t>(F, tile / 2 * 8 + 8); ++f)
+            for (int64_t t = tile % 2 * 16; t < std::min<int64_t>(frames, tile % 2 * 16 + 16); ++t)
+              y.push_back(out[((b * F + f) * frames + t) * C + c]);
+          double sum = 0, square = 0;
+          for (const double value : y) sum += value;
+          for (const double value : y) square += std::pow(value - sum / static_cast<double>(y.size()), 2);
+          const int64_t place = (b * 4 + tile) * C + c;
+          if (!near<float>(statistics[place], sum, 100)) return false;
+          if (!near<float>(statistics[B * 4 * C + place], square, square)) return false;
+          if (statistics[2 * B * 4 * C + place] != static_cast<float>(y.size())) return false;
+        }
+    return true;
+  }
+};
+
+template <class T>
+void test_convolution(gpu::Dtype dtype) {
+  CHECK(ConvolutionCase<T>(40, 8, 0, 96, 0).right(dtype));
+  CHECK(ConvolutionCase<T>(8, 5, 9, 10, 1).right(dtype));
+  udse::emulation::device().barriers = false;
+  CHECK(!ConvolutionCase<T>(40, 8, 0, 10, 0).right(dtype));
+  udse::emulation::device().barriers = true;
+  gpu::Convolution wide{};
+  wide.channels = wide.columns = 20;
+  CHECK(gpu::udse_cuda_convolution(&wide, nullptr));
+  wide.source_count = 5;
+  wide.columns = 32;
+  CHECK(gpu::udse_cuda_convolution(&wide, nullptr));
+}
+
 }  // namespace
 
 int main() {
   test_emulation();
+  for (const int capability : {75, 80}) test_matrix_product<gpu::Half>(capability);
+  test_matrix_product<gpu::BFloat16>(80);
+  test_convolution<gpu::BFloat16>(gpu::bfloat16);
+  for (const int capability : {75, 80}) {
+    udse::emulation::device().capability = capability;
+    test_convolution<gpu::Half>(gpu::float16);
+  }
   test_updates({2, 8, 33}, 5);
   test_updates({3, 5, 67}, 3);
   test_noise_and_compression();

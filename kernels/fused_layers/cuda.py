@@ -28,39 +28,50 @@ def _tiling(x: torch.Tensor) -> Tiling:
 
 
 def _empty_statistics(x: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    return x.new_empty((2, x.shape[0], tiling.tiles, x.shape[1]), dtype=torch.float32)
+    return x.new_empty((3, x.shape[0], tiling.tiles, x.shape[1]), dtype=torch.float32)
 
 
 def tile_statistics(x: torch.Tensor) -> torch.Tensor:
     x, tiling = _dense(x), _tiling(x)
     statistics = _empty_statistics(x, tiling)
-    argument = Map(x.data_ptr(), statistics.data_ptr(), x.shape[1], False)
+    argument = Map(x.data_ptr(), statistics.data_ptr(), x.shape[1], tiling.tiles, False)
     cuda_library().call("tile_statistics", x, byref(argument), byref(tiling), DTYPES[x.dtype])
     return statistics
 
 
-def norm_film_silu(norm: Norm) -> torch.Tensor:
+def _run(function: str, norm: Norm, out: torch.Tensor | None) -> torch.Tensor:
+    """Run a kernel on a norm; what it is folded to, see `fold_norm`."""
     x, weight, bias, groups, before, scale, shift, activate, skip, statistics = norm
     x, weight, bias = _dense(x), weight.to(x.dtype), bias.to(x.dtype)
     skip = None if skip is None else _dense(skip)
-    B, _, bins, frames = x.shape
-    C, tiling = weight.numel(), _tiling(x)
+    tiling = _tiling(x)
     maps, kept = [], []
     for y, known in zip((x, skip), statistics, strict=True):
         if y is None:
-            maps.append(Map(None, None, 0, True))
+            maps.append(Map(None, None, 0, 0, True))
             continue
         kept.append(_empty_statistics(y, tiling) if known is None else known)
-        maps.append(Map(y.data_ptr(), kept[-1].data_ptr(), y.shape[1], known is not None))
-    out = torch.empty((B, C, bins, frames), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    scratch = x.new_empty(2 * B * C, dtype=torch.float32)
+        maps.append(Map(y.data_ptr(), kept[-1].data_ptr(), y.shape[1], kept[-1].shape[2], known is not None))
+    fold = x.new_empty((2, len(x), weight.numel()), dtype=torch.float32)
     before, before_stride = condition_rows(before, x.dtype)
     scale, shift, film_stride = film_rows(scale, shift, x.dtype)
     arguments = GroupNorm(
         *maps, tiling, weight.data_ptr(), bias.data_ptr(), _pointer(before), _pointer(scale), _pointer(shift),
-        out.data_ptr(), scratch.data_ptr(), groups, before_stride, film_stride, EPS, DTYPES[x.dtype], activate,
+        _pointer(out), fold.data_ptr(), groups, before_stride, film_stride, EPS, DTYPES[x.dtype], activate,
     )  # fmt: skip
-    cuda_library().call("norm_film_silu", x, byref(arguments))
+    cuda_library().call(function, x, byref(arguments))
+    return fold
+
+
+def fold_norm(norm: Norm) -> torch.Tensor:
+    """Norm, bias and FiLM as y = factor x + offset: both, (2, B, C) float32."""
+    return _run("fold_norm", norm, None)
+
+
+def norm_film_silu(norm: Norm) -> torch.Tensor:
+    x, size = norm.x, (len(norm.x), norm.weight.numel(), *norm.x.shape[2:])
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    _run("norm_film_silu", norm, out)
     return out
 
 
@@ -70,7 +81,7 @@ def _sum(
     h, x, bias = _dense(h), _dense(x), bias.to(h.dtype)
     out, tiling = torch.empty_like(h), _tiling(h)
     statistics = _empty_statistics(h, tiling) if measure else None
-    target = Map(out.data_ptr(), _pointer(statistics), h.shape[1], False)
+    target = Map(out.data_ptr(), _pointer(statistics), h.shape[1], tiling.tiles, False)
     arguments = factor, byref(target), byref(tiling), DTYPES[h.dtype]
     cuda_library().call("residual_sum", h, h.data_ptr(), x.data_ptr(), bias.data_ptr(), *arguments)
     return out, statistics

@@ -1,110 +1,19 @@
 // The layers between the convolutions of a U-Net, channels_last: a position of the map is one contiguous vector of
-// channels. float32, float16 or bfloat16 in and out, float32 inside. The equations are those of reference.py; statistics
-// of a norm are combined from those of tiles (Chan, Golub, LeVeque 1983).
-#include "device.hpp"
-
-#ifdef __CUDACC__
-#include <cuda_fp16.h>
-#endif
+// channels. float32, float16 or bfloat16 in and out, float32 inside. The equations are those of reference.py;
+// statistics of a norm are combined from those of tiles (Chan, Golub, LeVeque 1983).
+#include "narrow_numbers.hpp"
 
 namespace udse {
 namespace gpu {
 
-enum Dtype : std::int32_t { float32, float16, bfloat16 };
-
-struct Half {
-  std::uint16_t word;
-};
-struct BFloat16 {
-  std::uint16_t word;
-};
-
-UDSE_HD inline float widened(float x) { return x; }
-
-UDSE_HD inline float widened(BFloat16 x) { return from_bits(static_cast<std::int32_t>(std::uint32_t{x.word} << 16)); }
-
-UDSE_HD inline float widened(Half x) {
-#ifdef __CUDA_ARCH__
-  return __half2float(__ushort_as_half(x.word));
-#else
-  const std::int32_t modulus = (x.word & 0x7fff) << 13, sign = static_cast<std::int32_t>(std::uint32_t{x.word} >> 15 << 31);
-  const bool finite = modulus < 0x7c00 << 13;
-  return from_bits(sign | (finite ? bits(from_bits(modulus) * 0x1p112f) : modulus | 0x7f800000));
-#endif
-}
-
-// To nearest, ties to even.
-UDSE_HD inline void narrow(float x, float& y) { y = x; }
-
-UDSE_HD inline void narrow(float x, BFloat16& y) {
-  const std::uint32_t b = static_cast<std::uint32_t>(bits(x));
-  y.word = x == x ? static_cast<std::uint16_t>((b + 0x7fff + (b >> 16 & 1)) >> 16) : 0x7fc0;
-}
-
-UDSE_HD inline void narrow(float x, Half& y) {
-#ifdef __CUDA_ARCH__
-  y.word = __half_as_ushort(__float2half_rn(x));
-#else
-  const std::int32_t modulus = bits(x) & 0x7fffffff, sign = bits(x) < 0 ? 0x8000 : 0;
-  std::int32_t word;
-  if (modulus > 0x7f800000) word = 0x7e00;        // NaN
-  else if (modulus >= 0x477ff000) word = 0x7c00;  // 65520 and more
-  else if (modulus < 0x38800000) word = bits(from_bits(modulus) + 0.5f) - 0x3f000000;  // below 2^-14: multiples of 2^-24
-  else word = (modulus - (112 << 23) + 0xfff + (modulus >> 13 & 1)) >> 13;
-  y.word = static_cast<std::uint16_t>(sign | word);
-#endif
-}
-
-template <class T>
-UDSE_HD inline float rounded(float x) {
-  T y;
-  narrow(x, y);
-  return widened(y);
-}
-
-// Within 2 units in the last place where the result is not close to 0.
-UDSE_HD inline float silu(float x) {
-#ifdef __CUDA_ARCH__
-  return __fdividef(x, 1 + __expf(-x));
-#else
-  return x / (1 + expf(-x));
-#endif
-}
-
-// V neighbouring channels, read and written at once
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T values[V];
-};
-
-template <class T, int V>
-struct Values {
-  float v[V];
-
-  UDSE_HD Values() : v{} {}
-  UDSE_HD Values(const void* __restrict__ from, int64_t at) {
-    const Pack<T, V> pack = static_cast<const Pack<T, V>*>(from)[at];
-    for (int k = 0; k < V; ++k) v[k] = widened(pack.values[k]);
-  }
-  UDSE_HD void to(void* target, int64_t at) const {
-    Pack<T, V> pack;
-    for (int k = 0; k < V; ++k) narrow(v[k], pack.values[k]);
-    static_cast<Pack<T, V>*>(target)[at] = pack;
-  }
-};
-
 constexpr int pack_bytes = 16;  // the most that a thread reads at once
 
-template <class T>
-UDSE_HD inline float element(const void* from, int64_t at) {
-  return from ? widened(static_cast<const T*>(from)[at]) : 0.f;
-}
-
-// (B, N, C) numbers, and the sums and centred sums of squares of their tiles, (2, B, tiles, C).
+// (B, N, C) numbers, and the sums, the centred sums of squares and the counts of their tiles, (3, B, tiles, C). A tile
+// is any part of the positions.
 struct Map {
   void* values;
   float* statistics;
-  int64_t channels;
+  int64_t channels, tiles;
   bool measured;  // the statistics are known
 };
 
@@ -204,46 +113,51 @@ struct TileStatistics {
     const float n = static_cast<float>(count);
     float* const sums = statistics + (b * tiling.tiles + tile) * channels + pack * V;
     float* const squares = sums + tiling.samples * tiling.tiles * channels;
+    float* const counts = squares + tiling.samples * tiling.tiles * channels;
     for (int k = 0; k < V; ++k) {
       sums[k] = n * origin.v[k] + sum.v[k];
       squares[k] = above(square_sum.v[k] - square(sum.v[k]) / n, 0);
+      counts[k] = n;
     }
   }
 };
 
-// Term j of a group (an item): a channel in a tile. Divisions of 32 bits: those of 64 take a GPU many times as long.
+// Term j of a group (an item): a channel in a tile; of no positions, where its map has fewer tiles than the other.
+// Divisions of 32 bits: those of 64 take a GPU many times as long.
 struct Term {
-  std::uint32_t sample, tile, channel;
-  float sum, square_sum;
+  std::uint32_t sample, channel;
+  float count = 0, sum = 0, square_sum = 0;
   UDSE_HD Term(const GroupNorm& norm, int64_t item, int64_t j) {
     const auto i = static_cast<std::uint32_t>(item), term = static_cast<std::uint32_t>(j);
     const auto groups = static_cast<std::uint32_t>(norm.groups), width = static_cast<std::uint32_t>(norm.width());
+    const std::uint32_t tile = term / width;
     sample = i / groups;
-    tile = term / width;
     channel = i % groups * width + term % width;
     const bool second = channel >= norm.x.channels;
-    const float* statistics = second ? norm.skip.statistics : norm.x.statistics;
-    const int64_t channels = second ? norm.skip.channels : norm.x.channels;
-    const int64_t at = (sample * norm.tiling.tiles + tile) * channels + channel - (second ? norm.x.channels : 0);
-    sum = statistics[at];
-    square_sum = statistics[norm.tiling.samples * norm.tiling.tiles * channels + at];
+    const Map& map = second ? norm.skip : norm.x;
+    if (tile >= map.tiles) return;
+    const float* statistics = map.statistics + (sample * map.tiles + tile) * map.channels + channel;
+    if (second) statistics -= norm.x.channels;
+    const int64_t plane = norm.tiling.samples * map.tiles * map.channels;
+    sum = statistics[0];
+    square_sum = statistics[plane];
+    count = statistics[2 * plane];
   }
 };
 
-// Norm, bias and FiLM as y = factor x + offset. One item: sample b and group g; its terms: the channels of all tiles, whose
-// means and centred squares are combined by their differences to the mean of the first one.
+// Norm, bias and FiLM as y = factor x + offset. One item: sample b and group g; its terms: the channels of all tiles,
+// whose means and centred squares are combined by their differences to the mean of the first one.
 template <class T>
 struct GroupAffine {
   GroupNorm norm;
   UDSE_HD float before(int64_t b, int64_t c) const { return element<T>(norm.before, b * norm.before_stride + c); }
-  UDSE_HD float mean(const Term& at) const {
-    return at.sum / static_cast<float>(norm.tiling.count(at.tile)) + before(at.sample, at.channel);
-  }
+  UDSE_HD float mean(const Term& at) const { return at.sum / at.count + before(at.sample, at.channel); }
   UDSE_HD void term(int64_t item, int64_t j, float* sums) const {
     const Term at(norm, item, j);
-    const float n = static_cast<float>(norm.tiling.count(at.tile)), distance = mean(at) - mean(Term(norm, item, 0));
-    sums[0] += n * distance;
-    sums[1] += at.square_sum + n * square(distance);
+    if (at.count == 0) return;
+    const float distance = mean(at) - mean(Term(norm, item, 0));
+    sums[0] += at.count * distance;
+    sums[1] += at.square_sum + at.count * square(distance);
   }
   UDSE_HD void finish(int64_t item, const float* sums, int part, int parts) const {
     const int64_t b = item / norm.groups;
@@ -316,9 +230,7 @@ struct Resample {
   // Inputs of output i on one axis: the near (3/4) and the far one (1/4) upwards, (1, 3, 3, 1)/8 downwards.
   static constexpr int taps = up ? 2 : 4;
   UDSE_HD static int source(int i, int tap) { return up ? i / 2 + tap * (2 * (i % 2) - 1) : 2 * i - 1 + tap; }
-  UDSE_HD static float weight(int tap) {
-    return up ? (tap ? 0.25f : 0.75f) : (tap == 1 || tap == 2 ? 0.375f : 0.125f);
-  }
+  UDSE_HD static float weight(int tap) { return up ? (tap ? 0.25f : 0.75f) : (tap == 1 || tap == 2 ? 0.375f : 0.125f); }
 
   UDSE_HD void operator()(int64_t line, int64_t t, int64_t pack) const {
     const int b = static_cast<int>(line) / out_bins, f = static_cast<int>(line) % out_bins;
@@ -339,8 +251,8 @@ struct Resample {
 
 // Whether channels can be read and written `pack_bytes` at a time.
 inline bool packed(int64_t channels, Dtype dtype, const void* a, const void* b, const void* c = nullptr) {
-  const auto together = reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b) |
-                        reinterpret_cast<std::uintptr_t>(c);
+  const auto together =
+      reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b) | reinterpret_cast<std::uintptr_t>(c);
   return channels * (dtype == float32 ? 4 : 2) % pack_bytes == 0 && together % pack_bytes == 0;
 }
 
@@ -350,14 +262,20 @@ static const char* tile_statistics(const Source& source, const Map& map, const T
   return for_rows(tiling.samples, tiling.tiles, map.channels / V, stream, body);
 }
 
+// factor and offset of the norm, from the statistics of its maps
 template <class T, int V>
-static const char* group_norm(const GroupNorm& n, Stream stream) {
-  const Tiling& tiling = n.tiling;
+static const char* fold_norm(const GroupNorm& n, Stream stream) {
   const char* error = nullptr;
   for (const Map* map : {&n.x, &n.skip})
-    if (!error && !map->measured) error = tile_statistics<T, V>(Given<T, V>{map->values}, *map, tiling, stream);
-  if (!error) error = reduce<2>(tiling.samples * n.groups, tiling.tiles * n.width(), stream, GroupAffine<T>{n});
-  return error ? error : for_columns(tiling.samples, tiling.positions, n.channels() / V, stream, AffineSiLU<T, V>{n});
+    if (!error && !map->measured) error = tile_statistics<T, V>(Given<T, V>{map->values}, *map, n.tiling, stream);
+  const int64_t tiles = n.x.tiles > n.skip.tiles ? n.x.tiles : n.skip.tiles;
+  return error ? error : reduce<2>(n.tiling.samples * n.groups, tiles * n.width(), stream, GroupAffine<T>{n});
+}
+
+template <class T, int V>
+static const char* group_norm(const GroupNorm& n, Stream stream) {
+  if (const char* error = fold_norm<T, V>(n, stream)) return error;
+  return for_columns(n.tiling.samples, n.tiling.positions, n.channels() / V, stream, AffineSiLU<T, V>{n});
 }
 
 template <class T, int V>
@@ -366,8 +284,11 @@ static const char* resample(const void* x, const Shape& shape, int64_t channels,
   const int out_bins = up ? 2 * bins : bins / 2, out_frames = up ? 2 * frames : frames / 2;
   const int packs = static_cast<int>(channels / V);
   const int64_t lines = shape.samples * out_bins;
-  if (up) return for_rows(lines, out_frames, packs, stream, Resample<T, V, true>{x, out, bins, frames, out_bins, out_frames, packs});
-  return for_rows(lines, out_frames, packs, stream, Resample<T, V, false>{x, out, bins, frames, out_bins, out_frames, packs});
+  if (up)
+    return for_rows(lines, out_frames, packs, stream,
+                    Resample<T, V, true>{x, out, bins, frames, out_bins, out_frames, packs});
+  return for_rows(lines, out_frames, packs, stream,
+                  Resample<T, V, false>{x, out, bins, frames, out_bins, out_frames, packs});
 }
 
 template <class T, class Call>
@@ -390,18 +311,28 @@ UDSE_EXPORT const char* udse_cuda_tile_statistics(const Map* x, const Tiling* ti
   });
 }
 
+static bool packed(const GroupNorm& norm) {
+  return packed(norm.x.channels, norm.dtype, norm.x.values, norm.skip.values, norm.out) &&
+         packed(norm.skip.channels, norm.dtype, nullptr, nullptr);
+}
+
+UDSE_EXPORT const char* udse_cuda_fold_norm(const GroupNorm* norm, Stream stream) {
+  return typed(norm->dtype, packed(*norm), [&](auto type, auto pack) {
+    using T = decltype(type);
+    return fold_norm<T, sizeof(pack) / sizeof(T)>(*norm, stream);
+  });
+}
+
 UDSE_EXPORT const char* udse_cuda_norm_film_silu(const GroupNorm* norm, Stream stream) {
-  const bool packs = packed(norm->x.channels, norm->dtype, norm->x.values, norm->skip.values, norm->out) &&
-                     packed(norm->skip.channels, norm->dtype, nullptr, nullptr);
-  return typed(norm->dtype, packs, [&](auto type, auto pack) {
+  return typed(norm->dtype, packed(*norm), [&](auto type, auto pack) {
     using T = decltype(type);
     return group_norm<T, sizeof(pack) / sizeof(T)>(*norm, stream);
   });
 }
 
 // h, x, out: (B, N, C); bias: (C); with the statistics of out, where they are wanted
-UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, const void* bias, float factor, const Map* out,
-                                               const Tiling* tiling, Dtype dtype, Stream stream) {
+UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, const void* bias, float factor,
+                                               const Map* out, const Tiling* tiling, Dtype dtype, Stream stream) {
   return typed(dtype, packed(out->channels, dtype, h, x, out->values), [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = sizeof(pack) / sizeof(T);
@@ -412,8 +343,8 @@ UDSE_EXPORT const char* udse_cuda_residual_sum(const void* h, const void* x, con
 }
 
 // x: (B, F, T, C); out: (B, 2 F, 2 T, C) or (B, F/2, T/2, C)
-UDSE_EXPORT const char* udse_cuda_resample(const void* x, const Shape* shape, int64_t channels, int up, Dtype dtype, void* out,
-                                           Stream stream) {
+UDSE_EXPORT const char* udse_cuda_resample(const void* x, const Shape* shape, int64_t channels, int up, Dtype dtype,
+                                           void* out, Stream stream) {
   return typed(dtype, packed(channels, dtype, x, out), [&](auto type, auto pack) {
     using T = decltype(type);
     return resample<T, sizeof(pack) / sizeof(T)>(x, *shape, channels, up, out, stream);

@@ -19,11 +19,24 @@ def tile_length(positions: int) -> int:
 
 
 def tile_statistics(x: torch.Tensor) -> torch.Tensor:
-    """Sum and centred sum of squares of every tile and channel: (B, C, F, T) -> (2, B, tiles, C) float32 or more."""
+    """Sum, centred sum of squares and count of every tile and channel: (B, C, F, T) -> (3, B, tiles, C).
+
+    float32 or more. A tile is any part of the positions; here they are as many neighbours each.
+    """
     tiles = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32)).split(tile_length(x[0, 0].numel()), 2)
     sums = [tile.sum(2) for tile in tiles]
     squares = [(tile - tile.mean(2, keepdim=True)).square().sum(2) for tile in tiles]
-    return torch.stack([torch.stack(sums, 1), torch.stack(squares, 1)])
+    counts = [torch.full_like(tile[..., 0], tile.shape[2]) for tile in tiles]
+    return torch.stack([torch.stack(each, 1) for each in (sums, squares, counts)])
+
+
+def moments(statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of every channel, (B, C) each, from those of tiles (Chan, Golub, LeVeque 1983)."""
+    sums, squares, counts = statistics
+    count = counts.sum(1)
+    mean = sums.sum(1) / count
+    between = counts * (sums / counts - mean[:, None]).square()
+    return mean, (squares + between).sum(1) / count
 
 
 class Norm(NamedTuple):

@@ -31,7 +31,7 @@ def summed(x, h, factor, add, at, inside):
 def statistics_kernel(
     x, h, bias, factor, out, statistics, N, C, length, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """`length` positions a tile, of x or of out = h + bias + factor x, (B, N, C); statistics: (2, B, tiles, C)."""
+    """`length` positions a tile, of x or of out = h + bias + factor x, (B, N, C); statistics: (3, B, tiles, C)."""
     tile, b = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, CHANNELS)
     channel = c < C
@@ -62,42 +62,60 @@ def statistics_kernel(
     tl.store(statistics + at, count * origin + distance, mask=channel)
     within = tl.maximum(tl.sum(square, 0) - distance * distance / count, 0.0)
     tl.store(statistics + rows * C + at, within, mask=channel)
+    tl.store(statistics + 2 * rows * C + at, tl.where(channel, 1.0, 0.0) * count, mask=channel)
 
 
 @triton.jit
-def sums_of(statistics, row, c, C, rows, valid):
-    """Sums and centred sums of squares of the channels c (of C) in the tiles `row` (of `rows`)."""
-    at = row[:, None] * C + c[None, :]
-    valid = valid & (c >= 0)[None, :] & (c < C)[None, :]
+def sums_of(statistics, samples, b, tiles, i, c, C, inside):
+    """Sums, centred sums of squares and counts of the channels c (of C) in the tiles i (of `tiles`); 0 elsewhere."""
+    at = (b * tiles + i)[:, None] * C + c[None, :]
+    valid = (i < tiles)[:, None] & (inside & (c >= 0) & (c < C))[None, :]
+    plane = samples * tiles * C
     total = tl.load(statistics + at, mask=valid, other=0.0)
-    return total, tl.load(statistics + rows * C + at, mask=valid, other=0.0)
+    square = tl.load(statistics + plane + at, mask=valid, other=0.0)
+    return total, square, tl.load(statistics + 2 * plane + at, mask=valid, other=0.0)
+
+
+@triton.jit
+def sums_of_both(x, skip, samples, b, tiles, tiles_skip, i, c, C, C_skip, inside):
+    """Of two maps: a channel is in one of them, and 0 in the other."""
+    total, square, count = sums_of(x, samples, b, tiles, i, c, C - C_skip, inside)
+    if skip is not None:
+        of_skip = sums_of(skip, samples, b, tiles_skip, i, c - (C - C_skip), C_skip, inside)
+        total, square, count = total + of_skip[0], square + of_skip[1], count + of_skip[2]
+    return total, square, count
 
 
 @triton.jit
 def fold_kernel(
     statistics, skip_statistics, weight, bias, before, before_stride, scale, shift, film_stride, factor, offset,
-    N, C, C_skip, tiles, length, eps, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
+    N, C, C_skip, tiles, tiles_skip, most, eps, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Norm, bias and FiLM of a group as y = factor x + offset, (B, C) float32. WIDTH: channels of a group.
 
     The last C_skip channels are those of a second map.
     """
     g, b = tl.program_id(0), tl.program_id(1)
-    k, i = tl.arange(0, CHANNELS), tl.arange(0, TILES)
+    k, samples = tl.arange(0, CHANNELS), tl.num_programs(1)
     c, inside = g * WIDTH + k, k < WIDTH
     add = tl.where(inside, 0.0, 0.0)
     if before is not None:
         add = tl.load(before + b * before_stride + c, mask=inside, other=0.0).to(tl.float32)
-    valid = (i < tiles)[:, None] & inside[None, :]
-    row, rows = b * tiles + i, tl.num_programs(1) * tiles
-    total, within = sums_of(statistics, row, c, C - C_skip, rows, valid)
-    if skip_statistics is not None:  # a channel is in one of the maps, and 0 in the other
-        skip_total, skip_within = sums_of(skip_statistics, row, c - (C - C_skip), C_skip, rows, valid)
-        total, within = total + skip_total, within + skip_within
-    mean = tl.sum(tl.where(inside, tl.sum(total, 0) / N + add, 0.0), 0) / WIDTH
-    count = tl.maximum(tl.minimum(length, N - i * length), 1)[:, None].to(tl.float32)
-    distance = total / count + add[None, :] - mean
-    square = tl.sum(tl.where(valid, within + count * distance * distance, 0.0), 0)
+    total = tl.full((CHANNELS,), 0.0, tl.float32)
+    for first in range(0, most, TILES):
+        i = first + tl.arange(0, TILES)
+        total += tl.sum(
+            sums_of_both(statistics, skip_statistics, samples, b, tiles, tiles_skip, i, c, C, C_skip, inside)[0], 0
+        )
+    mean = tl.sum(tl.where(inside, total / N + add, 0.0), 0) / WIDTH
+    square = tl.full((CHANNELS,), 0.0, tl.float32)
+    for first in range(0, most, TILES):
+        i = first + tl.arange(0, TILES)
+        of_tile, within, count = sums_of_both(
+            statistics, skip_statistics, samples, b, tiles, tiles_skip, i, c, C, C_skip, inside
+        )
+        distance = of_tile / tl.maximum(count, 1.0) + add[None, :] - mean
+        square += tl.sum(within + count * distance * distance, 0)
     inverse = 1 / tl.sqrt(tl.sum(square, 0) / (N * WIDTH) + eps)
     a = inverse * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
     d = (add - mean) * a + tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
@@ -182,7 +200,7 @@ def _statistics(
     N = bins * frames
     length = reference.tile_length(N)
     tiles = triton.cdiv(N, length)
-    statistics = x.new_empty((2, B, tiles, C), dtype=torch.float32)
+    statistics = x.new_empty((3, B, tiles, C), dtype=torch.float32)
     launch(statistics_kernel, (tiles, B), x, x, h, bias, factor, out, statistics, N, C, length, **_tile(C))
     return statistics
 
@@ -197,7 +215,7 @@ def norm_film_silu(norm: Norm) -> torch.Tensor:
     known = [_statistics(y) if s is None else s for y, s in zip(maps, statistics, strict=False)]
     B, _, bins, frames = x.shape
     C, N = weight.numel(), bins * frames
-    tiles = known[0].shape[2]
+    tiles = [statistics.shape[2] for statistics in known]
     factor, offset = x.new_empty((2, B, C), dtype=torch.float32)
     add, add_stride = condition_rows(before, x.dtype)
     by, to, film_stride = film_rows(scale, shift, x.dtype)
@@ -219,12 +237,13 @@ def norm_film_silu(norm: Norm) -> torch.Tensor:
         N,
         C,
         0 if skip is None else skip.shape[1],
-        tiles,
-        reference.tile_length(N),
+        tiles[0],
+        tiles[-1],
+        max(tiles),
         EPS,
         WIDTH=C // groups,
         CHANNELS=triton.next_power_of_2(C // groups),
-        TILES=triton.next_power_of_2(tiles),
+        TILES=min(triton.next_power_of_2(max(tiles)), reference.MAX_TILES),
     )
     out = torch.empty((B, C, bins, frames), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     first = 0

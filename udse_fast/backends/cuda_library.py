@@ -103,7 +103,13 @@ class NMF(Structure):
 class Map(Structure):
     """(B, N, C) numbers and the statistics of their tiles; from here on: see kernels/fused_layers/fused_layers.cu."""
 
-    _fields_ = (("values", c_void_p), ("statistics", c_void_p), ("channels", c_int64), ("measured", c_bool))
+    _fields_ = (
+        ("values", c_void_p),
+        ("statistics", c_void_p),
+        ("channels", c_int64),
+        ("tiles", c_int64),
+        ("measured", c_bool),
+    )
 
 
 class Tiling(Structure):
@@ -127,10 +133,38 @@ class GroupNorm(Structure):
     )
 
 
+class Source(Structure):
+    """A map that a convolution reads; see kernels/convolution/convolution.cu."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("values", "factor", "offset", "weights")),
+        *((name, c_int64) for name in ("channels", "stride")),
+        ("taps", c_int32),
+        ("packed", c_bool),
+    )
+
+
+class Convolution(Structure):
+    """The arguments of a convolution."""
+
+    _fields_ = (
+        ("sources", Source * 4),
+        ("source_count", c_int64),
+        ("shape", Shape),
+        *((name, c_int64) for name in ("channels", "columns")),
+        *((name, c_void_p) for name in ("bias", "residual", "out", "statistics")),
+        ("factor", c_float),
+        ("dtype", c_int32),
+        ("packed", c_bool),
+    )
+
+
 ARGUMENTS: dict[str, list[type]] = {
     "complex_normal": [POINTER(Key), POINTER(Shape), c_void_p],
     "compress": [c_void_p, c_int64, c_float, c_float, c_void_p],
     "decompress": [c_void_p, c_int64, c_float, c_float, c_void_p],
+    "convolution": [POINTER(Convolution)],
+    "fold_norm": [POINTER(GroupNorm)],
     "norm_film_silu": [POINTER(GroupNorm)],
     "tile_statistics": [POINTER(Map), POINTER(Tiling), c_int32],
     "residual_sum": [c_void_p, c_void_p, c_void_p, c_float, POINTER(Map), POINTER(Tiling), c_int32],
@@ -158,7 +192,8 @@ class CudaLibrary:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise UdseError(f"the CUDA kernels do not load: {error}; build udse-fast with -DUDSE_CUDA=ON") from error
-        for name, structure in (("step", Step), ("nmf", NMF), ("group_norm", GroupNorm)):
+        structures = ("step", Step), ("nmf", NMF), ("group_norm", GroupNorm), ("convolution", Convolution)
+        for name, structure in structures:
             size = getattr(self._library, f"udse_cuda_size_of_{name}")
             size.restype = c_int64
             if size() != ctypes.sizeof(structure):

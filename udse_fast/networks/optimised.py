@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from udse_fast.backends.cuda_graphs import Replayed, addresses, nothing_recorded
 from udse_fast.backends.dispatch import disable, forced_backend
 from udse_fast.errors import UdseError, first_line
+from udse_fast.kernels.convolution import Convolution, convolution
 from udse_fast.kernels.fused_layers import (
     Norm,
     backend_of,
@@ -55,18 +56,22 @@ class FusedNorm(nn.Module):
         super().__init__()
         self.weight, self.bias, self.groups, self.activate = norm.weight, norm.bias, norm.num_groups, activate
 
-    def forward(
+    def of(
         self,
         x: Measured,
         before: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         skip: Measured | None = None,
-    ) -> Tensor:
-        """(B, C, F, T), or C channels of two maps, and conditions (B, C, 1, 1 or T) -> (B, C, F, T)."""
+    ) -> Norm:
+        """(B, C, F, T), or C channels of two maps, and conditions (B, C, 1, 1 or T); for what does it on the way."""
         other, of_other = (None, None) if skip is None else skip
         parameters = self.weight, self.bias, self.groups, before, scale, shift, self.activate
-        return norm_film_silu(Norm(x.values, *parameters, other, (x.statistics, of_other)))
+        return Norm(x.values, *parameters, other, (x.statistics, of_other))
+
+    def forward(self, x: Measured) -> Tensor:
+        """(B, C, F, T) -> (B, C, F, T)."""
+        return norm_film_silu(self.of(x))
 
 
 class FusedInput(nn.Module):
@@ -124,27 +129,21 @@ class FusedResidualBlock(nn.Module):
 
     def forward(self, x: Measured, embedding: Tensor, skip: Measured | None = None) -> Measured:
         """As `ResidualBlock.forward`; the channels of x and of `skip` are never written side by side."""
-        h = self.norm_0(x, skip=skip)
-        x0 = x.values
+        norm = self.norm_0.of(x, skip=skip)
+        h: Norm | Tensor = norm
+        added = (x.values,) if skip is None else (x.values, skip.values)
         if self.resamples:
-            h, x0 = resample(h, self.up), resample(x0, self.up)
+            h, added = resample(norm_film_silu(norm), self.up), (resample(x.values, self.up),)
         condition = self.dense(embedding).transpose(1, 2).unsqueeze(2)  # (B, C' or 2 C', 1, 1 or T')
-        h = Measured(self.conv_0(h))
+        between = Measured(*convolution(Convolution(h, self.conv_0.weight, measured=True)))
         if self.film:
             scale, shift = condition.chunk(2, dim=1)
-            h = self.norm_1(h, self.before, scale, shift)
+            norm = self.norm_1.of(between, self.before, scale, shift)
         else:
-            h = self.norm_1(h, condition)
-        h = self.conv_1(h)
-        factor = HALF_POWER
-        if self.shortcut is not None:
-            width, factor = x0.shape[1], 1.0
-            x0 = _product(x0, self.shortcut[:, :width])
-            if skip is not None:
-                x0 = _product(skip.values, self.shortcut[:, width:], x0)
-        if self.measures:
-            return Measured(*measured_sum(h, x0, self.bias, factor))
-        return Measured(residual_sum(h, x0, self.bias, factor))
+            norm = self.norm_1.of(between, condition)
+        factor = HALF_POWER if self.shortcut is None else 1.0
+        weights = self.conv_1.weight, self.bias, added, self.shortcut
+        return Measured(*convolution(Convolution(norm, *weights, factor, self.measures)))
 
 
 class FusedAttention(nn.Module):
@@ -203,15 +202,6 @@ class FusedLatentFusion(nn.Module):
         """(B, C, F, T) -> (B, C, F, T)."""
         seen = (self.fusion.seen(x.values, conditions) * HALF_POWER).contiguous(memory_format=torch.channels_last)
         return Measured(*measured_sum(seen, x.values, self.bias, HALF_POWER))
-
-
-def _product(x: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
-    """The 1x1 convolution of a channels_last map, (B, C, F, T) and (C', C) -> (B, C', F, T); added into `onto`."""
-    rows = x.movedim(1, -1)
-    flat = rows.reshape(-1, rows.shape[-1])
-    sums = None if onto is None else onto.movedim(1, -1).reshape(-1, len(weight))
-    product = flat @ weight.T if sums is None else sums.addmm_(flat, weight.T)
-    return product.view(*rows.shape[:-1], len(weight)).movedim(-1, 1)
 
 
 def _without_bias(convolution: nn.Conv2d) -> Tensor:

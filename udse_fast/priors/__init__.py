@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-BUILT_IN = {name: FOLDER / f"{name}.safetensors" for name in ("speech", "causal", "joint", "posterior")}
+BUILT_IN = {
+    name: FOLDER / f"{name}.safetensors" for name in ("speech", "causal", "joint", "posterior", "posterior_causal")
+}
 """Name that `load_network` and `Enhancer` take for a path -> file."""
 
 

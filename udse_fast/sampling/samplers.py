@@ -21,7 +21,7 @@ from udse_fast.sampling.likelihoods.unconditional import Unconditional
 
 CORRECTOR_SNR = Range(0, 10)
 SEEDS = Range(0, 2**64 - 1)
-WHOLE = {"corrector_steps": Range(1, 100), "every": Range(1, 1000)}
+WHOLE = {"corrector_steps": Range(1, 100), "every": Range(1, 1000), "fits": Range(1, 1000)}
 """Options that are whole numbers."""
 OPTIONS: dict[str, Range | None] = {
     "guidance": Range(0, 1000),

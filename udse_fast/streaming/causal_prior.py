@@ -1,4 +1,4 @@
-"""`CausalPrior`: a causal network that goes on, block after block, from what it saw before."""
+"""`CausalPrior`: causal networks that go on, block after block, from what they saw before."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from udse_fast.networks.score_network import ScoreNetwork
 from udse_fast.prior import batch, estimates, split, unit_gain
 from udse_fast.sampling.requests import Answer, Prior, Request
 
+Pasts = Mapping[str, Mapping[int, Past]]
+"""Of the "prior" and of the "posterior" network, by call."""
+
 
 class CausalPrior(Prior):
-    """The score of a causal network, and its memories.
+    """The score of a causal network, what a posterior network says about the recording, and their memories.
 
     Every call of a block sees the past at its own noise level: there is a memory for each, known by the number of the
     call in its pass. A prior serves one block. The memories that it starts from stay as they were, so that a block
@@ -22,32 +25,43 @@ class CausalPrior(Prior):
 
     Args:
         network: a causal one.
-        before: what the block before left, by call; nothing before the first.
+        posterior: a causal posterior network, of the samplers that ask one beside the prior.
+        before: what the block before left; nothing before the first.
     """
 
-    def __init__(self, network: ScoreNetwork, before: Mapping[int, Past] | None = None) -> None:
-        self.network = network
-        self.pasts: dict[int, Past] = {}
-        """What this block leaves, by call."""
-        self._before = {} if before is None else before
+    def __init__(
+        self,
+        network: ScoreNetwork,
+        posterior: ScoreNetwork | None = None,
+        before: Pasts | None = None,
+    ) -> None:
+        self.network, self.posterior = network, posterior or network
+        self.pasts: dict[str, dict[int, Past]] = {"prior": {}, "posterior": {}}
+        """What this block leaves."""
+        self._before = self.pasts if before is None else before
 
     def next_block(self) -> CausalPrior:
         """The prior of the block after this one."""
-        return CausalPrior(self.network, self.pasts)
+        return CausalPrior(self.network, self.posterior, self.pasts)
 
     @property
     def kind(self) -> str:
-        """Of the memories, "torch" or "core"."""
-        return self.network.new_past().kind
+        """Of the memories of both networks, "torch" or "core"."""
+        return ", ".join(dict.fromkeys(network.new_past().kind for network in (self.network, self.posterior)))
 
     def batch_key(self, source: str) -> Hashable:
-        """The network: streams share its calls."""
-        return id(self.network)
+        """The networks: streams share their calls."""
+        return id(self.network), id(self.posterior)
 
-    def past(self, call: int) -> Past:
+    def _network(self, role: str) -> ScoreNetwork:
+        return self.posterior if role == "posterior" else self.network
+
+    def _past(self, role: str, call: int) -> Past:
         """The memory of a call, to be updated."""
-        self.pasts[call] = self._before[call].copy() if call in self._before else self.network.new_past()
-        return self.pasts[call]
+        before = self._before[role]
+        past = before[call].copy() if call in before else self._network(role).new_past()
+        self.pasts[role][call] = past
+        return past
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One call of the network, for one stream or several that share it.
@@ -57,27 +71,31 @@ class CausalPrior(Prior):
         """
         if requests[0].wants_vjp:
             raise UdseError("causal prior: expected a sampler that needs no gradient of the network, got one that does")
-        pasts = [_of_stream(request).past(request.call) for request in requests]
-        state, time, conditions = batch(requests, self.network)
+        role = "posterior" if requests[0].wants_estimate else "prior"
+        network = self._network(role)
+        pasts = [_of_stream(request)._past(role, request.call) for request in requests]
+        state, time, conditions = batch(requests, network)
         sizes = [len(request.state) for request in requests]
         past = pasts[0] if len(pasts) == 1 else type(pasts[0]).joined(pasts, sizes)
         if requests[0].wants_estimate:
-            state, level = unit_gain(state, time, self.network)
-            answers = estimates(requests, self.network.say(state, level, conditions, past))
+            state, level = unit_gain(state, time, network)
+            answers = estimates(requests, network.say(state, level, conditions, past))
         else:
-            answers = split(requests, *self.network.evaluate(state, time, conditions, past=past))
+            answers = split(requests, *network.evaluate(state, time, conditions, past=past))
         if past is not pasts[0]:
             past.give_back(pasts, sizes)
         return answers
 
-    def state(self) -> list[list[Tensor]]:
-        """The memories, one list per call of a block."""
-        return [self.pasts[call].kept for call in sorted(self.pasts)]
+    def state(self) -> dict[str, dict[int, list[Tensor]]]:
+        """The memories by network and call, a list of tensors each."""
+        return {role: {call: past.kept for call, past in pasts.items()} for role, pasts in self.pasts.items()}
 
-    def restore(self, state: list[list[Tensor]]) -> None:
+    def restore(self, state: Mapping[str, Mapping[int, list[Tensor]]]) -> None:
         """Go on from `state`."""
-        kind = type(self.network.new_past())
-        self.pasts = {call: kind(list(kept)) for call, kept in enumerate(state)}
+        kinds = {role: type(self._network(role).new_past()) for role in state}
+        self.pasts = {
+            role: {call: kinds[role](list(kept)) for call, kept in pasts.items()} for role, pasts in state.items()
+        }
 
 
 def _of_stream(request: Request) -> CausalPrior:

@@ -13,7 +13,7 @@ from udse_fast.checkpoints.checkpoint import tensor_bytes
 from udse_fast.checks import described
 from udse_fast.errors import UdseError
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 def stored(facts: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:

@@ -135,10 +135,10 @@ class PosteriorBatches:
         """Linear spectrogram (F, T) of speech as one of many microphones would have it."""
         spectra = self.spectral.stft(torch.from_numpy(self._talkers(rng)))
         kind = rng.random()
-        if kind < 0.03:  # another excitation in the same envelope: whispered, or sung
+        if kind < 0.08:  # another excitation in the same envelope: whispered, or sung
             envelope = smoothed(spectra.abs().square(), 7, 1).sqrt()
             tilt = torch.linspace(float(rng.uniform(0.1, 1)), 1, self.spectral.bins)[:, None]
-            spectra = envelope * (self._white(rng) * tilt if kind < 0.015 else self._sung(rng))
+            spectra = envelope * (self._white(rng) * tilt if kind < 0.05 else self._sung(rng))
         if self.augmentation.equalisation_db:
             spectra = spectra * torch.from_numpy(self.augmentation.response(rng, 1, self.spectral.bins))[0, :, None]
         hertz = torch.arange(self.spectral.bins) * self.spectral.sample_rate / self.spectral.n_fft
