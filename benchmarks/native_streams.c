@@ -1,6 +1,6 @@
 /* Streams of udse.h on one core: memory, time of blocks, how many fit into real time, hours of audio.
  *
- * native_streams PRIOR SPEECH.f32 [SECONDS of audio [SECONDS live [HOURS of audio]]]
+ * native_streams PRIOR POSTERIOR SPEECH.f32 [SECONDS of audio [SECONDS live [HOURS of audio]]]
  * SPEECH.f32: raw float samples at 16 kHz, a few seconds of noisy speech. Run it on a core that has nothing else to do:
  * taskset -c 1 native_streams ...
  */
@@ -97,7 +97,7 @@ static void blocks(const udse_prior* prior, double seconds) {
 static void live(const udse_prior* prior, double seconds) {
   udse_error error;
   udse_options options = udse_default_options();
-  options.buffer_frames = 1024;
+  options.buffer_frames = 512;
   udse_live* const stream = checked(udse_open_live(prior, &options, &error), &error);
   float out[CHUNK];
   const double started = now(CLOCK_MONOTONIC);
@@ -168,14 +168,15 @@ static void soak(const udse_prior* prior, double hours) {
   udse_close(stream);
 }
 
-static void memory(const char* path) {
+static void memory(const char* prior_path, const char* posterior_path) {
   udse_error error;
   const udse_options options = udse_default_options();
   udse_stream* streams[9];
   float out[2 * RATE];
   double first = 0;
   const double started = now(CLOCK_MONOTONIC);
-  streams[0] = checked(udse_open(path, &options, &error), &error);
+  udse_prior* const prior = checked(udse_read_networks(prior_path, posterior_path, &error), &error);
+  streams[0] = checked(udse_open_with(prior, &options, &error), &error);
   const double opening = now(CLOCK_MONOTONIC) - started;
   for (int i = 0; i < 9; ++i) {
     if (i) streams[i] = checked(udse_open_beside(streams[0], &options, &error), &error);
@@ -183,22 +184,24 @@ static void memory(const char* path) {
     if (!i) first = resident();
   }
   printf(
-      "A stream opens in %.0f ms, the checkpoint read from the disk's cache. Resident memory: %.1f MB with one stream, "
+      "A stream opens in %.0f ms, the checkpoints read from the disk's cache. Resident memory: %.1f MB with one "
+      "stream, "
       "%.2f MB more for each further one beside it.\n\n",
       1000 * opening, first, (resident() - first) / 8);
   for (int i = 0; i < 9; ++i) udse_close(streams[i]);
+  udse_close_prior(prior);
 }
 
 int main(int argc, char** argv) {
-  if (argc < 3) return 2;
-  const double seconds = argc > 3 ? atof(argv[3]) : 600, live_seconds = argc > 4 ? atof(argv[4]) : 60;
-  const double hours = argc > 5 ? atof(argv[5]) : 0;
+  if (argc < 4) return 2;
+  const double seconds = argc > 4 ? atof(argv[4]) : 600, live_seconds = argc > 5 ? atof(argv[5]) : 60;
+  const double hours = argc > 6 ? atof(argv[6]) : 0;
   double load = 0;
   if (getloadavg(&load, 1) == 1) printf("Load average at the start: %.1f.\n\n", load);
-  read_speech(argv[2]);
-  memory(argv[1]);
+  read_speech(argv[3]);
+  memory(argv[1], argv[2]);
   udse_error error;
-  udse_prior* const prior = checked(udse_read_prior(argv[1], &error), &error);
+  udse_prior* const prior = checked(udse_read_networks(argv[1], argv[2], &error), &error);
   if (seconds > 0) blocks(prior, seconds);
   if (live_seconds > 0) live(prior, live_seconds);
   puts("| streams | of them side by side | in turn, s per s | together, s per s | together / in turn | in real time |");

@@ -29,8 +29,8 @@ udse::NetworkBlock block_of(const udse::CausalNetwork& network, const Complexes&
 
 void register_causal_network(py::module_& m) {
   const py::metaclass plain(reinterpret_cast<PyObject*>(&PyType_Type));  // pybind11's own has no name a stub could give
-  py::class_<udse::CausalNetwork, std::shared_ptr<udse::CausalNetwork>>(m, "CausalNetwork", plain,
-                                                                        "A causal Compact network with its weights, or a causal posterior network.")
+  py::class_<udse::CausalNetwork, std::shared_ptr<udse::CausalNetwork>>(
+      m, "CausalNetwork", plain, "A causal Compact network with its weights, or a causal posterior network.")
       .def(py::init([](const std::map<std::string, Floats>& arrays, const Sizes& dilations) {
              udse::Weights weights;
              for (const auto& [name, array] : arrays) weights[name] = {sizes(array), array.data()};

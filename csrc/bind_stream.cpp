@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t most_together = 8;  // signals side by side: more of them gain nothing
 
-// A causal prior, and the workbenches of its streams: a thread takes one for a call.
+// Causal networks, and the workbenches of their streams: a thread takes one for a call.
 struct StreamPrior {
   std::shared_ptr<const udse::Prior> prior;
   std::mutex mutex;  // of what follows
@@ -45,8 +45,11 @@ struct NativeStream {
 };
 
 std::shared_ptr<StreamPrior> make_prior(std::shared_ptr<const udse::CausalNetwork> network,
+                                        std::shared_ptr<const udse::CausalNetwork> posterior,
                                         const std::map<std::string, double>& config, bool sqrt_hann,
                                         std::uint64_t fingerprint) {
+  if (network->tells_noise() || (posterior && !posterior->tells_noise()))
+    throw udse::Error("expected a score network, and a posterior network or none beside it");
   const auto number = [&](const char* name) {
     const auto found = config.find(name);
     if (found == config.end()) throw udse::Error(std::string("config has no ") + name);
@@ -62,7 +65,7 @@ std::shared_ptr<StreamPrior> make_prior(std::shared_ptr<const udse::CausalNetwor
   const udse::OUVE sde{number("gamma"), number("sigma_min"), number("sigma_max")};
   auto made = std::make_shared<StreamPrior>();
   made->prior = std::shared_ptr<const udse::Prior>(
-      new udse::Prior{udse::Spectral(spectral), sde, std::move(network), {}, fingerprint});
+      new udse::Prior{udse::Spectral(spectral), sde, std::move(network), std::move(posterior), {}, {}, fingerprint});
   return made;
 }
 
@@ -132,8 +135,9 @@ py::tuple flush(NativeStream& native) {
 
 void register_stream(py::module_& m) {
   const py::metaclass plain(reinterpret_cast<PyObject*>(&PyType_Type));
-  py::class_<StreamPrior, std::shared_ptr<StreamPrior>>(m, "StreamPrior", plain, "A causal prior of native streams.")
-      .def(py::init(&make_prior), "network"_a, "config"_a, "sqrt_hann"_a, "fingerprint"_a);
+  py::class_<StreamPrior, std::shared_ptr<StreamPrior>>(m, "StreamPrior", plain,
+                                                        "The causal networks of native streams.")
+      .def(py::init(&make_prior), "network"_a, "posterior"_a, "config"_a, "sqrt_hann"_a, "fingerprint"_a);
   m.def("process_many", &process_many, "streams"_a, "samples"_a,
         "(n, channels) in, speech and noise (m, channels) out, of every stream; they compute side by side.");
   py::class_<NativeStream>(m, "NativeStream", plain, "Samples in, speech and noise out. One thread at a time.")

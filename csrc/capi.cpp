@@ -1,4 +1,8 @@
 // The C interface: checks what comes, turns exceptions into codes.
+#ifdef __linux__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,15 +16,20 @@
 #include "udse.h"
 
 #ifdef UDSE_EMBEDDED_PRIOR
-// The file of the prior, put into the library by the assembler
+// The files of the prior and of the posterior network, put into the library by the assembler
 __asm__(
     ".section .rodata\n"
     ".balign 16\n"
-    "udse_embedded_begin: .incbin \"" UDSE_EMBEDDED_PRIOR
+    "udse_embedded_prior_begin: .incbin \"" UDSE_EMBEDDED_PRIOR
     "\"\n"
-    "udse_embedded_end: .byte 0\n"
+    "udse_embedded_prior_end: .byte 0\n"
+    ".balign 16\n"
+    "udse_embedded_posterior_begin: .incbin \"" UDSE_EMBEDDED_POSTERIOR
+    "\"\n"
+    "udse_embedded_posterior_end: .byte 0\n"
     ".previous\n");
-extern "C" __attribute__((visibility("hidden"))) const unsigned char udse_embedded_begin[], udse_embedded_end[];
+extern "C" __attribute__((visibility("hidden"))) const unsigned char udse_embedded_prior_begin[],
+    udse_embedded_prior_end[], udse_embedded_posterior_begin[], udse_embedded_posterior_end[];
 #endif
 
 struct udse_prior {
@@ -46,6 +55,14 @@ void describe(udse_error* error, int code, const char* text) {
   error->code = code;
   std::strncpy(error->text, text, sizeof error->text - 1);
   error->text[sizeof error->text - 1] = 0;
+}
+
+// Reading a file takes several times the memory that a network does. What is free again goes back to the system: glibc
+// would keep it.
+void give_back_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 // What `make` makes, or null with the reason in `error`.
@@ -78,7 +95,14 @@ double remaining_noise(double max_attenuation_db) {
 }
 
 udse::StreamSettings chosen_settings(const udse::Prior& prior, const udse_options& options) {
-  udse::StreamSettings settings = prior.recommended;
+  if (options.sampler > UDSE_AMORTISED_DDRM)
+    throw udse::Error("sampler: expected 0 (the best there is), UDSE_DDRM or UDSE_AMORTISED_DDRM, got " +
+                      std::to_string(options.sampler));
+  const udse::Sampler sampler = !options.sampler               ? prior.sampler()
+                                : options.sampler == UDSE_DDRM ? udse::Sampler::ddrm
+                                                               : udse::Sampler::amortised_ddrm;
+  udse::StreamSettings settings = prior.recommended(sampler);
+  settings.sampler = sampler;
   if (options.block_frames) settings.block_frames = options.block_frames;
   if (options.steps) settings.steps = options.steps;
   if (options.samples) settings.samples = options.samples;
@@ -138,23 +162,41 @@ const char* udse_code_text(int64_t code) {
   }
 }
 
-udse_prior* udse_read_prior(const char* path, udse_error* error) {
+udse_prior* udse_read_prior(const char* path, udse_error* error) { return udse_read_networks(path, nullptr, error); }
+
+udse_prior* udse_read_networks(const char* prior, const char* posterior, udse_error* error) {
   return guarded(error, UDSE_FILE, [&] {
-    if (!path) throw udse::Error("path: expected the name of a checkpoint, got null");
-    return new udse_prior{udse::read_prior(path)};
+    if (!prior) throw udse::Error("path: expected the name of a checkpoint, got null");
+    auto* const made = new udse_prior{udse::read_prior(prior, posterior ? posterior : "")};
+    give_back_memory();
+    return made;
   });
 }
 
 udse_prior* udse_parse_prior(const void* bytes, size_t size, udse_error* error) {
+  return udse_parse_networks(bytes, size, nullptr, 0, error);
+}
+
+udse_prior* udse_parse_networks(const void* prior, size_t prior_size, const void* posterior, size_t posterior_size,
+                                udse_error* error) {
   return guarded(error, UDSE_FILE, [&] {
-    if (!bytes) throw udse::Error("bytes: expected those of a checkpoint, got null");
-    return new udse_prior{udse::parse_prior(static_cast<const unsigned char*>(bytes), size)};
+    if (!prior || (posterior_size && !posterior)) throw udse::Error("bytes: expected those of a checkpoint, got null");
+    auto* const made =
+        new udse_prior{udse::parse_prior({static_cast<const unsigned char*>(prior), prior_size},
+                                         {static_cast<const unsigned char*>(posterior), posterior_size})};
+    give_back_memory();
+    return made;
   });
 }
 
 udse_prior* udse_embedded_prior(udse_error* error) {
 #ifdef UDSE_EMBEDDED_PRIOR
-  return udse_parse_prior(udse_embedded_begin, static_cast<size_t>(udse_embedded_end - udse_embedded_begin), error);
+  const auto size = [](const unsigned char* begin, const unsigned char* end) {
+    return static_cast<size_t>(end - begin);
+  };
+  return udse_parse_networks(udse_embedded_prior_begin, size(udse_embedded_prior_begin, udse_embedded_prior_end),
+                             udse_embedded_posterior_begin,
+                             size(udse_embedded_posterior_begin, udse_embedded_posterior_end), error);
 #else
   return guarded(error, UDSE_FILE, []() -> udse_prior* {
     throw udse::Error("expected a library with an embedded prior (-DUDSE_EMBED_PRIOR=ON); read one from a file");
@@ -189,7 +231,7 @@ udse_stream* udse_open_beside(const udse_stream* other, const udse_options* opti
     if (!other) throw udse::Error("other: expected an open stream, got null");
     udse::Stream stream = make_stream(other->prior, known_options(options));
     if (!stream.fits(*other->bench))
-      throw udse::Error("options: expected the block_frames, steps and samples of the other stream");
+      throw udse::Error("options: expected the sampler, block_frames, steps and samples of the other stream");
     return new udse_stream{std::move(stream), other->bench, other->prior};
   });
 }

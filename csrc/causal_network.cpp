@@ -81,7 +81,8 @@ struct Embedding {
 };
 
 // Variance of a mixture in the compressed domain about the speech in it, whose noise has the variance V in the linear
-// one, where the mixture has the power p: V / (1.6 p) where the speech is far above the noise, sqrt(V / 1.273) far below
+// one, where the mixture has the power p: V / (1.6 p) where the speech is far above the noise, sqrt(V / 1.273) far
+// below
 float compressed_variance(float noise_variance, float power) {
   const float above = 1.6f * power;
   return std::max(noise_variance / std::sqrt(above * above + 1.273f * noise_variance + 1e-16f), surest);

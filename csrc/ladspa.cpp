@@ -11,9 +11,9 @@
 
 namespace {
 
-constexpr unsigned long piece = 1024;     // frames that are worked on at a time
-constexpr double buffer_seconds = 0.064;  // for the computing: one block
-constexpr float most_attenuation = 60;    // dB; there, no limit
+constexpr unsigned long piece = 1024;    // frames that are worked on at a time
+constexpr double frame_seconds = 0.016;  // about a frame of a block
+constexpr float most_attenuation = 60;   // dB; there, no limit
 constexpr unsigned long mono_id = 5101, stereo_id = 5102;
 
 // Controls first, then the inputs and the outputs of the channels
@@ -49,8 +49,8 @@ struct Plugin {
 
   void open() {
     udse_close_live(live);
-    options.block_frames = static_cast<uint32_t>(std::lround(control(block_frames, 2, 5, 4)));
-    const double buffer = control(own_thread, 0, 1, 1) > 0 ? buffer_seconds : 0;
+    options.block_frames = static_cast<uint32_t>(std::lround(control(block_frames, 2, 3, 2)));
+    const double buffer = control(own_thread, 0, 1, 1) > 0 ? options.block_frames * frame_seconds : 0;  // one block
     options.buffer_frames = static_cast<uint32_t>(buffer * options.sample_rate);
     live = udse_open_live(prior, &options, nullptr);
   }
@@ -110,7 +110,7 @@ constexpr const char* stereo_names[] = {"Attenuation limit (dB)",
                                         "Right output"};
 constexpr int bounded = LADSPA_HINT_BOUNDED_BELOW | LADSPA_HINT_BOUNDED_ABOVE;
 constexpr LADSPA_PortRangeHint hints[] = {{bounded | LADSPA_HINT_DEFAULT_MAXIMUM, 0, most_attenuation},
-                                          {bounded | LADSPA_HINT_INTEGER | LADSPA_HINT_DEFAULT_HIGH, 2, 5},
+                                          {bounded | LADSPA_HINT_INTEGER | LADSPA_HINT_DEFAULT_MINIMUM, 2, 3},
                                           {LADSPA_HINT_TOGGLED | LADSPA_HINT_DEFAULT_1, 0, 0},
                                           {0, 0, 0},
                                           {0, 0, 0},

@@ -9,7 +9,7 @@ seed=${SEED:-1}
 build=build/fuzz
 cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DUDSE_FUZZ=ON -DUDSE_CUDA=OFF -DUDSE_SANITIZE=address,undefined "$@"
 cmake --build "$build" -j "$(nproc)" --target fuzz_safetensors fuzz_process
-export UDSE_PRIOR=$PWD/udse_fast/priors/causal.safetensors
+export UDSE_PRIOR=$PWD/udse_fast/priors/causal.safetensors UDSE_POSTERIOR=$PWD/udse_fast/priors/posterior_causal.safetensors
 seeds=$build/seeds
 mkdir -p "$seeds"
 python3 csrc/tests/make_fuzz_seeds.py "$seeds"

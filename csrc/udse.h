@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-typedef struct udse_prior udse_prior;   /* a checkpoint: about 20 MB, shared by its streams */
+typedef struct udse_prior udse_prior;   /* checkpoints: about 10 MB for each network, shared by the streams */
 typedef struct udse_stream udse_stream; /* chunks of any length in, what is ready out */
 typedef struct udse_live udse_live;     /* as many frames out as in, with a fixed delay */
 
@@ -54,8 +54,14 @@ typedef struct udse_options {
   uint32_t block_frames;     /* frames that are enhanced at once, 1 to 8: the latency */
   uint32_t steps, samples;   /* reverse steps and posterior samples: quality for time */
   uint32_t buffer_frames;    /* of udse_live: frames of time for a thread of its own; 0: the caller computes */
-  uint32_t together;         /* signals that udse_process_many computes side by side, 5 MB each; 0: the channels */
+  uint32_t together;         /* signals that udse_process_many computes side by side, 2 MB each; 0: the channels */
+  uint32_t sampler;          /* 0: UDSE_AMORTISED_DDRM where there is a posterior network, else UDSE_DDRM */
 } udse_options;
+
+enum {
+  UDSE_DDRM = 1,           /* asks the prior alone */
+  UDSE_AMORTISED_DDRM = 2, /* asks a posterior network too: better, in a third of the time, with less delay */
+};
 
 UDSE_API udse_options udse_default_options(void);
 UDSE_API const char* udse_version(void);
@@ -65,14 +71,18 @@ UDSE_API const char* udse_code_text(int64_t code);
 /* All that open: null after an error, which is then described where `error` is not null. */
 UDSE_API udse_prior* udse_read_prior(const char* path, udse_error* error);
 UDSE_API udse_prior* udse_parse_prior(const void* bytes, size_t size, udse_error* error); /* bytes are copied */
-/* The one that this library was built with, if any */
+/* A prior, and beside it a posterior network, which is told the recording; the latter may be null. */
+UDSE_API udse_prior* udse_read_networks(const char* prior, const char* posterior, udse_error* error);
+UDSE_API udse_prior* udse_parse_networks(const void* prior, size_t prior_size, const void* posterior,
+                                         size_t posterior_size, udse_error* error);
+/* Those that this library was built with, if any */
 UDSE_API udse_prior* udse_embedded_prior(udse_error* error);
 UDSE_API void udse_close_prior(udse_prior* prior); /* its streams go on; null is allowed here and in every close */
 
 UDSE_API udse_stream* udse_open(const char* path, const udse_options* options, udse_error* error);
 UDSE_API udse_stream* udse_open_with(const udse_prior* prior, const udse_options* options, udse_error* error);
 /* One more stream that computes where `other` does: it takes half of the memory. Both then belong to one thread at a
- * time, and have the same block_frames, steps and samples; `together` is that of the first. */
+ * time, and have the same sampler, block_frames, steps and samples; `together` is that of the first. */
 UDSE_API udse_stream* udse_open_beside(const udse_stream* other, const udse_options* options, udse_error* error);
 UDSE_API void udse_close(udse_stream* stream);
 

@@ -102,10 +102,15 @@ class CausalNetwork:
         step."""
 
 class StreamPrior:
-    """A causal prior of native streams."""
+    """The causal networks of native streams."""
 
     def __init__(
-        self, network: CausalNetwork, config: Mapping[str, float], sqrt_hann: bool, fingerprint: int
+        self,
+        network: CausalNetwork,
+        posterior: CausalNetwork | None,
+        config: Mapping[str, float],
+        sqrt_hann: bool,
+        fingerprint: int,
     ) -> None: ...
 
 class NativeStream:

@@ -1,4 +1,4 @@
-// Draws the speech of one block from its posterior. A sampler says what it asks the network for, call by call, and
+// Draws the speech of one block from its posterior. A sampler says what it asks the networks for, call by call, and
 // takes the answers: so the calls of many streams can be made together.
 #pragma once
 
@@ -9,20 +9,34 @@
 #include "causal_network.hpp"
 #include "stream/noise_model.hpp"
 #include "stream/prior.hpp"
-#include "stream/state.hpp"
 
 namespace udse {
 
-// The network calls of a block
-struct Calls {
-  std::vector<float> noise_levels;  // in the order of the calls
-  std::int64_t samples, frames;     // B, K
+struct Call {
+  bool of_posterior;       // network: that of the speech, or the posterior network
+  std::int64_t samples;    // B
+  float noise_level;       // of the speech prior's calls
+  std::int64_t memory_at;  // where its memory, (B, memory_size of the network), is among those of all calls
 
-  bool operator==(const Calls& other) const {
-    return noise_levels == other.noise_levels && samples == other.samples && frames == other.frames;
+  bool operator==(const Call& other) const {
+    return of_posterior == other.of_posterior && samples == other.samples && noise_level == other.noise_level;
   }
 };
 
+// The network calls of a block, in their order
+struct Calls {
+  std::int64_t frames;  // K
+  std::vector<Call> each;
+  std::int64_t memory_size = 0;  // of all
+
+  void add(const CausalNetwork& network, std::int64_t samples, float noise_level) {
+    each.push_back({network.tells_noise(), samples, noise_level, memory_size});
+    memory_size += samples * network.memory_size();
+  }
+  bool operator==(const Calls& other) const { return frames == other.frames && each == other.each; }
+};
+
+// Nothing in it outlives a block.
 class BlockSampler {
  public:
   virtual ~BlockSampler() = default;
@@ -32,22 +46,17 @@ class BlockSampler {
   // The block: x (F, K), compressed and normalised, with the number of its first frame; it is read until the last
   // answer.
   virtual void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) = 0;
-  // `memories`: (calls, B, memory_size of the network), where it writes what it remembers of the block.
-  virtual NetworkBlock request(std::size_t call, float* memories) = 0;
+  // What the network is asked; its memories are the caller's.
+  virtual NetworkBlock request(std::size_t call) = 0;
   // The network has written what the request points to. The noise model learns on the way.
   virtual void answer(std::size_t call, NoiseModel& noise) = 0;
   // Samples (B, F, K), after the last answer
   virtual const cfloat* speech() const = 0;
-
-  // After a block that went well: its memories are those that the next one goes on from. They are exchanged for the
-  // ones of the block before, which without this call stay.
-  virtual void keep(std::vector<float>& memories) = 0;
-
-  virtual void reset() = 0;
-  virtual void exchange(State& state) = 0;
+  // An estimate for the ear (F, K), which is to be heard beside them; null where there is none
+  virtual const cfloat* heard() const { return nullptr; }
 };
 
-// The sampler that the settings ask for.
+// The sampler that the settings ask for, whose networks are there.
 std::unique_ptr<BlockSampler> make_block_sampler(const Prior& prior, const StreamSettings& settings);
 
 }  // namespace udse

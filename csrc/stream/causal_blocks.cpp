@@ -41,6 +41,7 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings),
                    seconds(*prior_, advance_)),
       sampler_(make_block_sampler(*prior_, settings)),
+      memories_(static_cast<size_t>(sampler_->calls().memory_size)),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
       workspace_(prior_->spectral.settings(), frames_),
       input_(static_cast<size_t>(window_ + most_pushed)),
@@ -65,9 +66,8 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
 
 void CausalBlocks::reset() {
   noise_model_.reset();
-  sampler_->reset();
   read_out_.reset();
-  for (auto* numbers : {&input_, &sum_, &gain_sum_, &squares_, &loudest_, &heard_})
+  for (auto* numbers : {&memories_, &input_, &sum_, &gain_sum_, &squares_, &loudest_, &heard_})
     std::fill(numbers->begin(), numbers->end(), 0.f);
   held_ = skip_ = skipped_at_first();  // centred frames: the first reaches half a window before the signal
   latest_ = recovered_blocks_ = left_out_ = heard_count_ = 0;
@@ -128,10 +128,11 @@ void CausalBlocks::recover() {
 
 void CausalBlocks::estimate(std::vector<float>& memories) {
   read_out_.decompress(mixture_.data(), level_, loud_mixture_.data());
-  read_out_.estimate(sampler_->speech(), mixture_.data(), level_, noise_model_, spectrogram_.data());
+  read_out_.estimate({sampler_->speech(), sampler_->heard()}, mixture_.data(), level_, noise_model_,
+                     spectrogram_.data());
   const auto finite = [](cfloat z) { return std::isfinite(z.real()) && std::isfinite(z.imag()); };
   if (std::all_of(spectrogram_.begin(), spectrogram_.end(), finite))
-    sampler_->keep(memories);
+    memories_.swap(memories);
   else
     recover();
 }
@@ -196,7 +197,7 @@ void CausalBlocks::exchange_learnt(State& state) {
 
 void CausalBlocks::exchange(State& state) {
   noise_model_.exchange(state);
-  sampler_->exchange(state);
+  state(memories_);
   read_out_.exchange(state);
   state(held_, int64_t{0}, window_ - 1);
   state(input_);

@@ -13,10 +13,8 @@ DdrmSampler::DdrmSampler(const Prior& prior, const StreamSettings& settings)
       eta_(static_cast<float>(settings.eta)),
       noise_bias_(static_cast<float>(settings.noise_bias)),
       variance_scale_(static_cast<float>(settings.variance_scale)),
-      calls_{{}, settings.samples, settings.block_frames},
+      calls_{settings.block_frames, {}},
       level_of_samples_(static_cast<size_t>(settings.samples)),
-      memory_size_(prior.network->memory_size()),
-      memories_(static_cast<size_t>(settings.steps * settings.samples * memory_size_)),
       state_(static_cast<size_t>(shape_.samples * shape_.bins * shape_.frames)),
       unit_gain_(state_.size()),
       clean_(state_.size()),
@@ -30,7 +28,7 @@ DdrmSampler::DdrmSampler(const Prior& prior, const StreamSettings& settings)
     delta_.push_back(prior.sde.delta(t));
     sigma_.push_back(prior.sde.sigma(t));
     coefficients_.push_back(prior.sde.coefficients(t, settings.start_time / static_cast<double>(settings.steps)));
-    calls_.noise_levels.push_back(static_cast<float>(sigma_.back() / delta_.back()));
+    calls_.add(*prior.network, settings.samples, static_cast<float>(sigma_.back() / delta_.back()));
   }
 }
 
@@ -38,8 +36,11 @@ NoiseKey DdrmSampler::draw(Role role, size_t step) const {
   return {seed_, role, static_cast<std::uint32_t>(step), first_frame_, 0, nullptr};
 }
 
-// s = delta (x + sqrt(a^2 - V) z): the mixture with its noise brought up to a = sigma / delta
-void DdrmSampler::start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) {
+// s = delta (x + sqrt(a^2 - V) z): the mixture with its noise brought up to a = sigma / delta. Where m = E[s | x, V] is
+// known, that takes its place as far as the noise is stronger than a: with g = a^2 / (a^2 + V),
+// s = delta (g x + (1 - g) m + sqrt(a^2 - g^2 V) z)
+void DdrmSampler::start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise,
+                        const cfloat* expected) {
   mixture_ = mixture;
   first_frame_ = first_frame;
   noise.variance(power_.data());
@@ -47,24 +48,27 @@ void DdrmSampler::start(const cfloat* mixture, std::uint64_t first_frame, const 
   const double level = sigma_[0] / delta_[0];
   const float delta = static_cast<float>(delta_[0]), level2 = static_cast<float>(level * level);
   const size_t size = power_.size();
-  for (size_t i = 0; i < state_.size(); ++i)
-    state_[i] = delta * (mixture[i % size] + std::sqrt(std::max(level2 - power_[i % size], 0.f)) * state_[i]);
+  for (size_t i = 0; i < state_.size(); ++i) {
+    const size_t at = i % size;
+    const float V = power_[at], g = expected ? level2 / (level2 + V) : 1;
+    const cfloat known = expected ? expected[at] + g * (mixture[at] - expected[at]) : mixture[at];
+    state_[i] = delta * (known + std::sqrt(std::max(level2 - g * g * V, 0.f)) * state_[i]);
+  }
 }
 
 // The network is asked at the unit-gain state u = s / delta.
-NetworkBlock DdrmSampler::request(size_t call, float* memories) {
+NetworkBlock DdrmSampler::request(size_t call) {
   const float gain = static_cast<float>(1 / delta_[call]);
   for (size_t i = 0; i < state_.size(); ++i) unit_gain_[i] = gain * state_[i];
-  std::fill(level_of_samples_.begin(), level_of_samples_.end(), calls_.noise_levels[call]);
-  const std::int64_t of_call = static_cast<std::int64_t>(call) * shape_.samples * memory_size_;
-  return {shape_.samples,     shape_.frames, unit_gain_.data(),          level_of_samples_.data(),  nullptr,
-          memories + of_call, clean_.data(), posterior_variance_.data(), memories_.data() + of_call};
+  std::fill(level_of_samples_.begin(), level_of_samples_.end(), calls_.each[call].noise_level);
+  return {shape_.samples, shape_.frames, unit_gain_.data(), level_of_samples_.data(),
+          nullptr,        nullptr,       clean_.data(),     posterior_variance_.data()};
 }
 
 void DdrmSampler::answer(size_t call, NoiseModel& noise) {
   const UpdateKernels& run = kernels().updates;
   const Range pairs{0, (shape_.bins + 1) / 2};
-  const bool last = call + 1 == calls_.noise_levels.size();
+  const bool last = call + 1 == calls_.each.size();
   // Tweedie: S = (delta E[s_0 | s] - s) / sigma^2
   const double precision = 1 / (sigma_[call] * sigma_[call]);
   const float of_clean = static_cast<float>(delta_[call] * precision), of_state = static_cast<float>(precision);
@@ -94,14 +98,6 @@ void DdrmSampler::answer(size_t call, NoiseModel& noise) {
   step.following = coefficients_[call + 1];
   step.noise = draw(predictor_speech, call);
   run.ddrm_step(step, pairs);
-}
-
-void DdrmSampler::reset() { std::fill(memories_.begin(), memories_.end(), 0.f); }
-
-void DdrmSampler::exchange(State& state) { state(memories_); }
-
-std::unique_ptr<BlockSampler> make_block_sampler(const Prior& prior, const StreamSettings& settings) {
-  return std::make_unique<DdrmSampler>(prior, settings);
 }
 
 }  // namespace udse

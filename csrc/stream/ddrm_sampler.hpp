@@ -10,13 +10,14 @@ class DdrmSampler final : public BlockSampler {
   DdrmSampler(const Prior& prior, const StreamSettings& settings);
 
   const Calls& calls() const override { return calls_; }
-  void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) override;
-  NetworkBlock request(std::size_t call, float* memories) override;
+  void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise) override {
+    start(mixture, first_frame, noise, nullptr);
+  }
+  // The same where E[s | x, V] (F, K) is known already; null: it is not.
+  void start(const cfloat* mixture, std::uint64_t first_frame, const NoiseModel& noise, const cfloat* expected);
+  NetworkBlock request(std::size_t call) override;
   void answer(std::size_t call, NoiseModel& noise) override;
   const cfloat* speech() const override { return state_.data(); }
-  void keep(std::vector<float>& memories) override { memories_.swap(memories); }
-  void reset() override;
-  void exchange(State& state) override;
 
  private:
   NoiseKey draw(Role role, std::size_t step) const;
@@ -28,8 +29,6 @@ class DdrmSampler final : public BlockSampler {
   std::vector<Coefficients> coefficients_;  // by step
   Calls calls_;
   std::vector<float> level_of_samples_;  // of one call, (B)
-  std::int64_t memory_size_;
-  std::vector<float> memories_;  // (N, B, memory_size)
   const cfloat* mixture_ = nullptr;
   std::uint64_t first_frame_ = 0;
   std::vector<cfloat> state_, unit_gain_, clean_, score_;  // (B, F, K)

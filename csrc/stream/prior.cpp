@@ -91,10 +91,11 @@ std::vector<float> read_data_scale(const Json& architecture) {
   return scale;
 }
 
-std::shared_ptr<const CausalNetwork> make_network(SafeTensors& file, const Json& architecture) {
+std::shared_ptr<const CausalNetwork> make_network(SafeTensors& file, const Json& architecture, const char* expected) {
   const Json* const name = architecture.find("name");
-  if (!name || name->text != "compact")
-    throw Error("expected a checkpoint of the network compact, got " + (name ? name->text.substr(0, 32) : "none"));
+  if (!name || name->text != expected)
+    throw Error(std::string("expected a checkpoint of the network ") + expected + ", got " +
+                (name ? name->text.substr(0, 32) : "none"));
   if (whole(&architecture, "causal_block", 0, 0, 8) < 1)
     throw Error("expected a checkpoint of a causal network, got one that sees the future");
   file.tensors["noise_level.frequencies"] = {{noise_features}, noise_level_frequencies()};
@@ -124,6 +125,42 @@ std::vector<unsigned char> read_file(const std::string& path) {
   return bytes;
 }
 
+// What a file says
+struct Checkpoint {
+  SpectralSettings spectral;
+  OUVE sde;
+  std::shared_ptr<const CausalNetwork> network;
+  Json inference;
+  std::int64_t causal_block;
+  std::uint64_t fingerprint;
+};
+
+Checkpoint parse_checkpoint(const FileBytes& bytes, const char* network) {
+  SafeTensors file = parse_safetensors(bytes.at, bytes.size);
+  const std::string text = file.metadata["udse_fast"];
+  if (text.empty()) throw Error("expected a checkpoint of udse-fast; this safetensors file has no configuration");
+  const Json config = parse_json(text.data(), text.data() + text.size());
+  const Json *const architecture = config.find("architecture"), *const inference = config.find("inference");
+  if (!architecture) throw Error("expected the section architecture in the checkpoint");
+  const Checkpoint checkpoint{read_spectral(config),
+                              read_sde(config),
+                              make_network(file, *architecture, network),
+                              inference ? *inference : Json{},
+                              whole(architecture, "causal_block", 0, 0, 8),
+                              fingerprint(bytes.at, bytes.size)};
+  if (checkpoint.network->bins() != checkpoint.spectral.bins())
+    throw Error("expected a network of " + std::to_string(checkpoint.spectral.bins()) +
+                " bins in the checkpoint, got " + std::to_string(checkpoint.network->bins()));
+  return checkpoint;
+}
+
+// The prior's settings for a sampler, or those of the other network where it has none
+StreamSettings settings_of(const Checkpoint& prior, const Checkpoint& other, Sampler sampler) {
+  StreamSettings settings = read_settings((knows(prior.inference, sampler) ? prior : other).inference, sampler);
+  if (!settings.block_frames) settings.block_frames = other.causal_block;
+  return settings;
+}
+
 }  // namespace
 
 double OUVE::delta(double t) const { return std::exp(-gamma * t); }
@@ -143,27 +180,32 @@ Coefficients OUVE::coefficients(double t, double dt) const {
           static_cast<float>(g(t)),  static_cast<float>(dt),       0.f};
 }
 
-std::shared_ptr<const Prior> parse_prior(const unsigned char* bytes, std::size_t size) {
-  SafeTensors file = parse_safetensors(bytes, size);
-  const std::string text = file.metadata["udse_fast"];
-  if (text.empty()) throw Error("expected a checkpoint of udse-fast; this safetensors file has no configuration");
-  const Json config = parse_json(text.data(), text.data() + text.size());
-  const Json* const architecture = config.find("architecture");
-  if (!architecture) throw Error("expected the section architecture in the checkpoint");
-  StreamSettings recommended = read_settings(config.find("inference"));
-  if (!recommended.block_frames) recommended.block_frames = whole(architecture, "causal_block", 0, 0, 8);
-  auto prior =
-      std::shared_ptr<Prior>(new Prior{Spectral(read_spectral(config)), read_sde(config),
-                                       make_network(file, *architecture), recommended, fingerprint(bytes, size)});
-  if (prior->network->bins() != prior->spectral.settings().bins())
-    throw Error("expected a network of " + std::to_string(prior->spectral.settings().bins()) +
-                " bins in the checkpoint, got " + std::to_string(prior->network->bins()));
+std::shared_ptr<const Prior> parse_prior(const FileBytes& file, const FileBytes& posterior_file) {
+  Checkpoint posterior{};
+  if (posterior_file.size) posterior = parse_checkpoint(posterior_file, "compact-posterior");
+  const Checkpoint speech = parse_checkpoint(file, "compact");
+  check_recommended(speech.inference);
+  auto prior = std::make_shared<Prior>(Prior{Spectral(speech.spectral),
+                                             speech.sde,
+                                             speech.network,
+                                             nullptr,
+                                             settings_of(speech, speech, Sampler::ddrm),
+                                             {},
+                                             speech.fingerprint});
+  if (!posterior.network) return prior;
+  if (!(posterior.spectral == speech.spectral && posterior.sde == speech.sde))
+    throw Error("expected a posterior network of the stft, compression and sde of the prior, got one of others");
+  prior->posterior = posterior.network;
+  prior->of_amortised_ddrm = settings_of(speech, posterior, Sampler::amortised_ddrm);
+  prior->fingerprint = fingerprint(posterior_file.at, posterior_file.size, speech.fingerprint);
   return prior;
 }
 
-std::shared_ptr<const Prior> read_prior(const std::string& path) {
+std::shared_ptr<const Prior> read_prior(const std::string& path, const std::string& posterior_path) {
   const std::vector<unsigned char> bytes = read_file(path);
-  return parse_prior(bytes.data(), bytes.size());
+  std::vector<unsigned char> of_posterior;
+  if (!posterior_path.empty()) of_posterior = read_file(posterior_path);
+  return parse_prior({bytes.data(), bytes.size()}, {of_posterior.data(), of_posterior.size()});
 }
 
 }  // namespace udse

@@ -24,6 +24,7 @@ ReadOut::ReadOut(const SpectralSettings& spectral, const StreamSettings& setting
       exponent_(static_cast<float>(settings.wiener_exponent)),
       blend_ratio_(static_cast<float>(settings.blend_ratio)),
       forgetting_(static_cast<float>(forgetting)),
+      listening_(static_cast<float>(settings.listening)),
       speech_power_(static_cast<size_t>(spectral.bins())),
       noise_power_(speech_power_.size()),
       variance_(static_cast<size_t>(spectral.bins() * frames_)),
@@ -81,8 +82,15 @@ float ReadOut::filter_weight(int64_t bin, const cfloat* samples, float level) {
   return ratio(speech_power, blend_ratio_ * noise_power);
 }
 
-void ReadOut::estimate(const cfloat* samples, const cfloat* mixture, float level, const NoiseModel& noise,
-                       cfloat* out) {
+void ReadOut::estimate(const Heard& heard, const cfloat* mixture, float level, const NoiseModel& noise, cfloat* out) {
+  of_samples(heard.samples, mixture, level, noise, out);
+  if (!heard.for_ear) return;
+  decompress(heard.for_ear, level, decompressed_.data());
+  for (size_t i = 0; i < decompressed_.size(); ++i) out[i] += listening_ * (decompressed_[i] - out[i]);
+}
+
+void ReadOut::of_samples(const cfloat* samples, const cfloat* mixture, float level, const NoiseModel& noise,
+                         cfloat* out) {
   if (kind_ == ReadOutKind::mean || kind_ == ReadOutKind::mean_compressed) return mean_of_samples(samples, level, out);
   const bool blend = kind_ == ReadOutKind::blend;
   const int64_t size = static_cast<int64_t>(variance_.size());

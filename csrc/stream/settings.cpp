@@ -18,6 +18,8 @@ constexpr Whole whole_numbers[] = {
     {"rank", &StreamSettings::rank, 1, 32},
     {"nmf_iterations", &StreamSettings::nmf_iterations, 1, 1000},
     {"block_frames", &StreamSettings::block_frames, 1, 8},
+    {"em_rounds", &StreamSettings::em_rounds, 1, 64},
+    {"fits", &StreamSettings::fits, 1, 1000},
 };
 
 struct Real {
@@ -33,6 +35,7 @@ constexpr Real real_numbers[] = {
     {"eta", &StreamSettings::eta, 0, 1, false},
     {"noise_bias", &StreamSettings::noise_bias, 0, 1000, false},
     {"variance_scale", &StreamSettings::variance_scale, 0, 1000, false},
+    {"listening", &StreamSettings::listening, 0, 1, false},
     {"start_share", &StreamSettings::start_share, 0, 1e6, true},
     {"wiener_exponent", &StreamSettings::wiener_exponent, 0, 2, true},
     {"blend_ratio", &StreamSettings::blend_ratio, 0, 1e6, true},
@@ -81,6 +84,7 @@ Choice chosen(const Word<Choice> (&words)[n], const std::string& setting, const 
   throw Error(setting + ": expected one of " + known + ", got " + value.substr(0, 32));
 }
 
+constexpr Word<Sampler> samplers[] = {{"ddrm", Sampler::ddrm}, {"amortised_ddrm", Sampler::amortised_ddrm}};
 constexpr Word<ReadOutKind> read_outs[] = {{"auto", ReadOutKind::mean},
                                            {"mean", ReadOutKind::mean},
                                            {"mean_compressed", ReadOutKind::mean_compressed},
@@ -92,7 +96,9 @@ constexpr Word<HighBand> high_bands[] = {
     {"follow", HighBand::follow}, {"keep", HighBand::keep}, {"cut", HighBand::cut}};
 
 bool set_word_if_known(StreamSettings& settings, const std::string& name, const std::string& value) {
-  if (name == "readout")
+  if (name == "sampler")
+    settings.sampler = chosen(samplers, name, value);
+  else if (name == "readout")
     settings.readout = chosen(read_outs, name, value);
   else if (name == "hum")
     settings.remove_hum = chosen(hums, name, value);
@@ -128,17 +134,23 @@ void set_word(StreamSettings& settings, const std::string& name, const std::stri
     throw Error("expected a setting of streams, got " + name.substr(0, 32));
 }
 
-StreamSettings read_settings(const Json* inference) {
+bool knows(const Json& inference, Sampler sampler) {
+  return inference.find(samplers[static_cast<std::size_t>(sampler)].name);
+}
+
+void check_recommended(const Json& inference) {
+  if (const Json* const sampler = inference.find("sampler")) chosen(samplers, "sampler", sampler->text);
+}
+
+StreamSettings read_settings(const Json& inference, Sampler sampler) {
   StreamSettings settings;
-  if (!inference) return settings;
-  const Json *const sampler = inference->find("sampler"), *const all = inference->find("all"),
-                    *const own = inference->find("ddrm");
-  if (sampler && sampler->text != "ddrm")
-    throw Error("expected a checkpoint for the sampler ddrm, got one for " + sampler->text.substr(0, 32));
+  const Json *const all = inference.find("all"), *const own =
+                                                     inference.find(samplers[static_cast<std::size_t>(sampler)].name);
   Json merged = all ? *all : Json{};
   if (own)
     for (const auto& [name, value] : own->members) merged.members[name] = value;
   apply(merged, settings);
+  settings.sampler = sampler;
   return settings;
 }
 

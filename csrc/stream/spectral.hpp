@@ -13,6 +13,10 @@ struct SpectralSettings {
   float exponent = 0.5f, factor = 0.15f;  // of the compression
 
   std::int64_t bins() const { return n_fft / 2 + 1; }
+  bool operator==(const SpectralSettings& other) const {
+    return sample_rate == other.sample_rate && n_fft == other.n_fft && hop == other.hop &&
+           sqrt_hann == other.sqrt_hann && exponent == other.exponent && factor == other.factor;
+  }
 };
 
 // The transforms are products with matrices of cosines and sines, whose symmetry halves the work: for the few frames of

@@ -18,7 +18,7 @@ using std::size_t;
 
 constexpr int64_t piece_frames = 256;  // that go through the stream at a time
 constexpr int64_t least_rate = 8000, most_rate = 1'000'000, most_channels = 64;
-constexpr std::uint64_t state_version = 1;
+constexpr std::uint64_t state_version = 2;
 
 constexpr int64_t everything = std::numeric_limits<int64_t>::max();
 
@@ -27,7 +27,9 @@ struct StateHeader {
   std::uint64_t version, facts, size, checksum;
 };
 
-StreamSettings checked(const StreamSettings& settings, int64_t sample_rate, int64_t channels) {
+StreamSettings checked(const Prior& prior, const StreamSettings& settings, int64_t sample_rate, int64_t channels) {
+  if (settings.sampler == Sampler::amortised_ddrm && !prior.posterior)
+    throw Error("sampler amortised_ddrm: expected a causal posterior network beside the prior, got none");
   check(settings);
   if (sample_rate < least_rate || sample_rate > most_rate)
     throw Error("sample_rate: expected 8000 to 1000000 Hz, got " + std::to_string(sample_rate));
@@ -53,7 +55,7 @@ std::uint64_t hash_of(const Numbers&... numbers) {
 Stream::Stream(std::shared_ptr<const Prior> prior, const StreamSettings& settings, int64_t sample_rate,
                int64_t channels)
     : prior_(std::move(prior)),
-      settings_(checked(settings, sample_rate, channels)),
+      settings_(checked(*prior_, settings, sample_rate, channels)),
       sample_rate_(sample_rate),
       channel_count_(channels),
       mixture_(channels, piece_frames + 1),
@@ -153,7 +155,7 @@ void Stream::put_on(Workbench& bench) {
 int64_t Stream::give_block(int64_t most_given, Writer& to) {
   const auto active =
       std::count_if(channels_.begin(), channels_.end(), [](const auto& channel) { return channel->blocks.active(); });
-  network_calls_ += active * static_cast<int64_t>(calls().noise_levels.size());
+  network_calls_ += active * static_cast<int64_t>(calls().each.size());
   if (settings_.common_gain && active > 1) share_gain();
   for (auto& channel : channels_) channel->blocks.end();
   const int64_t count = std::min(channels_[0]->blocks.count(), most_given);
@@ -255,10 +257,11 @@ int64_t Stream::recovered_blocks() const {
 // What the state belongs to
 std::uint64_t Stream::facts() const {
   const StreamSettings& s = settings_;
-  return hash_of(prior_->fingerprint, sample_rate_, channel_count_, s.steps, s.samples, s.rank, s.nmf_iterations,
-                 s.block_frames, s.start_time, s.end_time, s.eta, s.noise_bias, s.variance_scale, s.start_share,
-                 s.readout, s.wiener_exponent, s.blend_ratio, s.forgetting_seconds, s.forgetting_spread, s.noise_floor,
-                 s.level_seconds, s.remaining_noise, s.seed, s.remove_hum, s.common_gain, s.high_band);
+  return hash_of(prior_->fingerprint, sample_rate_, channel_count_, s.sampler, s.em_rounds, s.fits, s.listening,
+                 s.steps, s.samples, s.rank, s.nmf_iterations, s.block_frames, s.start_time, s.end_time, s.eta,
+                 s.noise_bias, s.variance_scale, s.start_share, s.readout, s.wiener_exponent, s.blend_ratio,
+                 s.forgetting_seconds, s.forgetting_spread, s.noise_floor, s.level_seconds, s.remaining_noise, s.seed,
+                 s.remove_hum, s.common_gain, s.high_band);
 }
 
 void Stream::exchange(State& state) {

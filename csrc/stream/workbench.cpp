@@ -1,18 +1,27 @@
 #include "stream/workbench.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace udse {
 
 Workbench::Workbench(std::shared_ptr<const Prior> prior, const Calls& calls, std::int64_t signals)
-    : prior_(std::move(prior)),
-      calls_(calls),
-      workspace_(prior_->network->workspace(signals * calls.samples, calls.frames, calls.noise_levels)),
-      places_(static_cast<std::size_t>(signals)),
-      requests_(places_.size()) {
-  const auto samples = calls.noise_levels.size() * static_cast<std::size_t>(calls.samples);
-  for (Place& place : places_)
-    place.memories.resize(samples * static_cast<std::size_t>(prior_->network->memory_size()));
+    : prior_(std::move(prior)), calls_(calls), places_(static_cast<std::size_t>(signals)), requests_(places_.size()) {
+  for (const bool of_posterior : {false, true}) {
+    std::int64_t samples = 0;
+    std::vector<float> noise_levels;
+    for (const Call& call : calls.each) {
+      if (call.of_posterior != of_posterior) continue;
+      samples = std::max(samples, call.samples);
+      if (!of_posterior) noise_levels.push_back(call.noise_level);
+    }
+    if (samples) workspaces_.push_back(network(of_posterior).workspace(signals * samples, calls.frames, noise_levels));
+  }
+  for (Place& place : places_) place.memories.resize(static_cast<std::size_t>(calls.memory_size));
+}
+
+const CausalNetwork& Workbench::network(bool of_posterior) const {
+  return of_posterior ? *prior_->posterior : *prior_->network;
 }
 
 void Workbench::put(CausalBlocks& blocks) {
@@ -23,10 +32,14 @@ void Workbench::put(CausalBlocks& blocks) {
 
 void Workbench::finish() {
   if (!taken_) return;
-  for (std::size_t call = 0; call < calls_.noise_levels.size(); ++call) {
-    for (std::size_t i = 0; i < taken_; ++i)
-      requests_[i] = places_[i].blocks->sampler().request(call, places_[i].memories.data());
-    prior_->network->step(requests_.data(), taken_, workspace_);
+  for (std::size_t call = 0; call < calls_.each.size(); ++call) {
+    const Call& asked = calls_.each[call];
+    for (std::size_t i = 0; i < taken_; ++i) {
+      requests_[i] = places_[i].blocks->sampler().request(call);
+      requests_[i].before = places_[i].blocks->memories() + asked.memory_at;
+      requests_[i].memory = places_[i].memories.data() + asked.memory_at;
+    }
+    network(asked.of_posterior).step(requests_.data(), taken_, workspaces_[asked.of_posterior]);
     for (std::size_t i = 0; i < taken_; ++i)
       places_[i].blocks->sampler().answer(call, places_[i].blocks->noise_model());
   }

@@ -1,4 +1,5 @@
-// Where blocks are computed, several signals side by side: the network's weights are then read once for all of them.
+// Where blocks are computed, several signals side by side: the weights of the networks are then read once for all of
+// them.
 #pragma once
 
 #include <memory>
@@ -16,9 +17,9 @@ class Workbench {
   Workbench(std::shared_ptr<const Prior> prior, const Calls& calls, std::int64_t signals);
 
   std::int64_t signals() const { return static_cast<std::int64_t>(places_.size()); }
-  // Whether it is for these calls of the same network.
+  // Whether it is for these calls of the same networks.
   bool fits(const Prior& prior, const Calls& calls) const {
-    return prior_->network == prior.network && calls_ == calls;
+    return prior_->network == prior.network && prior_->posterior == prior.posterior && calls_ == calls;
   }
 
   // Begins the next block of a signal; where there is no place left, those that are there are done first.
@@ -29,12 +30,14 @@ class Workbench {
  private:
   struct Place {
     CausalBlocks* blocks = nullptr;
-    std::vector<float> memories;  // that the network writes
+    std::vector<float> memories;  // that the networks write
   };
+
+  const CausalNetwork& network(bool of_posterior) const;
 
   std::shared_ptr<const Prior> prior_;
   Calls calls_;
-  CausalNetwork::Workspace workspace_;
+  std::vector<CausalNetwork::Workspace> workspaces_;  // of the prior, and of the posterior network where it is asked
   std::vector<Place> places_;
   std::vector<NetworkBlock> requests_;  // of the places
   std::size_t taken_ = 0;

@@ -1,5 +1,5 @@
 // Any calls of the C interface, in any order, with any samples and lengths: codes, never a crash, and as many frames
-// out as went in. UDSE_PRIOR names the checkpoint.
+// out as went in. UDSE_PRIOR and UDSE_POSTERIOR name the checkpoints.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -36,6 +36,7 @@ void run(Bytes bytes, udse_prior* prior) {
   options.channels = 1 + bytes.take<uint8_t>() % 2;
   options.block_frames = bytes.take<uint8_t>() % 6;
   options.steps = options.samples = 1;
+  options.sampler = bytes.take<uint8_t>() % 3;
   udse_stream* const stream = udse_open_with(prior, &options, nullptr);
   require(stream != nullptr);
   options.sample_rate = rates[bytes.take<uint8_t>() % 6];
@@ -95,7 +96,8 @@ void run(Bytes bytes, udse_prior* prior) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* bytes, std::size_t size) {
-  static udse_prior* const prior = udse_read_prior(std::getenv("UDSE_PRIOR"), nullptr);
+  static udse_prior* const prior =
+      udse_read_networks(std::getenv("UDSE_PRIOR"), std::getenv("UDSE_POSTERIOR"), nullptr);
   require(prior != nullptr);
   run({bytes, bytes + std::min<std::size_t>(size, 400)}, prior);
   return 0;

@@ -1,4 +1,4 @@
-"""Seeds of the fuzzers: a small checkpoint whose parts fit together up to the network, and calls. OUT: a folder."""
+"""Seeds of the fuzzers: small checkpoints whose parts fit together up to the network, and calls. OUT: a folder."""
 
 import json
 import random
@@ -30,6 +30,13 @@ def main() -> None:
     arrays = {"input.weight": [3, 3, 3, 4], "input.bias": [3], "band": [3, 1, 8], "embed.0.weight": [4, 64]}
     (out / "small.safetensors").write_bytes(checkpoint(config, arrays))
     (out / "empty.safetensors").write_bytes(checkpoint(config, {}))
+    of_posterior = {
+        **config,
+        "architecture": {"name": "compact-posterior", "causal_block": 2, "sigma_data": 0.06, "dilations": [1]},
+        "inference": {"amortised_ddrm": {"steps": 2, "em_rounds": 1, "listening": 0.5}},
+    }
+    arrays = {**arrays, "input.weight": [3, 5, 3, 4], "listening.weight": [2, 3, 3, 3]}
+    (out / "posterior.safetensors").write_bytes(checkpoint(of_posterior, arrays))
     generator = random.Random(1)
     for number in range(20):
         (out / f"{number}.calls").write_bytes(generator.randbytes(100))

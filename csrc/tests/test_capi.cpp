@@ -1,5 +1,5 @@
-// The C interface: misuse gives codes, live streams keep their delay and bridge what is late. The argument is the
-// prior.
+// The C interface: misuse gives codes, live streams keep their delay and bridge what is late. The
+// arguments are the prior and the posterior network.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -19,7 +19,7 @@ using Samples = std::vector<float>;
 
 namespace {
 
-const char* path;
+const char *path, *posterior_path;
 
 udse_options quick(uint32_t rate = 16000, uint32_t channels = 1) {
   udse_options options = udse_default_options();
@@ -45,6 +45,27 @@ void wrong_files_say_what_is_wrong() {
   CHECK(!udse_read_prior("/", &error) && error.code == UDSE_FILE);
   CHECK(!udse_parse_prior("12345678901", 11, &error) && error.code == UDSE_FILE && error.text[0]);
   CHECK(!udse_open("/no/such/file", nullptr, &error) && error.code == UDSE_FILE);
+}
+
+void networks_are_told_apart(const udse_prior* both) {
+  udse_error error;
+  CHECK(!udse_read_networks(posterior_path, nullptr, &error) && std::strstr(error.text, "compact, got compact-post"));
+  CHECK(!udse_read_networks(path, path, &error) && std::strstr(error.text, "compact-posterior, got compact"));
+  CHECK(!udse_parse_networks("12345678901", 11, nullptr, 1, &error) && error.code == UDSE_FILE);
+  udse_prior* const alone = udse_read_prior(path, nullptr);
+  const auto latency = [&](const udse_prior* prior, uint32_t sampler) {
+    udse_options options = udse_default_options();
+    options.sampler = sampler;
+    udse_stream* const stream = udse_open_with(prior, &options, &error);
+    const int64_t frames = stream ? udse_latency(stream) : 0;
+    udse_close(stream);
+    return frames;
+  };
+  CHECK(latency(both, 0) == latency(both, UDSE_AMORTISED_DDRM) && latency(both, 0) < 800);
+  CHECK(latency(alone, 0) == latency(both, UDSE_DDRM) && latency(alone, 0) > 1200);
+  CHECK(latency(alone, UDSE_AMORTISED_DDRM) == 0 && std::strstr(error.text, "posterior network"));
+  CHECK(latency(both, 3) == 0 && std::strstr(error.text, "got 3"));
+  udse_close_prior(alone);
 }
 
 void wrong_options_say_what_is_wrong(const udse_prior* prior) {
@@ -75,7 +96,7 @@ void older_callers_know_fewer_fields(const udse_prior* prior) {
   options.size = offsetof(udse_options, channels);
   options.channels = 99;  // behind what this caller knows
   udse_stream* const stream = udse_open_with(prior, &options, nullptr);
-  CHECK(stream && udse_latency(stream) > 3000);
+  CHECK(stream && udse_latency(stream) > 2000);
   udse_close(stream);
 }
 
@@ -219,12 +240,13 @@ void a_worker_that_is_late_is_bridged(const udse_prior* prior) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CHECK(argc == 2);
-  path = argv[1];
+  CHECK(argc == 3);
+  path = argv[1], posterior_path = argv[2];
   udse_error error;
-  udse_prior* const prior = udse_read_prior(path, &error);
+  udse_prior* const prior = udse_read_networks(path, posterior_path, &error);
   CHECK(prior && error.code == UDSE_OK && udse_version()[0]);
   wrong_files_say_what_is_wrong();
+  networks_are_told_apart(prior);
   wrong_options_say_what_is_wrong(prior);
   older_callers_know_fewer_fields(prior);
   wrong_calls_give_codes(prior);

@@ -1,5 +1,5 @@
 // What a real-time thread relies on: `process` makes no system call, so it neither waits nor asks for memory, and
-// leaves the processor's arithmetic as it was. The argument is the prior.
+// leaves the processor's arithmetic as it was. The arguments are the prior and the posterior network.
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -38,11 +38,12 @@ struct Opened {
   std::vector<float> in, out, other;
 };
 
-Opened open_all(const udse_prior* prior, uint32_t rate) {
+Opened open_all(const udse_prior* prior, uint32_t rate, uint32_t sampler) {
   udse_options options = udse_default_options();
   options.sample_rate = rate;
   options.steps = options.samples = 2;
   options.together = 2;
+  options.sampler = sampler;
   Opened all{
       udse_open_with(prior, &options, nullptr), nullptr, udse_open_live(prior, &options, nullptr), noise(rate), {}, {}};
   CHECK(all.stream && all.live);
@@ -68,9 +69,9 @@ void close_all(Opened& all) { udse_close(all.stream), udse_close(all.beside), ud
 
 #ifdef UDSE_CALLS_CAN_BE_FORBIDDEN
 // A process that the kernel kills at its first system call but read, write and exit
-void no_system_call_is_made(const udse_prior* prior) {
+void no_system_call_is_made(const udse_prior* prior, uint32_t sampler) {
   for (const uint32_t rate : {16000u, 44100u}) {
-    Opened all = open_all(prior, rate);
+    Opened all = open_all(prior, rate, sampler);
     const pid_t child = fork();
     if (child == 0) {
       const bool forbidden = prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0;
@@ -92,7 +93,7 @@ float product(float a, float b) {
   return x * y;
 }
 
-void denormals_are_zero_within_and_as_before_afterwards(const udse_prior* prior) {
+void denormals_are_zero_within_and_as_before_afterwards(const udse_prior* prior, uint32_t sampler) {
   CHECK(product(1e-30f, 1e-10f) != 0);
 #if defined(__SSE2__) || defined(__aarch64__)
   {
@@ -100,7 +101,7 @@ void denormals_are_zero_within_and_as_before_afterwards(const udse_prior* prior)
     CHECK(product(1e-30f, 1e-10f) == 0 && product(1e-40f, 1e10f) == 0);
   }
 #endif
-  Opened all = open_all(prior, 16000);
+  Opened all = open_all(prior, 16000, sampler);
   CHECK(use(all) && product(1e-30f, 1e-10f) != 0);
   close_all(all);
 }
@@ -108,13 +109,15 @@ void denormals_are_zero_within_and_as_before_afterwards(const udse_prior* prior)
 }  // namespace
 
 int main(int argc, char** argv) {
-  CHECK(argc == 2);
-  udse_prior* const prior = udse_read_prior(argv[1], nullptr);
+  CHECK(argc == 3);
+  udse_prior* const prior = udse_read_networks(argv[1], argv[2], nullptr);
   CHECK(prior);
-  denormals_are_zero_within_and_as_before_afterwards(prior);
+  for (const uint32_t sampler : {UDSE_DDRM, UDSE_AMORTISED_DDRM}) {
+    denormals_are_zero_within_and_as_before_afterwards(prior, sampler);
 #ifdef UDSE_CALLS_CAN_BE_FORBIDDEN
-  no_system_call_is_made(prior);
+    no_system_call_is_made(prior, sampler);
 #endif
+  }
   udse_close_prior(prior);
   std::puts("real time: ok");
 }

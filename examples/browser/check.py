@@ -64,7 +64,7 @@ def status(page: Page, start: str, seconds: float = 300) -> str:
 def check_file(page: Page) -> None:
     """A recording comes out better, of the same length, and is seen."""
     noisy, clean = (soundfile.read(path, dtype="float32")[0] for path in (NOISY, CLEAN))
-    for quality in ("12,2", "12,1", "6,1"):
+    for quality in ("6,2", "6,1", "3,1"):
         page.locator("#quality").select_option(quality)
         page.locator("#file").set_input_files([])
         page.locator("#file").set_input_files(NOISY)
@@ -81,7 +81,7 @@ def check_file(page: Page) -> None:
 
 def check_microphone(page: Page) -> None:
     """Live: both spectrograms are drawn, the meter moves, and it ends."""
-    page.locator("#quality").select_option("6,1")
+    page.locator("#quality").select_option("3,1")
     page.locator("#microphone").click()
     print(f"microphone: {status(page, 'Live', 60)}")
     page.wait_for_timeout(8000)

@@ -9,9 +9,10 @@ const read = (name) => fs.readFileSync(path.join(__dirname, name));
 
 async function main() {
   const file = fs.readFileSync(process.argv[2]), noisy = new Float32Array(file.buffer.slice(file.byteOffset), 0, file.length >> 2);
-  const udse = await Udse.open(read("udse.wasm"), new Uint8Array(read("causal.safetensors")));
+  const network = (name) => new Uint8Array(read(`${name}.safetensors`));
+  const udse = await Udse.open(read("udse.wasm"), network("causal"), network("posterior_causal"));
   console.log("| steps | samples | audio, s | real-time factor |\n| --- | --- | --- | --- |");
-  for (const [steps, samples] of [[6, 1], [12, 1], [12, 2]]) {
+  for (const [steps, samples] of [[3, 1], [6, 1], [6, 2]]) {
     const stream = new UdseStream(udse, { sampleRate: RATE, steps, samples }), started = process.cpuUsage();
     for (let at = 0; at < noisy.length; at += CHUNK) stream.process(noisy.subarray(at, at + CHUNK));
     const seconds = process.cpuUsage(started).user / 1e6, audio = noisy.length / RATE;

@@ -1,4 +1,4 @@
-// The C interface in WebAssembly: `Udse` is the library with the prior, `UdseStream` one channel of a stream.
+// The C interface in WebAssembly: `Udse` is the library with its networks, `UdseStream` one channel of a stream.
 
 // What the standard library asks of the system: nothing that a stream needs.
 const SYSTEM = { get: (_, name) => (name === "proc_exit" ? (code) => { throw new Error(`udse: exit ${code}`); } : () => 0) };
@@ -7,16 +7,21 @@ const ERROR_BYTES = 256;
 const OPTIONS = { bytes: 64, sampleRate: 4, blockFrames: 32, steps: 36, samples: 40 };
 
 class Udse {
-  static async open(module, prior) {
+  // prior, posterior: bytes of the two networks
+  static async open(module, prior, posterior) {
     const imports = { env: new Proxy({}, SYSTEM), wasi_snapshot_preview1: new Proxy({}, SYSTEM) };
     const udse = new Udse((await WebAssembly.instantiate(module, imports)).instance.exports);
     udse.library._initialize?.();
-    const bytes = udse.library.malloc(prior.length), error = udse.library.malloc(ERROR_BYTES);
-    udse.bytes.set(prior, bytes);
-    udse.prior = udse.library.udse_parse_prior(bytes, prior.length, error);
-    udse.library.free(bytes);
+    const { malloc, free, udse_parse_networks: parse } = udse.library, error = malloc(ERROR_BYTES);
+    const at = [prior, posterior].map((file) => {
+      const bytes = malloc(file.length);
+      udse.bytes.set(file, bytes);
+      return bytes;
+    });
+    udse.prior = parse(at[0], prior.length, at[1], posterior.length, error);
+    at.forEach((bytes) => free(bytes));
     if (!udse.prior) throw new Error(udse.text(error));
-    udse.library.free(error);
+    free(error);
     return udse;
   }
 

@@ -2,7 +2,8 @@
 importScripts("stream.js");
 
 const read = async (name) => (await fetch(name)).arrayBuffer();
-const ready = (async () => Udse.open(await read("udse.wasm"), new Uint8Array(await read("causal.safetensors"))))();
+const network = async (name) => new Uint8Array(await read(`${name}.safetensors`));
+const ready = (async () => Udse.open(await read("udse.wasm"), await network("causal"), await network("posterior_causal")))();
 let live = null;
 
 async function enhanceRecording({ samples, rate, settings }) {

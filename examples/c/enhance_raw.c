@@ -1,6 +1,7 @@
 /* Enhances one channel of raw samples (32-bit floats) from standard input to standard output:
  *
- *     sox noisy.wav -t f32 - | enhance_raw causal.safetensors 16000 | play -t f32 -r 16000 -
+ *     sox noisy.wav -t f32 - | enhance_raw causal.safetensors posterior_causal.safetensors 16000 |
+ *         play -t f32 -r 16000 -
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,14 +11,16 @@
 enum { CHUNK = 480 };
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
-    fprintf(stderr, "usage: %s PRIOR.safetensors RATE < noisy.f32 > speech.f32\n", argv[0]);
+  if (argc != 4) {
+    fprintf(stderr, "usage: %s PRIOR.safetensors POSTERIOR.safetensors RATE < noisy.f32 > speech.f32\n", argv[0]);
     return 2;
   }
   udse_options options = udse_default_options();
-  options.sample_rate = (uint32_t)strtoul(argv[2], NULL, 10);
+  options.sample_rate = (uint32_t)strtoul(argv[3], NULL, 10);
   udse_error error;
-  udse_stream* stream = udse_open(argv[1], &options, &error);
+  udse_prior* prior = udse_read_networks(argv[1], argv[2], &error);
+  udse_stream* stream = prior ? udse_open_with(prior, &options, &error) : NULL;
+  udse_close_prior(prior);
   if (!stream) {
     fprintf(stderr, "%s\n", error.text);
     return 2;

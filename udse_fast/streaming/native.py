@@ -15,6 +15,7 @@ from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer
 from udse_fast.model import Model
 from udse_fast.networks.causal_core import CausalCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.sampling.posterior import divergence
 from udse_fast.settings import CHOICES
 from udse_fast.streaming.channel import Samples
@@ -22,23 +23,26 @@ from udse_fast.streaming.stream import Stream
 from udse_fast.video.track import VideoTrack
 
 _NUMBERS: Final = (
-    "steps", "samples", "start_time", "end_time", "rank", "nmf_iterations", "start_share", "wiener_exponent",
-    "blend_ratio", "forgetting_seconds", "forgetting_spread", "noise_floor", "level_seconds",
+    "steps", "samples", "start_time", "end_time", "rank", "nmf_iterations", "em_rounds", "start_share",
+    "wiener_exponent", "blend_ratio", "forgetting_seconds", "forgetting_spread", "noise_floor", "level_seconds",
 )  # fmt: skip
 """Settings that the core takes."""
-_MOST: Final = {"steps": 64, "samples": 64, "rank": 32}
+_MOST: Final = {"steps": 64, "samples": 64, "rank": 32, "em_rounds": 64}
 """What it is made for."""
 _MOST_CHANNELS: Final = 64
 
 
 def runs_natively(enhancer: BlockEnhancer[Any], channels: int) -> bool:
-    """Whether the core has all of it: a causal network on the CPU in float32, and DDRM without a corrector."""
+    """Whether the core has all of it: causal networks on the CPU in float32, and a kind of DDRM without a corrector."""
     model, settings = enhancer.model, enhancer.settings
+    posterior = model.posterior_network
     return (
         isinstance(enhancer, CausalBlockEnhancer)
         and wanted("cpp")
-        and (model.device.type, model.precision, model.sampler) == ("cpu", "float32", "ddrm")
+        and (model.device.type, model.precision) == ("cpu", "float32")
+        and model.sampler in ("ddrm", "amortised_ddrm")
         and type(model.network.module) is Compact
+        and (posterior is None or type(posterior.module) is CompactPosterior)
         and settings.corrector_snr == 0
         and all(getattr(settings, name) <= most for name, most in _MOST.items())
         and channels <= _MOST_CHANNELS
@@ -145,19 +149,30 @@ def _block_frames(enhancer: BlockEnhancer[Any]) -> int:
     return enhancer.settings.block_frames or enhancer.model.network.causal_block
 
 
-_PRIORS: WeakKeyDictionary[CausalCore, _core.StreamPrior] = WeakKeyDictionary()
-"""What streams of the same network share."""
+_PRIORS: WeakKeyDictionary[CausalCore, WeakKeyDictionary[CausalCore, _core.StreamPrior]] = WeakKeyDictionary()
+"""What streams of the same networks share: by the prior, and by the posterior network; that of none is the prior."""
 
 
 def _core_prior(model: Model) -> _core.StreamPrior:
     core, config = model.network.causal_core(), model.network.config
-    if core not in _PRIORS:
+    posterior = None if model.posterior_network is None else model.posterior_network.causal_core()
+    of_prior = _PRIORS.setdefault(core, WeakKeyDictionary())
+    beside = core if posterior is None else posterior
+    if beside not in of_prior:
         signal = {**config["stft"], **config["compression"]}
         window = signal.pop("window")
         sde = {name: value for name, value in config["sde"].items() if name != "name"}
         fingerprint = int(model.fingerprints["checkpoint"], 16)
-        _PRIORS[core] = _core.StreamPrior(core.network, {**signal, **sde}, window == "sqrt_hann", fingerprint)
-    return _PRIORS[core]
+        if posterior is not None:
+            fingerprint ^= int(model.fingerprints["posterior_checkpoint"], 16)
+        of_prior[beside] = _core.StreamPrior(
+            core.network,
+            None if posterior is None else posterior.network,
+            {**signal, **sde},
+            window == "sqrt_hann",
+            fingerprint,
+        )
+    return of_prior[beside]
 
 
 def _core_stream(
@@ -167,5 +182,5 @@ def _core_stream(
     numbers = {name: getattr(settings, name) for name in _NUMBERS} | model.options
     numbers["block_frames"] = _block_frames(enhancer)
     numbers["remaining_noise"] = 0.0 if max_attenuation_db is None else 10 ** (-max_attenuation_db / 20)
-    words = {name: getattr(settings, name) for name in CHOICES}
+    words = {name: getattr(settings, name) for name in CHOICES} | {"sampler": model.sampler}
     return _core.NativeStream(_core_prior(model), numbers, words, enhancer.seed, sample_rate, channels)
