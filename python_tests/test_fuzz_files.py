@@ -162,7 +162,7 @@ def failures(seeds: Iterator[int], counts: Counter[str], serve: Callable[[Connec
             process = context.Process(target=serve, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
-            slow_start = 60.0
+            slow_start = 600.0
         ours.send(seed)
         counts["tried"] += 1
         try:
