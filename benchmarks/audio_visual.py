@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What seeing the lips brings: mixtures enhanced with the true video, with a wrong one, and without.
 
-usage: audio_visual.py MIXTURES CHECKPOINT [--snr -5] [--most 30] [--steps N] [--samples B] > PAGE.md
+usage: audio_visual.py MIXTURES CHECKPOINT ROWS.csv [--snr -5] [--most 30] [--steps N] [--samples B] > PAGE.md
 
 MIXTURES holds SET/snrN/{clean,noisy}/NAME.wav. The videos are synthetic lips, drawn from the clean speech of the same
 utterance (true) or of another one (wrong); no real face is seen.
@@ -10,10 +10,10 @@ utterance (true) or of another one (wrong); no real face is seen.
 from __future__ import annotations
 
 import argparse
-import sys
+import csv
 import zlib
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def lips(speech: Signal, utterance: str) -> NDArray[np.uint8]:
     return draw_mouths(speech, RATE, zlib.crc32(utterance.encode()))
 
 
-def scores(pair: Pair, other: Pair, seeing: udse_fast.Enhancer) -> dict[str, Any]:
+def scores(pair: Pair, other: Pair, seeing: udse_fast.Enhancer) -> dict[str, tuple[float, float]]:
     """(SI-SDR, ESTOI) of every system on one mixture."""
     clean, noisy = mono(pair.clean), mono(pair.noisy)
     results = {
@@ -55,50 +55,76 @@ def scores(pair: Pair, other: Pair, seeing: udse_fast.Enhancer) -> dict[str, Any
     return {name: (si_sdr(clean, result), estoi(clean, result)) for name, result in results.items()}
 
 
+def scored(rows: Path, pairs: list[Pair], seeing: udse_fast.Enhancer) -> dict[str, NDArray[np.float64]]:
+    """Scores (mixtures, 2) of every system; those that the table of an earlier run has are taken from it."""
+    done: dict[tuple[str, str], dict[str, tuple[float, float]]] = defaultdict(dict)
+    if rows.exists():
+        with rows.open(newline="") as file:
+            for row in csv.DictReader(file):
+                done[row["set"], row["utterance"]][row["system"]] = float(row["si_sdr"]), float(row["estoi"])
+    utterances = list({pair.utterance: pair for pair in pairs}.values())
+    with rows.open("a", newline="") as file:
+        table = csv.writer(file)
+        if not done:
+            table.writerow(["system", "set", "snr", "utterance", "si_sdr", "estoi"])
+        for pair in pairs:
+            key = pair.set, pair.utterance
+            if key not in done:
+                place = [known.utterance for known in utterances].index(pair.utterance)
+                done[key] = scores(pair, utterances[(place + 1) % len(utterances)], seeing)
+                table.writerows([name, pair.set, pair.snr, pair.utterance, *done[key][name]] for name in SYSTEMS)
+                file.flush()
+    return {name: np.array([done[pair.set, pair.utterance][name] for pair in pairs]) for name in SYSTEMS}
+
+
+def page(values: dict[str, NDArray[np.float64]], snr: str, seeing: udse_fast.Enhancer) -> str:
+    """What the scores say."""
+    facts = seeing.network.config["training"]
+    count = len(values["noisy"])
+    lines = [
+        "# Lips\n\nWhat seeing a mouth brings, on drawn mouths that say what the clean speech says: no real face was\n"
+        "used, and nothing here says what faces would bring. Wrong: the mouth of another utterance. Made by\n"
+        "`benchmarks/audio_visual.sh SPEECH VALID MIXTURES OUT`.\n",
+        f"{count} mixtures at {snr} dB, {seeing.sampler} with {seeing.settings.steps} steps and "
+        f"{seeing.settings.samples} sample{'s' * (seeing.settings.samples > 1)}, "
+        f"{processor()}, torch {torch.__version__}.\n"
+        f"The prior: {facts.get('steps')} steps of {facts.get('batch_size')} crops of {facts.get('crop_seconds')} s, "
+        f"from the built-in speech prior on, which stayed frozen, with {facts.get('speech_hours')} h of speech.\n",
+        "Mean and standard error over mixtures:\n\n| system | SI-SDR, dB | ESTOI |\n| --- | --- | --- |",
+    ]
+    for name in SYSTEMS:
+        mean, error = values[name].mean(0), values[name].std(0, ddof=1) / np.sqrt(count)
+        lines.append(f"| {name} | {mean[0]:.2f} ± {error[0]:.2f} | {mean[1]:.3f} ± {error[1]:.3f} |")
+    lines.append(
+        "\n| true video over | SI-SDR, dB (95 %) | ESTOI (95 %) | better in SI-SDR |\n| --- | --- | --- | --- |"
+    )
+    for name in SYSTEMS[1:-1]:
+        gain = values["true video"] - values[name]
+        half = 1.96 * gain.std(0, ddof=1) / np.sqrt(count)
+        better = f"{int((gain[:, 0] > 0).sum())} of {count}"
+        sdr, intelligible = (f"{m:+.{d}f} ± {h:.{d}f}" for m, h, d in zip(gain.mean(0), half, (2, 3), strict=True))
+        lines.append(f"| {name} | {sdr} | {intelligible} | {better} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Enhance, score, print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mixtures", type=Path)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("rows", type=Path, metavar="ROWS.csv", help="scores by mixture; a run that was cut goes on")
     parser.add_argument("--snr", default="-5")
     parser.add_argument("--most", type=int, default=30, metavar="N")
     parser.add_argument("--steps", type=int, metavar="N", help="reverse steps (default: the prior's)")
     parser.add_argument("--samples", type=int, metavar="B", help="posterior samples (default: the prior's)")
+    parser.add_argument("--precision", default="auto")
     arguments = parser.parse_args()
-    pairs = [pair for pair in pairs_in_mixtures(arguments.mixtures) if pair.snr == arguments.snr][: arguments.most]
-    utterances = list({pair.utterance: pair for pair in pairs}.values())
-    seeing = udse_fast.Enhancer(arguments.checkpoint, steps=arguments.steps, samples=arguments.samples)
-    rows = []
-    for number, pair in enumerate(pairs):
-        place = [known.utterance for known in utterances].index(pair.utterance)
-        rows.append(scores(pair, utterances[(place + 1) % len(utterances)], seeing))
-        print(number + 1, pair.set, pair.utterance, rows[-1], file=sys.stderr, flush=True)
-    values = {name: np.array([row[name] for row in rows]) for name in SYSTEMS}
-    facts = seeing.network.config["training"]
-    print(
-        "# Lips\n\nWhat seeing a mouth brings, on drawn mouths that say what the clean speech says: no real face was\n"
-        "used, and nothing here says what faces would bring. Wrong: the mouth of another utterance. Made by\n"
-        "`benchmarks/audio_visual.sh SPEECH VALID MIXTURES OUT`.\n"
+    pairs = [pair for pair in pairs_in_mixtures(arguments.mixtures) if pair.snr == arguments.snr]
+    pairs.sort(key=lambda pair: (pair.utterance, pair.set))  # so that part of them is of both sets
+    seeing = udse_fast.Enhancer(
+        arguments.checkpoint, steps=arguments.steps, samples=arguments.samples, precision=arguments.precision
     )
-    print(
-        f"{len(rows)} mixtures at {arguments.snr} dB ({len(utterances)} utterances), {seeing.sampler} with "
-        f"{seeing.settings.steps} steps and {seeing.settings.samples} samples, "
-        f"{processor()}, torch {torch.__version__}.\n"
-        f"The prior: {facts.get('steps')} steps of {facts.get('batch_size')} crops of {facts.get('crop_seconds')} s, "
-        f"from the built-in speech prior on, which stayed frozen, with {facts.get('speech_hours')} h of speech.\n"
-    )
-    print("Mean and standard error over mixtures:\n")
-    print("| system | SI-SDR, dB | ESTOI |\n| --- | --- | --- |")
-    for name in SYSTEMS:
-        mean, error = values[name].mean(0), values[name].std(0, ddof=1) / np.sqrt(len(rows))
-        print(f"| {name} | {mean[0]:.2f} ± {error[0]:.2f} | {mean[1]:.3f} ± {error[1]:.3f} |")
-    print("\n| true video over | SI-SDR, dB (95 %) | ESTOI (95 %) | better in SI-SDR |\n| --- | --- | --- | --- |")
-    for name in SYSTEMS[1:-1]:
-        gain = values["true video"] - values[name]
-        half = 1.96 * gain.std(0, ddof=1) / np.sqrt(len(gain))
-        better = f"{int((gain[:, 0] > 0).sum())} of {len(gain)}"
-        sdr, intelligible = (f"{m:+.{d}f} ± {h:.{d}f}" for m, h, d in zip(gain.mean(0), half, (2, 3), strict=True))
-        print(f"| {name} | {sdr} | {intelligible} | {better} |")
+    print(page(scored(arguments.rows, pairs[: arguments.most], seeing), arguments.snr, seeing))
 
 
 if __name__ == "__main__":

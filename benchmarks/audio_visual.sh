@@ -15,5 +15,5 @@ mkdir -p "$out"
 udse-fast train --network compact-av --video "$out/train" --valid-video "$out/valid" --init speech --freeze \
     --out "$out/av.safetensors" --steps "$steps" --warm-up-steps 400 --batch-size 4 --learning-rate 1.5e-3 \
     --decay-share 0.7 --ema 0.97 --speed-range 0 --equalisation 0 --data-note "synthetic lips"
-python "$here/audio_visual.py" "$mixtures" "$out/av.safetensors" --samples 1 >"$out/audio_visual.md"
+python "$here/audio_visual.py" "$mixtures" "$out/av.safetensors" "$out/scores.csv" --samples 1 >"$out/audio_visual.md"
 mv "$out/audio_visual.md" "$here/results/audio_visual.md" # whole, or not at all
