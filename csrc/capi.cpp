@@ -1,4 +1,8 @@
 // The C interface: checks what comes, turns exceptions into codes.
+#ifdef __linux__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -51,6 +55,14 @@ void describe(udse_error* error, int code, const char* text) {
   error->code = code;
   std::strncpy(error->text, text, sizeof error->text - 1);
   error->text[sizeof error->text - 1] = 0;
+}
+
+// Reading a file takes several times the memory that a network does. What is free again goes back to the system: glibc
+// would keep it.
+void give_back_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 // What `make` makes, or null with the reason in `error`.
@@ -155,7 +167,9 @@ udse_prior* udse_read_prior(const char* path, udse_error* error) { return udse_r
 udse_prior* udse_read_networks(const char* prior, const char* posterior, udse_error* error) {
   return guarded(error, UDSE_FILE, [&] {
     if (!prior) throw udse::Error("path: expected the name of a checkpoint, got null");
-    return new udse_prior{udse::read_prior(prior, posterior ? posterior : "")};
+    auto* const made = new udse_prior{udse::read_prior(prior, posterior ? posterior : "")};
+    give_back_memory();
+    return made;
   });
 }
 
@@ -167,8 +181,11 @@ udse_prior* udse_parse_networks(const void* prior, size_t prior_size, const void
                                 udse_error* error) {
   return guarded(error, UDSE_FILE, [&] {
     if (!prior || (posterior_size && !posterior)) throw udse::Error("bytes: expected those of a checkpoint, got null");
-    return new udse_prior{udse::parse_prior({static_cast<const unsigned char*>(prior), prior_size},
-                                            {static_cast<const unsigned char*>(posterior), posterior_size})};
+    auto* const made =
+        new udse_prior{udse::parse_prior({static_cast<const unsigned char*>(prior), prior_size},
+                                         {static_cast<const unsigned char*>(posterior), posterior_size})};
+    give_back_memory();
+    return made;
   });
 }
 

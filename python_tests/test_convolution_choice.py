@@ -94,6 +94,14 @@ def test_what_is_not_right_is_not_used_again(bench: Bench, kind: str) -> None:
     assert bench.used(a_job(16)) == "triton"
 
 
+def test_a_state_that_diverged_says_nothing_about_kernels(bench: Bench) -> None:
+    job = a_job()
+    assert isinstance(job.input, torch.Tensor)
+    convolution(job._replace(input=job.input / 0))
+    assert not bench.measured
+    assert bench.used(job) == "cuda"
+
+
 def test_nothing_is_measured_while_a_graph_is_recorded_or_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert bench.used(a_job()) == "reference"

@@ -239,6 +239,12 @@ def test_cuda_kernels_are_used_where_triton_does_not_compile(monkeypatch: pytest
         backends._state.cache_clear()
 
 
+def test_a_wrong_switch_is_an_error_not_a_slower_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UDSE_CONVOLUTION", "mine")
+    with pytest.raises(UdseError, match="UDSE_CONVOLUTION must be one of own, cudnn, auto; got 'mine'"):
+        optimised_or_plain(network_of(False), "float32")
+
+
 def test_a_torchscript_file_stays_as_it_is() -> None:
     network = network_of(False)
     network.scripted = True

@@ -59,8 +59,7 @@ void solve(double* a, double* b, int n, int row_length) {
 Hum::Hum(int64_t sample_rate, int64_t longest)
     : rate_(sample_rate),
       factor_(std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(sample_rate) / (2 * highest)))),
-      slow_(static_cast<size_t>(longest / factor_ + 1)),
-      fitted_(static_cast<size_t>(longest)) {}
+      slow_(static_cast<size_t>(longest / factor_ + 1)) {}
 
 Hum::Lines Hum::find(const float* signal, int64_t n, double mains, double least) {
   // the boxcar in front of the decimation is no good filter, but what it lets through is not steady
@@ -126,28 +125,26 @@ void Hum::subtract_fit(float* signal, int64_t n, const Lines& lines) {
                                                    : apart.real() + together.real()) /
                                  2;
     }
-  const auto each_line = [&](auto body) {
-    for (int line = 0; line < lines.count; ++line) {
-      const std::complex<double> turn = std::polar(1.0, lines.angle[line]);
-      const int sine = first_sine + line - skipped;
-      body(turn, line, sine < first_sine ? -1 : sine);
-    }
-  };
-  each_line([&](std::complex<double> turn, int cosine, int sine) {
-    std::complex<double> phase = 1, sum = 0;
-    for (int64_t i = 0; i < n; ++i, phase *= turn) sum += static_cast<double>(signal[i]) * phase;
-    weights[cosine] = sum.real();
-    if (sine >= 0) weights[sine] = sum.imag();
-  });
+  const auto sine_of = [&](int line) { return first_sine + line - skipped; };  // none of an angle of 0
+  std::complex<double> turn[most_lines], phase[most_lines];
+  for (int line = 0; line < lines.count; ++line) {
+    turn[line] = std::polar(1.0, lines.angle[line]);
+    std::complex<double> now = 1, sum = 0;
+    for (int64_t i = 0; i < n; ++i, now *= turn[line]) sum += static_cast<double>(signal[i]) * now;
+    weights[line] = sum.real();
+    if (sine_of(line) >= first_sine) weights[sine_of(line)] = sum.imag();
+  }
   solve(gram, weights, tones, most_tones);
-  std::fill_n(fitted_.begin(), n, 0.0);
-  each_line([&](std::complex<double> turn, int cosine, int sine) {
-    std::complex<double> phase = 1;
-    for (int64_t i = 0; i < n; ++i, phase *= turn)
-      fitted_[static_cast<size_t>(i)] +=
-          weights[cosine] * phase.real() + (sine >= 0 ? weights[sine] * phase.imag() : 0);
-  });
-  for (int64_t i = 0; i < n; ++i) signal[i] -= static_cast<float>(fitted_[static_cast<size_t>(i)]);
+  std::fill_n(phase, lines.count, 1.0);
+  for (int64_t i = 0; i < n; ++i) {
+    double fitted = 0;
+    for (int line = 0; line < lines.count; ++line) {
+      const double sine = sine_of(line) >= first_sine ? weights[sine_of(line)] * phase[line].imag() : 0;
+      fitted += weights[line] * phase[line].real() + sine;
+      phase[line] *= turn[line];
+    }
+    signal[i] -= static_cast<float>(fitted);
+  }
 }
 
 void Hum::remove(float* signal, int64_t n) {

@@ -36,7 +36,6 @@ class Hum {
 
   std::int64_t rate_, factor_;
   std::vector<float> slow_;  // decimated
-  std::vector<double> fitted_;
 };
 
 }  // namespace udse

@@ -327,7 +327,7 @@ void steady_noise_alone_is_removed() {
   for (float& sample : x) sample = noise();
   const bool alone = sampler == udse::Sampler::ddrm;
   udse::StreamSettings chosen = settings(alone ? 12 : 6, 1);
-  chosen.noise_floor = alone ? 2 : 0;
+  if (alone) chosen.noise_floor = 2;
   udse::Stream stream(prior, chosen, 16000, 1);
   const Samples y = run(stream, x, [] { return int64_t{1000}; });
   double in = 0, out = 0;

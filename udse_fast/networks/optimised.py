@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from udse_fast.backends.cuda_graphs import Replayed, addresses, nothing_recorded
 from udse_fast.backends.dispatch import disable, forced_backend
 from udse_fast.errors import UdseError, first_line
-from udse_fast.kernels.convolution import Convolution, convolution
+from udse_fast.kernels.convolution import Convolution, convolution, switch
 from udse_fast.kernels.fused_layers import (
     Norm,
     backend_of,
@@ -321,7 +321,11 @@ def optimised_or_plain(network: ScoreNetwork, precision: str) -> ScoreNetwork:
 
     Args:
         network: in float32, on the device it is for.
+
+    Raises:
+        UdseError: UDSE_CONVOLUTION is wrong.
     """
+    switch()  # what is wrong there is no reason to go without fused layers
     if network.scripted:
         return network.to(precision=precision)
     fast: ScoreNetwork | None = None
