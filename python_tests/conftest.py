@@ -21,6 +21,8 @@ from udse_fast.checkpoints.checkpoint import save_checkpoint  # noqa: E402
 from udse_fast.errors import UdseError  # noqa: E402
 from udse_fast.networks import build_network  # noqa: E402
 
+STFT = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": 16000}
+
 
 @cache
 def _runs(isa: str) -> bool:
@@ -127,10 +129,26 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
             for weight in network.parameters():
                 if causal and not weight.any():  # what starts at zero would hide what comes before it
                     torch.nn.init.normal_(weight, std=0.05)
-        stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": 16000}
         paths[name] = folder / f"{name}.safetensors"
-        save_checkpoint(paths[name], network.state_dict(), {"architecture": architecture, "stft": stft})
+        save_checkpoint(paths[name], network.state_dict(), {"architecture": architecture, "stft": STFT})
     return paths
+
+
+@pytest.fixture(scope="session")
+def audio_visual_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a very small audio-visual prior of which every weight matters."""
+    architecture = {
+        "name": "compact-av", "encoder": {"name": "compact", "features": 6, "channels": [4, 4, 4]},
+        "channels": [8, 8, 8], "blocks": [1, 1, 1], "frame_channels": 16, "dilations": [1, 2], "embedding": 16,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(architecture)
+        for weight in network.parameters():
+            weight.data += 0.1 * torch.randn_like(weight)
+    path = tmp_path_factory.mktemp("audio_visual") / "av.safetensors"
+    save_checkpoint(path, network.state_dict(), {"architecture": architecture, "stft": STFT})
+    return path
 
 
 @pytest.fixture

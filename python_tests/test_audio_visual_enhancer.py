@@ -11,30 +11,17 @@ import torch
 from torch import Tensor
 
 from udse_fast import Enhancer, UdseError
-from udse_fast.checkpoints.checkpoint import load_network, save_checkpoint
-from udse_fast.networks import build_network
+from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.streaming.blocks import Block
 from udse_fast.video.track import VideoTrack
 
-ARCHITECTURE = {
-    "name": "compact-av", "encoder": {"name": "compact", "features": 6, "channels": [4, 4, 4]},
-    "channels": [8, 8, 8], "blocks": [1, 1, 1], "frame_channels": 16, "dilations": [1, 2], "embedding": 16,
-}  # fmt: skip
-STFT = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": 16000}
 QUICK = {"sampler": "ddrm", "steps": 2, "samples": 1, "precision": "float32", "device": "cpu"}
 PUBLISHED = Path(__file__).parent / "golden" / "networks_av" / "av.ckpt"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An audio-visual prior whose every weight matters."""
-    torch.manual_seed(0)
-    module = build_network(ARCHITECTURE)
-    for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    path = tmp_path_factory.mktemp("av") / "av.safetensors"
-    save_checkpoint(path, module.state_dict(), {"architecture": ARCHITECTURE, "stft": STFT})
-    return path
+def checkpoint(audio_visual_checkpoint: Path) -> Path:
+    return audio_visual_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -185,16 +185,9 @@ def test_exports_are_told_the_features(tmp_path: Path, golden: dict[str, Tensor]
     assert (exported.visual_encoder is None) == (suffix == "pt")
 
 
-def test_a_graph_takes_a_video_of_any_length(tmp_path: Path) -> None:
+def test_a_graph_takes_a_video_of_any_length(audio_visual_checkpoint: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    small = {"channels": [8, 8, 8], "blocks": [1, 1, 1], "frame_channels": 16, "dilations": [1], "embedding": 16}
-    architecture = {"name": "compact-av", "encoder": {"name": "compact", "features": 6, "channels": [4, 4, 4]}, **small}
-    module = build_network(architecture)
-    for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": 16000}
-    save_checkpoint(tmp_path / "av.safetensors", module.state_dict(), {"architecture": architecture, "stft": stft})
-    network = load_network(tmp_path / "av.safetensors")
+    network = load_network(audio_visual_checkpoint)
     export_network(network, tmp_path / "av.pt2")
     program = torch.export.load(tmp_path / "av.pt2").module()
     state, time, video = torch.randn(2, 2, 256, 70), torch.tensor([0.8, 0.3]), torch.randn(2, 31, 6)

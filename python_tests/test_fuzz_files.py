@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from multiprocessing.connection import Connection
@@ -152,7 +152,7 @@ def serve(connection: Connection) -> None:
                     path.unlink()
 
 
-def failures(seeds: Iterator[int], counts: Counter[str]) -> Iterator[str]:
+def failures(seeds: Iterator[int], counts: Counter[str], serve: Callable[[Connection], None] = serve) -> Iterator[str]:
     """Try mutations one after the other in a process of their own; yields what should not have been."""
     context = multiprocessing.get_context("fork")
     process = None
@@ -162,7 +162,7 @@ def failures(seeds: Iterator[int], counts: Counter[str]) -> Iterator[str]:
             process = context.Process(target=serve, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
-            slow_start = 60.0
+            slow_start = 600.0
         ours.send(seed)
         counts["tried"] += 1
         try:

@@ -11,15 +11,12 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from udse_fast.audio.files import read_audio
-from udse_fast.checkpoints.checkpoint import save_checkpoint
 from udse_fast.cli import main
 from udse_fast.errors import UdseError
 from udse_fast.evaluation.synthetic_lips import band_levels, draw_mouths, write_clip
-from udse_fast.networks import build_network
 from udse_fast.video.faces import NoMouthError
 from udse_fast.video.mouths import read_mouth_crops
 
@@ -212,20 +209,9 @@ def test_a_drawn_mouth_opens_with_the_speech() -> None:
 # -- the command line ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    architecture = {
-        "name": "compact-av", "encoder": {"name": "compact", "features": 6, "channels": [4, 4, 4]},
-        "channels": [8, 8, 8], "blocks": [1, 1, 1], "frame_channels": 16, "dilations": [1], "embedding": 16,
-    }  # fmt: skip
-    stft = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": RATE}
-    torch.manual_seed(0)
-    module = build_network(architecture)
-    for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    path = tmp_path_factory.mktemp("av") / "av.safetensors"
-    save_checkpoint(path, module.state_dict(), {"architecture": architecture, "stft": stft})
-    return path
+@pytest.fixture
+def checkpoint(audio_visual_checkpoint: Path) -> Path:
+    return audio_visual_checkpoint
 
 
 def enhance(source: Path, out: Path, checkpoint: Path, *more: str) -> int:

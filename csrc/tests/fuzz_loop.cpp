@@ -1,5 +1,5 @@
 // Where there is no libFuzzer: the target with so many inputs, made from the files that are given by random damage.
-// fuzz_loop CASES FILE...
+// fuzz_loop CASES SEED FILE...
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +14,7 @@ using Bytes = std::vector<unsigned char>;
 
 namespace {
 
-std::mt19937_64 generator(1);
+std::mt19937_64 generator;
 
 std::size_t below(std::size_t n) { return n ? generator() % n : 0; }
 
@@ -44,9 +44,10 @@ void damage(Bytes& bytes) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) return 2;
+  if (argc < 4) return 2;
+  generator.seed(std::strtoull(argv[2], nullptr, 10));
   std::vector<Bytes> seeds;
-  for (int i = 2; i < argc; ++i) {
+  for (int i = 3; i < argc; ++i) {
     std::ifstream file(argv[i], std::ios::binary);
     seeds.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
   }
@@ -56,5 +57,5 @@ int main(int argc, char** argv) {
     for (std::size_t n = below(6); n > 0; --n) damage(bytes);
     LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
   }
-  std::printf("%ld cases: no crash\n", cases);
+  std::printf("%ld cases of seed %s: no crash\n", cases, argv[2]);
 }

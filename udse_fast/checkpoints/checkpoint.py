@@ -31,6 +31,7 @@ from torch import Tensor
 
 from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import WINDOWS
+from udse_fast.checkpoints.fitting import check_weights
 from udse_fast.checkpoints.lightning import EXTRACTOR, read_lightning
 from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError, first_line
@@ -343,19 +344,12 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _assembled(state_dict: dict[str, Tensor], config: dict[str, Any]) -> ScoreNetwork:
     config = complete_config(config)
-    expected = _planned(config).state_dict()
-    for name in expected.keys() | state_dict.keys():
-        wanted = tuple(expected[name].shape) if name in expected else "none"
-        found = tuple(state_dict[name].shape) if name in state_dict else "none"
-        if wanted != found:
-            raise UdseError(
-                f"expected the weight {name} of the shape {wanted}, got {found}: "
-                "weights and configuration do not belong together"
-            )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state_dict.values()):
-        raise UdseError(
-            "expected finite weights, got NaN or infinity: the training diverged, take an earlier checkpoint"
-        )
+    check_weights(
+        state_dict,
+        _planned(config).state_dict(),
+        "weights and configuration do not belong together",
+        "the training diverged, take an earlier checkpoint",
+    )
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         module = build_network(config["architecture"])
     module.load_state_dict(state_dict)

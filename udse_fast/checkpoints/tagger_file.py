@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from udse_fast.checkpoints.fitting import check_weights
 from udse_fast.checkpoints.torch_file import read_tensors
 from udse_fast.errors import UdseError, first_line
 from udse_fast.networks.cnn14 import Cnn14
@@ -33,16 +34,10 @@ def read_tagger(path: str | os.PathLike[str]) -> Cnn14:
     width = weights[FIRST_KERNEL].shape[0] if FIRST_KERNEL in weights and weights[FIRST_KERNEL].ndim == 4 else 64
     with torch.device("meta"):
         expected = Cnn14(min(max(width, 1), 1024)).state_dict()
-    for name in sorted(expected.keys() | weights.keys()):
-        wanted = tuple(expected[name].shape) if name in expected else "none"
-        found = tuple(weights[name].shape) if name in weights else "none"
-        if wanted != found:
-            raise UdseError(
-                f"{path}: expected the weight {name} of the shape {wanted}, got {found}; give the tagger "
-                "Cnn14_DecisionLevelMax of PANNs"
-            )
-    if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
-        raise UdseError(f"{path}: expected finite weights, got NaN or infinity; download it again")
+    try:
+        check_weights(weights, expected, "give the tagger Cnn14_DecisionLevelMax of PANNs", "download it again")
+    except UdseError as error:
+        raise UdseError(f"{path}: {error}") from error
     network = Cnn14(width)
     network.load_state_dict(weights)
     return network

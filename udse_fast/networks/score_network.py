@@ -21,6 +21,7 @@ from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
+from udse_fast.networks.pieces import alone
 from udse_fast.networks.side_by_side import side_by_side
 from udse_fast.networks.visual_encoder import VisualEncoder
 from udse_fast.sampling.sde import SDE, Time, make_sde
@@ -261,20 +262,19 @@ class ScoreNetwork:
         else:
             posterior = graph.posterior_per_frame if per_frame else graph.posterior
             call = posterior if past is None else partial(posterior, past=past)
-        alone = plain or past is not None or not self._apart(state)
-        answer = call(*inputs) if alone else _of_items(call, inputs)
+        apart = past is None and not plain and self._apart(state)
+        answer = _of_items(call, inputs) if apart else call(*inputs)
         if isinstance(answer, Tensor):
             return _as_complex(answer, state), None
         score, variance = answer
         return _as_complex(score, state), variance.contiguous().to(state.device, state.real.dtype)
 
     def _apart(self, state: Tensor) -> bool:
-        """Whether the items of a batch are told in calls of their own, see `side_by_side`.
+        """Whether items are told in calls of their own, see `side_by_side` and, for one that is alone, `alone`.
 
-        It does not depend on the number of threads: what rounding does to an item is the same everywhere.
+        It does not depend on the number of threads: what rounding does to an item of a batch is the same everywhere.
         """
-        worth_it = len(state) > 1 and state.shape[-1] >= FRAMES_APART
-        return worth_it and self.device.type == "cpu" and self.graph is self.plain
+        return state.shape[-1] >= FRAMES_APART and self.device.type == "cpu" and self.graph is self.plain
 
     def _of_causal_core(
         self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast
@@ -322,7 +322,8 @@ class ScoreNetwork:
         if isinstance(past, CorePast):
             return self._said_by_causal_core(mixture, variance, planes, level, past).for_states(state)
         if past is None and self._apart(state):
-            return Estimate.of(Said(*_of_items(self.module.say, [mixture, variance, planes, level])), state)
+            said = Said(*_of_items(self.module.say, [mixture, variance, planes, level]))
+            return Estimate.of(said, state)
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
 
     def _said_by_causal_core(
@@ -379,8 +380,11 @@ class ScoreNetwork:
 
 
 def _of_items(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-    """call(*inputs), a tensor or a tuple of them, made item by item of the batch."""
+    """call(*inputs), a tensor or a tuple of them, made item by item of the batch; of one that is alone, in pieces."""
     batch = max(len(x) for x in inputs)
+    if batch == 1:
+        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return call(*inputs) if differentiated else alone(partial(call, *inputs))
     inputs = [x.expand(batch, *x.shape[1:]) for x in inputs]
     answers = side_by_side(lambda item: call(*(x[item : item + 1] for x in inputs)), batch)
     if isinstance(answers[0], Tensor):

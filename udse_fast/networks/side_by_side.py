@@ -1,4 +1,4 @@
-"""`side_by_side`: the items of a batch on the threads of a CPU, a network call each.
+"""`side_by_side`: the items of a batch on the threads of a CPU, a network call each. `on_one_thread`: a call on one.
 
 The threads of torch meet after every operator and wait there for the last one, spinning. Beside another busy process
 every such meeting costs a turn of the scheduler: a pass of thousands of operators then takes ten times as long as on
@@ -21,12 +21,12 @@ Result = TypeVar("Result")
 _making = threading.Lock()
 
 
-def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
-    """Return call(0) ... call(count - 1), made without gradients on as many threads as torch has.
+def side_by_side(call: Callable[[int], Result], count: int, threads: int | None = None) -> list[Result]:
+    """Return call(0) ... call(count - 1), made without gradients on so many threads, by default as many as torch has.
 
     The first exception among the calls is raised; calls that have not begun then are not made.
     """
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() if threads is None else threads
     workers = min(count, threads)
     if workers < 2:
         with torch.no_grad():
@@ -34,6 +34,14 @@ def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
     with _making:
         pool = _pool(workers, threads // workers, threads)
     return list(pool.map(torch.no_grad()(call), range(count)))
+
+
+def on_one_thread(call: Callable[[], Result]) -> Result:
+    """Return call(), made without gradients on a thread whose operators have no other."""
+    threads = torch.get_num_threads()
+    with _making:
+        pool = _pool(1, 1, threads)
+    return pool.submit(torch.no_grad()(call)).result()
 
 
 @lru_cache(maxsize=8)
@@ -48,7 +56,10 @@ def _pool(workers: int, threads_of_each: int, threads: int) -> ThreadPoolExecuto
         started.wait()
 
     list(pool.map(start, range(workers)))
-    torch.set_num_threads(threads)  # a setting of each thread, but the last one set is that of threads to come
+    # a setting of each thread, but the last one set is that of threads to come: another thread sets it
+    last = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    last.start()
+    last.join()
     return pool
 
 
