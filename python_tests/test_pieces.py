@@ -11,7 +11,7 @@ from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.networks import build_network, pieces
 from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.crowd import CALM_LOOKS, LOOK_SECONDS, Crowd, Times
-from udse_fast.networks.pieces import FEWEST_FRAMES, alone, in_pieces
+from udse_fast.networks.pieces import FEWEST_FRAMES, alone, in_pieces, without_company
 from udse_fast.networks.score_network import ScoreNetwork
 
 
@@ -134,6 +134,20 @@ def test_the_number_of_threads_stays_what_it_is(threads, crowded):
     thread.join()
     assert torch.get_num_threads() == 5
     assert of_a_new_thread == [5]
+
+
+def test_what_is_around_network_calls_has_one_thread_in_a_crowd_and_they_all(threads, crowded):
+    threads(3)
+    seen: list[tuple[int, int]] = []
+    x = torch.ones(1, 3 * FEWEST_FRAMES, 2)
+
+    def block() -> int:
+        alone(lambda: in_pieces(lambda x: moving_sum(x, seen), [x], 3))
+        return torch.get_num_threads()
+
+    assert without_company(block) == 1
+    assert [count for _, count in seen] == [1, 1, 1]
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -16,6 +16,7 @@ from udse_fast.audio.hum import steady_part
 from udse_fast.errors import UdseError
 from udse_fast.model import Model
 from udse_fast.networks.conditions import SPEECH_SOURCE, Conditions
+from udse_fast.networks.pieces import without_company
 from udse_fast.sampling.noise_floor import NoiseFloor
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
@@ -319,7 +320,8 @@ def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Sequence[Block[Any]]
     Returns:
         What became of every block.
     """
-    with torch.no_grad():
+
+    def enhanced() -> list[list[Enhanced[Any]]]:
         analysed = [[enhancer.analyse(block) for block in blocks] for enhancer, blocks in jobs]
         heard = [[one for one in channels if isinstance(one, Analysed)] for channels in analysed]
         passes = [e.sample(one) for (e, _), channels in zip(jobs, heard, strict=True) for one in channels]
@@ -329,3 +331,7 @@ def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Sequence[Block[Any]]
             finished = iter(enhancer.finish(loud, [next(posteriors) for _ in loud]))
             results.append([next(finished) if isinstance(one, Analysed) else one for one in channels])
         return results
+
+    on_cpu = all(enhancer.model.device.type == "cpu" for enhancer, _ in jobs)
+    with torch.no_grad():
+        return without_company(enhanced) if on_cpu else enhanced()

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from udse_fast.networks.crowd import CROWD
-from udse_fast.networks.side_by_side import on_one_thread, side_by_side
+from udse_fast.networks.side_by_side import on_one_thread, side_by_side, threads_here
 
 Result = TypeVar("Result")
 
 FEWEST_FRAMES = 100
 """Of a piece: so many that the matrix products of a piece are made as those of the whole, to the bit."""
 
-_threads: ContextVar[int] = ContextVar("threads for pieces", default=1)
+_wanted: ContextVar[bool] = ContextVar("pieces wanted", default=False)
 
 
 def alone(call: Callable[[], Result]) -> Result:
@@ -31,7 +31,7 @@ def alone(call: Callable[[], Result]) -> Result:
 
     In other calls (of many items, in training, in exports) `in_pieces` cuts nothing.
     """
-    threads = torch.get_num_threads()
+    threads = threads_here()
     if threads < 2:
         return call()
     if not CROWD.is_there:
@@ -39,13 +39,18 @@ def alone(call: Callable[[], Result]) -> Result:
             return call()
 
     def cut() -> Result:
-        before = _threads.set(threads)
+        before = _wanted.set(True)
         try:
             return call()
         finally:
-            _threads.reset(before)
+            _wanted.reset(before)
 
     return on_one_thread(cut)
+
+
+def without_company(call: Callable[[], Result]) -> Result:
+    """Return call(): in a crowd by a thread whose operators have no other, except in network calls."""
+    return on_one_thread(call) if CROWD.is_there and torch.get_num_threads() > 1 else call()
 
 
 def in_pieces(part: Callable[..., Sequence[Tensor]], maps: Sequence[Tensor], reach: int) -> Sequence[Tensor]:
@@ -57,10 +62,10 @@ def in_pieces(part: Callable[..., Sequence[Tensor]], maps: Sequence[Tensor], rea
         maps: (B, T, ...), or (B, 1, ...) where they are the same for all frames.
         reach: in frames.
     """
-    threads, frames = _threads.get(), max(x.shape[1] for x in maps)
-    if threads < 2:
+    if not _wanted.get():
         return part(*maps)
-    count = max(1, min(threads, frames // FEWEST_FRAMES))
+    frames = max(x.shape[1] for x in maps)
+    count = max(1, min(threads_here(), frames // FEWEST_FRAMES))
 
     def piece(number: int) -> list[Tensor]:
         start, end = (frames * n // count for n in (number, number + 1))
@@ -69,4 +74,4 @@ def in_pieces(part: Callable[..., Sequence[Tensor]], maps: Sequence[Tensor], rea
         with CROWD.watched():
             return [y[:, start - first : end - first] for y in part(*told)]
 
-    return [torch.cat(parts, dim=1) for parts in zip(*side_by_side(piece, count, threads), strict=True)]
+    return [torch.cat(parts, dim=1) for parts in zip(*side_by_side(piece, count), strict=True)]

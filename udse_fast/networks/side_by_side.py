@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TypeVar
 
@@ -19,14 +20,20 @@ import torch
 
 Result = TypeVar("Result")
 _making = threading.Lock()
+_threads: ContextVar[int] = ContextVar("threads outside of `on_one_thread`", default=0)
 
 
-def side_by_side(call: Callable[[int], Result], count: int, threads: int | None = None) -> list[Result]:
-    """Return call(0) ... call(count - 1), made without gradients on so many threads, by default as many as torch has.
+def threads_here() -> int:
+    """How many threads calls may be made on: as many as torch has, also inside `on_one_thread`."""
+    return _threads.get() or torch.get_num_threads()
+
+
+def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
+    """Return call(0) ... call(count - 1), made without gradients on as many threads as torch has.
 
     The first exception among the calls is raised; calls that have not begun then are not made.
     """
-    threads = torch.get_num_threads() if threads is None else threads
+    threads = threads_here()
     workers = min(count, threads)
     if workers < 2:
         with torch.no_grad():
@@ -37,11 +44,24 @@ def side_by_side(call: Callable[[int], Result], count: int, threads: int | None 
 
 
 def on_one_thread(call: Callable[[], Result]) -> Result:
-    """Return call(), made without gradients on a thread whose operators have no other."""
+    """Return call(), made without gradients on a thread whose operators have no other.
+
+    `side_by_side` in it has as many threads as outside.
+    """
+    if _threads.get():
+        return call()
     threads = torch.get_num_threads()
+
+    def inside() -> Result:
+        before = _threads.set(threads)
+        try:
+            return call()
+        finally:
+            _threads.reset(before)
+
     with _making:
         pool = _pool(1, 1, threads)
-    return pool.submit(torch.no_grad()(call)).result()
+    return pool.submit(torch.no_grad()(inside)).result()
 
 
 @lru_cache(maxsize=8)
