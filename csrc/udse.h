@@ -54,13 +54,13 @@ typedef struct udse_options {
   uint32_t block_frames;     /* frames that are enhanced at once, 1 to 8: the latency */
   uint32_t steps, samples;   /* reverse steps and posterior samples: quality for time */
   uint32_t buffer_frames;    /* of udse_live: frames of time for a thread of its own; 0: the caller computes */
-  uint32_t together;         /* signals that udse_process_many computes side by side, 2 MB each; 0: the channels */
+  uint32_t together;         /* signals that udse_process_many computes side by side, 3 MB each; 0: the channels */
   uint32_t sampler;          /* 0: UDSE_AMORTISED_DDRM where there is a posterior network, else UDSE_DDRM */
 } udse_options;
 
 enum {
   UDSE_DDRM = 1,           /* asks the prior alone */
-  UDSE_AMORTISED_DDRM = 2, /* asks a posterior network too: better, in a third of the time, with less delay */
+  UDSE_AMORTISED_DDRM = 2, /* asks a posterior network too: less noise, less delay */
 };
 
 UDSE_API udse_options udse_default_options(void);
