@@ -30,8 +30,9 @@ for python in "${pythons[@]}"; do
     wheel=$(echo "$work"/repaired/*.whl)
 
     "$venv/pip" install -q -c constraints.txt "$wheel" pytest hypothesis
-    mkdir "$work/outside"
-    cp -r "$source"/{python_tests,pyproject.toml} "$work/outside"
+    cp -r "$source" "$work/outside" # what tests read beside the package, without anything to import
+    rm -rf "$work/outside/build"
+    find "$work"/outside/{udse_fast,kernels} -name '*.py' -delete
     (
         # from here on no compiler, and nothing of the checkout
         cd "$work/outside"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,10 @@ def _of_stream(file: io.BufferedReader, section: str) -> dict[str, Tensor]:
     stored = _section(content, section)
     sizes = {tensor.storage.key: tensor.storage.dtype.itemsize for tensor in _tensors_in(content)}
     storages: dict[str, bytes] = {}
+    end = os.fstat(file.fileno()).st_size
     for key in interpret(file):
-        count = int.from_bytes(file.read(LONGEST_COUNT), "little")
-        storages[key] = file.read(count * sizes[key])
+        size = int.from_bytes(file.read(LONGEST_COUNT), "little") * sizes[key]
+        if size > end - file.tell():  # before memory is taken for it
+            raise EOFError(f"a storage of {size} bytes where {end - file.tell()} are left")
+        storages[key] = file.read(size)
     return {name: read_tensor(storages[tensor.storage.key], tensor) for name, tensor in stored.items()}
