@@ -130,7 +130,7 @@ struct CausalNetwork::Network : CausalWeights {
     Floats bands, x, first, second;
     Map numbers;
     Floats sums, products, scratch;  // sums and products: of bands, of `points` kinds
-    Floats levels, films;            // of a posterior network, by frame
+    Floats levels, films;            // by frame, of a posterior network
     Embedding embedding;
   };
   // The items of a call.
@@ -217,8 +217,8 @@ struct CausalNetwork::Network : CausalWeights {
     team.sums = Floats((frames + 1) * points * sums / tile_bands);
     team.products = Floats(frames * points * std::max(sums, products) / tile_bands);
     team.scratch = Floats((outputs + 6) * padded(bins));
-    if (!posterior) return;
     team.levels = Floats(rows);
+    if (!posterior) return;
     team.films = Floats(rows * film_size);
     team.embedding.hold(rows, embedding);
   }
