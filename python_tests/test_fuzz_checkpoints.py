@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import udse_fast
@@ -161,9 +162,10 @@ def test_damaged_checkpoints_and_states(tmp_path: Path) -> None:
     assert min(int(count) for count in said.groups()) > 3
 
 
-def test_a_size_beyond_the_file_is_one_line_and_takes_no_memory(tmp_path: Path) -> None:
-    """The count of a storage in a file of PyTorch's older format was damaged."""
-    command = [sys.executable, __file__, "--count", "1", "--seed", "518"]
+@pytest.mark.parametrize("seed", ["518", "12414"], ids=["count of a storage", "bytes in a pickle"])
+def test_a_size_beyond_the_file_is_one_line_and_takes_no_memory(seed: str, tmp_path: Path) -> None:
+    """In a file of PyTorch's older format."""
+    command = [sys.executable, __file__, "--count", "1", "--seed", seed]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=500)
     assert done.stdout == "1 tried, 0 read, 1 refused, 0 wrong\n", done.stdout + done.stderr
 

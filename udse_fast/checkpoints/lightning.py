@@ -15,7 +15,8 @@ import struct
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from mmap import mmap
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -118,16 +119,16 @@ def read_lightning(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dic
         ) from error
 
 
-def interpret(program: bytes | IO[bytes]) -> Any:
+def interpret(program: bytes | mmap) -> Any:
     """Return the object that a pickle describes, with a `Placeholder` for every foreign object; run nothing of it.
 
-    Of a file, one pickle is read from where it is.
+    Of a mapped file, one pickle is read from where it is.
 
     Raises:
         ValueError, TypeError, KeyError, IndexError, AttributeError: the pickle is damaged.
     """
     machine = _Machine()
-    for opcode, argument, _ in pickletools.genops(program):
+    for opcode, argument, _ in pickletools.genops(cast("bytes | IO[bytes]", program)):  # all that it needs of a file
         name = opcode.name
         if name == "STOP":
             return machine.stack.pop()

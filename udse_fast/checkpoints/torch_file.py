@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import os
+import mmap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,8 @@ def read_tensors(path: Path, section: str) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             if zipfile.is_zipfile(path):
                 return _of_zip(path, section)
-            return _of_stream(file, section)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # never reads more than there is
+                return _of_stream(data, section)
     except UNREADABLE as error:
         raise UdseError(
             f"expected a PyTorch file, got a damaged or foreign one ({type(error).__name__}: {error}); "
@@ -72,7 +72,7 @@ def _of_zip(path: Path, section: str) -> dict[str, Tensor]:
         }
 
 
-def _of_stream(file: io.BufferedReader, section: str) -> dict[str, Tensor]:
+def _of_stream(file: mmap.mmap, section: str) -> dict[str, Tensor]:
     """Pickles one after the other: magic, protocol, the machine, the content, the order of the storages that follow."""
     if interpret(file) != MAGIC or interpret(file) != PROTOCOL:
         raise ValueError("no PyTorch file")
@@ -81,10 +81,9 @@ def _of_stream(file: io.BufferedReader, section: str) -> dict[str, Tensor]:
     stored = _section(content, section)
     sizes = {tensor.storage.key: tensor.storage.dtype.itemsize for tensor in _tensors_in(content)}
     storages: dict[str, bytes] = {}
-    end = os.fstat(file.fileno()).st_size
     for key in interpret(file):
         size = int.from_bytes(file.read(LONGEST_COUNT), "little") * sizes[key]
-        if size > end - file.tell():  # before memory is taken for it
-            raise EOFError(f"a storage of {size} bytes where {end - file.tell()} are left")
+        if size > len(file) - file.tell():  # before memory is taken for it
+            raise EOFError(f"a storage of {size} bytes where {len(file) - file.tell()} are left")
         storages[key] = file.read(size)
     return {name: read_tensor(storages[tensor.storage.key], tensor) for name, tensor in stored.items()}
