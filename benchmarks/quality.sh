@@ -10,7 +10,7 @@ set -euo pipefail
 mixtures=$1 out=$2 peers=${3:-} peer_mixtures=${4:-}
 score() { udse-fast evaluate --mixtures "$mixtures" --out "$out" "$@"; }
 score --write "$out/enhanced/amortised_ddrm" # the default
-score --causal --write "$out/enhanced/ddrm (causal)"
+score --causal --write "$out/enhanced/amortised_ddrm (causal)"
 for folder in "$out"/ready/*/; do [ ! -d "$folder" ] || score --enhanced "$folder"; done
 for mode in "oracle" "pure oracle"; do score --oracle "$mode"; done
 for sampler in ddrm amortised diffuseen udiffse_plus depse_il depse_tl paradiffuse_en paradiffuse_in udiffse; do
@@ -18,7 +18,7 @@ for sampler in ddrm amortised diffuseen udiffse_plus depse_il depse_tl paradiffu
 done
 score --sampler paradiffuse_en --readout mean --name "paradiffuse_en (mean)"
 # a stream has to get to know the noise: without the first second
-for system in "amortised_ddrm" "ddrm (causal)"; do
+for system in "amortised_ddrm" "amortised_ddrm (causal)"; do
     udse-fast evaluate --mixtures "$mixtures" --out "$out/after_1s" --skip-seconds 1 --metrics si pesq estoi \
         --enhanced "$out/enhanced/$system"
 done

@@ -27,7 +27,7 @@ from udse_fast.evaluation.tables import (
     unique,
 )
 
-DEFAULT, STREAM, NOISY = "amortised_ddrm", "ddrm (causal)", "noisy"
+DEFAULT, STREAM, NOISY = "amortised_ddrm", "amortised_ddrm (causal)", "noisy"
 SHOWN = ("si_sdr", "estoi", "pesq_nb_raw", "dnsmos_ovrl")
 CLAIMS = (
     ("An explicit noise estimate helps: DiffUSEEN over UDiffSE+", "diffuseen", "udiffse_plus", ("si_sdr", "estoi")),
@@ -59,8 +59,8 @@ CLAIMS = (
 HEAD = """\
 Made with `benchmarks/quality.sh`: udse-fast {}, torch {}, {}. {} mixtures of 15 utterances of unseen speakers at four
 SNRs, with noise of kinds that the training noise has ("matched", other recordings) or has not ("mismatched"); the
-speech prior has heard no noise. ParaDiffUSE with the joint prior. `amortised_ddrm` is the default, `ddrm (causal)`
-its stream; `(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers.
+speech prior has heard no noise. ParaDiffUSE with the joint prior. `amortised_ddrm` is the default,
+`amortised_ddrm (causal)` its stream; `(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers.
 Where n is smaller, fewer files were scored."""
 PEERS_NOTE = """\
 Gain over the noisy input. All of them but logmmse and noisereduce_st were trained on pairs of noisy and clean speech,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "benchmarks" / "results" / "quality.md"
-DEFAULT, STREAM = "amortised_ddrm", "ddrm (causal)"
+DEFAULT, STREAM = "amortised_ddrm", "amortised_ddrm (causal)"
 METRICS = {"SI-SDR / dB": "SI-SDR, dB", "ESTOI": "ESTOI", "PESQ NB raw": "PESQ", "DNSMOS OVRL": "DNSMOS"}
 """Name in the page -> name in the README."""
 SYSTEMS = {

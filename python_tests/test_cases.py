@@ -1,6 +1,6 @@
 """Situations that users of such software reported in public, each with its right value; files in data/cases.
 
-Rows in `LATER` are about the sound of the built-in prior, take minutes, and run where UDSE_LATER_CASES=1 says so.
+Those of `SOUND` are about the sound of the built-in prior; those of `NOT_YET` it does not get right yet.
 """
 
 from __future__ import annotations
@@ -290,11 +290,11 @@ NOW = [
     wav_of_size_zero, adpcm_length, clipping_is_told, pipe_to_pipe, pipe_dev_stdin, pipe_process_substitution,
     pipe_named, riff_into_a_raw_stream, empty_path, latin_1_name, hangup_leaves_nothing,
 ]  # fmt: skip
-LATER = [
-    white_noise_as_a_stream, white_noise_whole, noise_of_a_machine, clean_speech, speech_with_little_noise, whisper,
-    singing, direct_current, mains_hum, opposite_channels_cancel, reverberant_speech, above_the_prior,
-    published_sampler_on_noise,
+SOUND = [
+    white_noise_as_a_stream, white_noise_whole, noise_of_a_machine, clean_speech, direct_current, mains_hum,
+    opposite_channels_cancel, reverberant_speech, above_the_prior, published_sampler_on_noise,
 ]  # fmt: skip
+NOT_YET = [speech_with_little_noise, whisper, singing]
 
 
 @pytest.fixture
@@ -312,7 +312,12 @@ def test_case(case: Callable[[Setting], None], setting: Setting) -> None:
     case(setting)
 
 
-@pytest.mark.skipif(os.environ.get("UDSE_LATER_CASES") != "1", reason="takes minutes: UDSE_LATER_CASES=1")
-@pytest.mark.parametrize("case", LATER, ids=lambda case: case.__name__)
-def test_later_case(case: Callable[[Setting], None], setting: Setting) -> None:
+@pytest.mark.parametrize("case", SOUND, ids=lambda case: case.__name__)
+def test_sound(case: Callable[[Setting], None], setting: Setting) -> None:
+    case(setting)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the built-in prior takes too much of it: docs/limits.md")
+@pytest.mark.parametrize("case", NOT_YET, ids=lambda case: case.__name__)
+def test_sound_that_is_not_kept_yet(case: Callable[[Setting], None], setting: Setting) -> None:
     case(setting)
