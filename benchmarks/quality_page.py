@@ -60,8 +60,8 @@ HEAD = """\
 Made with `benchmarks/quality.sh`: udse-fast {}, torch {}, {}. {} mixtures of 15 utterances of unseen speakers at four
 SNRs, with noise of kinds that the training noise has ("matched", other recordings) or has not ("mismatched"); the
 speech prior has heard no noise. ParaDiffUSE with the joint prior. `amortised_ddrm` is the default,
-`amortised_ddrm (causal)` its stream; `(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale of the papers.
-Where n is smaller, fewer files were scored."""
+`amortised_ddrm (causal)` its stream; `(oracle)` and `(pure oracle)` are told the noise. PESQ NB raw is the P.862 scale
+of the papers. Where n is smaller, fewer files were scored."""
 PEERS_NOTE = """\
 Gain over the noisy input. All of them but logmmse and noisereduce_st were trained on pairs of noisy and clean speech,
 most on hundreds of hours; their scores are those of the table that was given."""

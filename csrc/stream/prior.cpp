@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -91,6 +92,13 @@ std::vector<float> read_data_scale(const Json& architecture) {
   return scale;
 }
 
+// Without a branch for each of them
+bool all_finite(const std::vector<float>& values) {
+  bool finite = true;
+  for (const float value : values) finite &= std::abs(value) <= std::numeric_limits<float>::max();
+  return finite;
+}
+
 std::shared_ptr<const CausalNetwork> make_network(SafeTensors& file, const Json& architecture, const char* expected) {
   const Json* const name = architecture.find("name");
   if (!name || name->text != expected)
@@ -102,8 +110,7 @@ std::shared_ptr<const CausalNetwork> make_network(SafeTensors& file, const Json&
   file.tensors["scale.by_label"] = {{2}, read_data_scale(architecture)};
   Weights weights;
   for (const auto& [tensor_name, tensor] : file.tensors) {
-    for (const float value : tensor.values)
-      if (!std::isfinite(value)) throw Error(tensor_name + " of the checkpoint has NaN or infinite numbers");
+    if (!all_finite(tensor.values)) throw Error(tensor_name + " of the checkpoint has NaN or infinite numbers");
     weights[tensor_name] = {tensor.shape, tensor.values.data()};
   }
   return std::make_shared<const CausalNetwork>(weights, read_dilations(architecture));
@@ -197,7 +204,8 @@ std::shared_ptr<const Prior> parse_prior(const FileBytes& file, const FileBytes&
     throw Error("expected a posterior network of the stft, compression and sde of the prior, got one of others");
   prior->posterior = posterior.network;
   prior->of_amortised_ddrm = settings_of(speech, posterior, Sampler::amortised_ddrm);
-  prior->fingerprint = fingerprint(posterior_file.at, posterior_file.size, speech.fingerprint);
+  const auto* const theirs = reinterpret_cast<const unsigned char*>(&posterior.fingerprint);
+  prior->fingerprint = fingerprint(theirs, sizeof posterior.fingerprint, speech.fingerprint);
   return prior;
 }
 
