@@ -332,6 +332,7 @@ def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Sequence[Block[Any]]
             results.append([next(finished) if isinstance(one, Analysed) else one for one in channels])
         return results
 
-    on_cpu = all(enhancer.model.device.type == "cpu" for enhancer, _ in jobs)
+    models = [enhancer.model for enhancer, _ in jobs]
+    same_on_one = all(m.device.type == "cpu" and m.network.module.comes_in_pieces for m in models)
     with torch.no_grad():
-        return without_company(enhanced) if on_cpu else enhanced()
+        return without_company(enhanced) if same_on_one else enhanced()

@@ -245,6 +245,7 @@ class Compact(Network):
     planes: ClassVar[int] = 3
     """Of the input: real and imaginary part, log-magnitude."""
     has_posterior_variance = True
+    comes_in_pieces = True
     causal_blocks: ClassVar[Sequence[int]] = (2, 3, 4, 5)
     spectral = Spectral(hop_length=255, window="sqrt_hann")  # half overlap: half the frames, hence half the cost
     learning_rate = 2e-3  # of Muon and AdamW together

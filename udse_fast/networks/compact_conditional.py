@@ -34,6 +34,7 @@ class CompactConditional(Compact):
     """Of the input: state and recording, each with its log-magnitude."""
     spectral = PeakSpectral(hop_length=255, window="sqrt_hann")
     has_causal_core = False
+    comes_in_pieces = False
 
     def __init__(self, latent_size: int = 0, latent_pooling: str = "frames", **arguments: Any) -> None:
         super().__init__(**arguments)

@@ -263,7 +263,7 @@ class ScoreNetwork:
             posterior = graph.posterior_per_frame if per_frame else graph.posterior
             call = posterior if past is None else partial(posterior, past=past)
         apart = past is None and not plain and self._apart(state)
-        answer = _of_items(call, inputs) if apart else call(*inputs)
+        answer = self._of_items(call, inputs) if apart else call(*inputs)
         if isinstance(answer, Tensor):
             return _as_complex(answer, state), None
         score, variance = answer
@@ -275,6 +275,19 @@ class ScoreNetwork:
         It does not depend on the number of threads: what rounding does to an item of a batch is the same everywhere.
         """
         return state.shape[-1] >= FRAMES_APART and self.device.type == "cpu" and self.graph is self.plain
+
+    def _of_items(self, call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """call(*inputs), a tensor or a tuple of them, item by item of the batch; of one that is alone, in pieces."""
+        batch = max(len(x) for x in inputs)
+        if batch == 1:
+            differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+            whole = differentiated or not self.module.comes_in_pieces
+            return call(*inputs) if whole else alone(partial(call, *inputs))
+        inputs = [x.expand(batch, *x.shape[1:]) for x in inputs]
+        answers = side_by_side(lambda item: call(*(x[item : item + 1] for x in inputs)), batch)
+        if isinstance(answers[0], Tensor):
+            return torch.cat(answers)
+        return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
 
     def _of_causal_core(
         self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast
@@ -322,7 +335,7 @@ class ScoreNetwork:
         if isinstance(past, CorePast):
             return self._said_by_causal_core(mixture, variance, planes, level, past).for_states(state)
         if past is None and self._apart(state):
-            said = Said(*_of_items(self.module.say, [mixture, variance, planes, level]))
+            said = Said(*self._of_items(self.module.say, [mixture, variance, planes, level]))
             return Estimate.of(said, state)
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
 
@@ -377,19 +390,6 @@ class ScoreNetwork:
             complete = self.module.completed(conditions, batch)
             inputs += complete.for_network(self.conditions, state, self.device, self.module.condition_sizes)
         return inputs
-
-
-def _of_items(call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-    """call(*inputs), a tensor or a tuple of them, made item by item of the batch; of one that is alone, in pieces."""
-    batch = max(len(x) for x in inputs)
-    if batch == 1:
-        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        return call(*inputs) if differentiated else alone(partial(call, *inputs))
-    inputs = [x.expand(batch, *x.shape[1:]) for x in inputs]
-    answers = side_by_side(lambda item: call(*(x[item : item + 1] for x in inputs)), batch)
-    if isinstance(answers[0], Tensor):
-        return torch.cat(answers)
-    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
 
 
 def _kind(module: Network) -> str:
