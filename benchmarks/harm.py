@@ -125,7 +125,8 @@ def decibels(x: Samples) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("speech", type=Path, nargs="*", metavar="SPEECH")
-    speech = recordings(parser.parse_args().speech)
+    paths = parser.parse_args().speech
+    speech = recordings(paths)
     systems: dict[str, Callable[[Samples], Samples]] = {}
     for sampler in ("amortised_ddrm", "ddrm", "amortised"):
         enhancer = udse_fast.Enhancer(sampler=sampler, precision="float32", device="cpu")
@@ -135,7 +136,8 @@ def main() -> None:
 
     print("# What it does to speech without noise, and to noise without speech\n")
     print(
-        f"`python benchmarks/harm.py`, {len(speech)} recordings, float32, torch {torch.__version__}, {processor()}.\n"
+        f"`python benchmarks/harm.py {' '.join(path.name for path in paths)}`: {len(speech)} recordings with the\n"
+        f"package's example, float32, torch {torch.__version__}, {processor()}.\n"
     )
     head = f"| {' | '.join(systems)} |\n| {' | '.join(['---'] * (len(systems) + 1))} |"
     print("SI-SDR to what should come out, dB: mean (worst). In brackets behind the name: of what goes in.\n")

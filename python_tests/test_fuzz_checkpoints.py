@@ -6,14 +6,12 @@ Some run as a test. Many: `python python_tests/test_fuzz_checkpoints.py --count 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import re
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,10 +73,12 @@ class States:
     """A running stream of each kind, with what it has been given before."""
 
     def __init__(self, small: Path) -> None:
-        quick: dict[str, Any] = {"sampler": "ddrm", "steps": 1, "samples": 1, "precision": "float32", "device": "cpu"}
+        quick: dict[str, Any] = {"steps": 1, "samples": 1, "precision": "float32", "device": "cpu"}
         self.streams = {
-            "native": udse_fast.Enhancer("causal", **quick).open_stream(),
-            "overlap": udse_fast.Enhancer(small, **quick).open_stream(block_seconds=0.5, overlap_seconds=0.1),
+            "native": udse_fast.Enhancer(**quick).open_stream(),
+            "overlap": udse_fast.Enhancer(small, sampler="ddrm", **quick).open_stream(
+                block_seconds=0.5, overlap_seconds=0.1
+            ),
         }
         self.sound = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
         self.states = {}
@@ -170,21 +170,7 @@ def test_a_size_beyond_the_file_is_one_line_and_takes_no_memory(seed: str, tmp_p
     assert done.stdout == "1 tried, 0 read, 1 refused, 0 wrong\n", done.stdout + done.stderr
 
 
-def main() -> int:
-    from test_fuzz_files import failures
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0, help="the first")
-    arguments = parser.parse_args()
-    counts: Counter[str] = Counter()
-    failed = 0
-    for failure in failures(iter(range(arguments.seed, arguments.seed + arguments.count)), counts, serve):
-        print(failure, flush=True)
-        failed += 1
-    print(f"{counts['tried']} tried, {counts['read']} read, {counts['refused']} refused, {failed} wrong")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from test_fuzz_files import main
+
+    sys.exit(main(serve, __doc__))

@@ -152,7 +152,7 @@ def serve(connection: Connection) -> None:
                     path.unlink()
 
 
-def failures(seeds: Iterator[int], counts: Counter[str], serve: Callable[[Connection], None] = serve) -> Iterator[str]:
+def failures(seeds: Iterator[int], counts: Counter[str], serve: Callable[[Connection], None]) -> Iterator[str]:
     """Try mutations one after the other in a process of their own; yields what should not have been."""
     context = multiprocessing.get_context("fork")
     process = None
@@ -200,8 +200,9 @@ def test_a_track_that_begins_in_the_middle_is_one_line(tmp_path: Path) -> None:
     assert done.stdout == "1 tried, 0 read, 1 refused, 0 wrong\n", done.stdout + done.stderr
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(serve: Callable[[Connection], None], description: str | None) -> int:
+    """Try as many as the command line asks for in processes that `serve`; 1 where something should not have been."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--minutes", type=float, default=1e9, help="at most")
@@ -216,7 +217,7 @@ def main() -> int:
 
     counts: Counter[str] = Counter()
     failed = 0
-    for failure in failures(seeds(), counts):
+    for failure in failures(seeds(), counts, serve):
         print(failure, flush=True)
         failed += 1
     print(f"{counts['tried']} tried, {counts['read']} read, {counts['refused']} refused, {failed} wrong")
@@ -224,4 +225,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(serve, __doc__))
