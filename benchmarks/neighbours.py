@@ -84,11 +84,9 @@ def main() -> None:
     print("# Beside a busy neighbour\n")
     print(f"`python benchmarks/neighbours.py --precision {arguments.precision}`: {processor()}, {cores} cores,")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.precision}. Beside {cores} busy")
-    print("processes. Real-time factors by the clock on the wall, each the median of")
-    print(
-        f"{arguments.repeats} times {len(audio) / RATE:.0f} s of audio, after {SETTLING_SECONDS:g} s of computing in each"
-    )
-    print("company.\n")
+    seconds = f"{len(audio) / RATE:.0f} s of audio"
+    print(f"processes. Real-time factors by the clock on the wall, each the median of {arguments.repeats} times")
+    print(f"{seconds}, after {SETTLING_SECONDS:g} s of computing in each company.\n")
     print("| what | alone | beside | ratio |\n| --- | --- | --- | --- |")
     for name, run in cases(audio, arguments.precision).items():
         run()  # one-time costs
