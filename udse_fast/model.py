@@ -13,7 +13,7 @@ import torch
 from udse_fast.audio.spectral import Spectral
 from udse_fast.backends.cuda_graphs import Replayed, addresses
 from udse_fast.checkpoints.checkpoint import fingerprint, load_network
-from udse_fast.devices import fast_bfloat16, usable_device
+from udse_fast.devices import fast_bfloat16, keep_freed_memory, usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks.optimised import optimised_or_plain
 from udse_fast.networks.score_network import KINDS, PRECISIONS, ScoreNetwork
@@ -121,6 +121,7 @@ def load_model(
         graphs = [n.graph for n in asked]
         passes = Replayed(lambda: addresses(*graphs))
     else:
+        keep_freed_memory()
         for each in asked:
             each.to(on, precision)
     network, noise_network, *others = asked
