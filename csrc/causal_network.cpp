@@ -17,6 +17,7 @@ namespace {
 using std::int64_t;
 
 constexpr std::size_t most_levels = 64;  // noise levels whose FiLM numbers are kept
+constexpr int64_t fewest_frames = 32;  // of a piece of a signal: fewer look at their neighbours more than at their own
 
 // Of posterior networks, as in `CompactPosterior`
 constexpr float quietest = 1e-10f;                    // least noise variance, relative to the power of the loudest bin
@@ -116,7 +117,7 @@ struct CausalNetwork::Network : CausalWeights {
     std::vector<Maps> levels;
     // of the call
     const NetworkBlock* block = nullptr;
-    int64_t sample = 0;
+    int64_t sample = 0, from = 0;  // the frame of the block that is its first
     const float* before = nullptr;
     float* memory = nullptr;
     const float* film = nullptr;  // gains and shifts of the first frame
@@ -132,13 +133,23 @@ struct CausalNetwork::Network : CausalWeights {
     Floats sums, products, scratch;  // sums and products: of bands, of `points` kinds
     Floats levels, films;            // by frame, of a posterior network
     Embedding embedding;
+    std::vector<Floats> passed;  // of each level, the frames of a piece that its neighbours look at
   };
-  // The items of a call.
+  // The items of a call, with so many frames each.
   struct Items {
     Item* first;
-    int64_t count;
+    int64_t count, frames;
     Item* begin() const { return first; }
     Item* end() const { return first + count; }
+  };
+  // Frames of a sample that a thread makes an item of: its own, those that the way down or up looks at, and those that
+  // the stack over time looks at, too.
+  struct Piece {
+    int64_t sample;
+    struct Frames {
+      int64_t begin, end;
+      bool has(int64_t t) const { return begin <= t && t < end; }
+    } own, around, in_time;
   };
 
   std::mutex mutex;  // of what follows
@@ -209,7 +220,8 @@ struct CausalNetwork::Network : CausalWeights {
     const Level& last = levels.back();
     team.bands = Floats(rows * last.bands * padded(last.channels));
     team.x = team.second = Floats(rows * C);
-    team.first = Floats(rows * C + longest_reach * static_cast<int64_t>(team.items.size()) * C);
+    const int64_t edges = longest_before + longest_after;
+    team.first = Floats(rows * C + edges * static_cast<int64_t>(team.items.size()) * C);
     team.numbers = Map(levels[0].bands, padded(outputs * stem), 0);
     team.numbers.hold(frames);
     int64_t sums = 0, products = team.numbers.size();
@@ -238,10 +250,15 @@ struct CausalNetwork::Network : CausalWeights {
       for (Map* map : {&maps.x, &maps.first, &maps.second}) map->hold(frames);
   }
 
-  // Puts the frames before the block, of `size` numbers, in front of it and keeps its last ones.
+  // Puts the frames before the block, of `size` numbers, in front of it and keeps its last ones; zeros without a
+  // memory.
   template <class Frame>
   static void remember(Item& item, Frame frame, int64_t size, int64_t before, int64_t frames) {
     const auto bytes = index(size) * sizeof(float);
+    if (!item.memory) {
+      for (int64_t t = 0; t < before; ++t) std::memset(frame(t - before), 0, bytes);
+      return;
+    }
     for (int64_t t = 0; t < before; ++t) std::memcpy(frame(t - before), item.before + t * size, bytes);
     for (int64_t t = 0; t < before; ++t) std::memcpy(item.memory + t * size, frame(frames - before + t), bytes);
     item.before += before * size;
@@ -258,28 +275,27 @@ struct CausalNetwork::Network : CausalWeights {
     return {rows, rows + F, rows + 2 * F, rows + 3 * F};
   }
 
-  // levels: of a posterior network, written for each frame
-  void prepare(Item& item, float* frame_levels) const {
+  void prepare(Item& item, int64_t frames) const {
     const NetworkBlock& block = *item.block;
     const int64_t K = block.frames, b = item.sample;
-    item.before = (block.before ? block.before : block.memory) + b * memory_size;
-    item.memory = block.memory + b * memory_size;
-    const float* const u = reinterpret_cast<const float*>(block.noisy + b * bins * K);
-    for (int64_t k = 0; k < 2; ++k) {
-      for (int64_t t = 0; t < K; ++t)
-        for (int64_t f = 0; f < bins; ++f) item.u.part(t, k)[f] = u[2 * (f * K + t) + k];
-      std::memcpy(item.u.part(-1, k), item.before, index(bins) * sizeof(float));
-      std::memcpy(item.memory, item.u.part(K - 1, k), index(bins) * sizeof(float));
-      std::memset(item.u.part(K, k), 0, index(bins) * sizeof(float));
-      item.before += bins;
-      item.memory += bins;
+    item.before = item.memory = nullptr;
+    if (!centred) {
+      item.before = (block.before ? block.before : block.memory) + b * memory_size;
+      item.memory = block.memory + b * memory_size;
     }
-    for (int64_t t = 0; t < K; ++t)
+    const float* const u = reinterpret_cast<const float*>(block.noisy + b * bins * K + item.from);
+    for (int64_t k = 0; k < 2; ++k) {
+      for (int64_t t = 0; t < frames; ++t)
+        for (int64_t f = 0; f < bins; ++f) item.u.part(t, k)[f] = u[2 * (f * K + t) + k];
+      remember(item, [&](int64_t t) { return item.u.part(t, k); }, bins, 1, frames);
+      std::memset(item.u.part(frames, k), 0, index(bins) * sizeof(float));
+    }
+    for (int64_t t = 0; t < frames; ++t)
       if (posterior)
-        frame_levels[t] = see_mixture(item, t);
+        see_mixture(item, t);
       else
         see_state(item, t);
-    remember(item, item.features, 1, K);
+    remember(item, item.features, 1, frames);
   }
 
   // Input planes of a score network, whose noise level is that of the call
@@ -300,18 +316,31 @@ struct CausalNetwork::Network : CausalWeights {
   }
 
   // Of a posterior network: the mixture is an observation of the speech with an error, whose variance in the compressed
-  // domain follows from that of the noise. Gives the root of its mean.
-  float see_mixture(Item& item, int64_t t) const {
-    const int64_t K = item.block->frames;
-    const float* const given_variance = item.block->noise_variance + item.sample * bins * K + t;
+  // domain follows from that of the noise.
+  float blur_of(const NetworkBlock& block, int64_t at, float power) const {
+    return compressed_variance(std::max(block.noise_variance[at], quietest), power);
+  }
+
+  // The root of its mean over a frame of the block
+  float level_of(const NetworkBlock& block, int64_t sample, int64_t t) const {
+    double sum = 0;
+    for (int64_t f = 0; f < bins; ++f) {
+      const int64_t at = (sample * bins + f) * block.frames + t;
+      const float x = block.noisy[at].real(), y = block.noisy[at].imag();
+      sum += static_cast<double>(blur_of(block, at, x * x + y * y));
+    }
+    return std::clamp(static_cast<float>(std::sqrt(sum / static_cast<double>(bins))), least_level, most_level);
+  }
+
+  void see_mixture(Item& item, int64_t t) const {
+    const NetworkBlock& block = *item.block;
     const float data2 = data_scale[1] * data_scale[1];
     const float *const real = item.u.part(t, 0), *const imaginary = item.u.part(t, 1);
     float* const to = item.features.frame(t);
     const Told facts = told(item, t);
-    double sum = 0;
     for (int64_t f = 0; f < bins; ++f) {
       const float x = real[f], y = imaginary[f], power = x * x + y * y;
-      const float blur = compressed_variance(std::max(given_variance[f * K], quietest), power);
+      const float blur = blur_of(block, (item.sample * bins + f) * block.frames + item.from + t, power);
       const float given = linear_variance(blur, power);
       const float total = blur + data2, of_u = 1 / std::sqrt(total), log_blur = std::log(blur / data2);
       observe(x * of_u, y * of_u, to + planes * f);
@@ -321,9 +350,7 @@ struct CausalNetwork::Network : CausalWeights {
       facts.unsure[f] = data2 * blur / total;
       facts.log_power[f] = std::log(power * power + 1e-9f);
       facts.log_given[f] = std::log(given + 1e-9f);
-      sum += static_cast<double>(blur);
     }
-    return std::clamp(static_cast<float>(std::sqrt(sum / static_cast<double>(bins))), least_level, most_level);
   }
 
   // The convolution of 3 by 3 over the bands of `in`, whose channels are padded to `channels`.
@@ -376,64 +403,76 @@ struct CausalNetwork::Network : CausalWeights {
     run.convolve(layer.convolution(), {in, 0, stride, tap}, 1, frames, false, {out, 0, out_stride}, finish);
   }
 
+  int64_t wide() const { return levels.back().bands * padded(levels.back().channels); }
+
+  // What the stack over time reads, and adds to, of one item in one frame
+  float* frame_of(Team& team, const Items& items, int64_t t, int64_t i) const {
+    return team.bands.data() + (t * items.count + i) * wide();
+  }
+
+  void copy_frames(Team& team, const Items& items, bool back) const {
+    for (int64_t t = 0; t < items.frames; ++t)
+      for (int64_t i = 0; i < items.count; ++i) {
+        float *const map = items.first[i].levels.back().x.frame(t), *const row = frame_of(team, items, t, i);
+        std::memcpy(back ? map : row, back ? row : map, index(wide()) * sizeof(float));
+      }
+  }
+
   // The items side by side in every frame: their rows share the weights that are read, which are most of the network.
-  void stack_over_time(const NetworkKernels& run, Team& team, const Items& items, int64_t frames) const {
-    const int64_t C = padded(frame_channels), wide = levels.back().bands * padded(levels.back().channels);
+  // earlier: frames before those that the items' FiLM numbers begin with.
+  void stack_over_time(const NetworkKernels& run, Team& team, const Items& items, int64_t earlier = 0) const {
+    const int64_t C = padded(frame_channels), frames = items.frames;
     const int64_t rows = frames * items.count, next = items.count * C;  // from frame to frame
-    const auto each_frame = [&](auto body) {
-      for (int64_t t = 0; t < frames; ++t)
-        for (int64_t i = 0; i < items.count; ++i)
-          body(items.first[i].levels.back().x.frame(t), team.bands.data() + (t * items.count + i) * wide);
-    };
-    float *const x = team.x.data(), *const first = team.first.data() + longest_reach * next;
-    each_frame([&](const float* h, float* to) { std::memcpy(to, h, index(wide) * sizeof(float)); });
-    over_frames(run, to_frames, team.bands.data(), wide, 0, rows, x, C, Finish::store);
+    float *const x = team.x.data(), *const first = team.first.data() + longest_before * next;
+    over_frames(run, to_frames, team.bands.data(), wide(), 0, rows, x, C, Finish::store);
     for (const Residual& block : over_time) {
       for (int64_t i = 0; i < items.count; ++i) {
         Item& item = items.first[i];
-        const float* const gain = item.film + block.film_at;
+        const float* const gain = item.film - earlier * item.film_frame + block.film_at;
         run.norm_film_silu(
             {frames, 1, block.channels, C, x + i * C, next, first + i * C, next, gain, gain + C, item.film_frame});
-        remember(item, [&](int64_t t) { return first + t * next + i * C; }, C, block.reach, frames);
+        remember(item, [&](int64_t t) { return first + t * next + i * C; }, C, block.before, frames);
       }
-      over_frames(run, block.conv1, first - block.reach * next, C, block.reach / 4 * next, rows, team.second.data(), C,
-                  Finish::silu);
+      std::memset(first + frames * next, 0, index(block.after * next) * sizeof(float));
+      over_frames(run, block.conv1, first - block.before * next, C, (block.before + block.after) / 4 * next, rows,
+                  team.second.data(), C, Finish::silu);
       over_frames(run, block.conv2, team.second.data(), C, 0, rows, x, C, Finish::add);
     }
-    over_frames(run, from_frames, x, C, 0, rows, team.bands.data(), wide, Finish::add);
-    each_frame([&](float* h, const float* from) { std::memcpy(h, from, index(wide) * sizeof(float)); });
+    over_frames(run, from_frames, x, C, 0, rows, team.bands.data(), wide(), Finish::add);
   }
 
-  void answer(const NetworkKernels& run, Team& team, Item& item) const {
+  // Of its frames from `begin` to `end`
+  void answer(const NetworkKernels& run, Team& team, Item& item, int64_t begin, int64_t end) const {
     const NetworkBlock& block = *item.block;
-    const int64_t K = block.frames, of_sample = item.sample * bins * K;
-    for (int64_t t = 0; t < K; ++t) {
-      const int64_t at = of_sample + t;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t at = item.sample * bins * block.frames + item.from + t;
       const Told facts = told(item, t);
       run.answer({bins, padded(bins), stem, outputs, team.numbers.frame(t), padded(outputs * stem), item.u.part(t, 0),
                   item.u.part(t, 1), 2 * item.u.plane, facts.own, facts.unsure, facts.log_power, facts.log_given,
                   block.clean + at, block.variance + at, posterior ? block.believed + at : nullptr,
-                  posterior ? block.heard + at : nullptr, K, team.scratch.data()});
+                  posterior ? block.heard + at : nullptr, block.frames, team.scratch.data()});
     }
   }
 
-  // The noise level of every frame, after `prepare`
-  void tell_levels(const NetworkKernels& run, Team& team, const Items& items, int64_t frames) const {
+  // Of a posterior network: FiLM numbers by the noise levels of frames; `earlier` of them before the first of the
+  // items.
+  void tell_levels(const NetworkKernels& run, Team& team, const Items& items, int64_t earlier, int64_t frames) const {
+    if (!posterior) return;
+    float* level = team.levels.data();
+    for (const Item& item : items)
+      for (int64_t t = 0; t < frames; ++t) *level++ = level_of(*item.block, item.sample, item.from - earlier + t);
     film_at(run, team.levels.data(), items.count * frames, nullptr, team.embedding, team.films.data());
     for (int64_t i = 0; i < items.count; ++i) {
-      items.first[i].film = team.films.data() + i * frames * film_size;
+      items.first[i].film = team.films.data() + (i * frames + earlier) * film_size;
       items.first[i].film_frame = film_size;
     }
   }
 
-  // The first `count` items of a team, which know their block, their sample of it, and the film.
-  void step(Team& team, int64_t count) const {
-    const NetworkKernels& run = kernels();
-    const Items items{team.items.data(), count};
-    const int64_t K = items.first->block->frames;
-    for (int64_t i = 0; i < count; ++i) prepare(items.first[i], team.levels.data() + i * K);
-    if (posterior) tell_levels(run, team, items, K);
+  // From the input to the last level
+  void way_down(const NetworkKernels& run, Team& team, const Items& items) const {
+    const int64_t K = items.frames;
     for (Item& item : items) {
+      prepare(item, K);
       Map& h = item.levels[0].x;
       for (int64_t t = 0; t < K; ++t) std::memcpy(h.frame(t), band.data(), band.size() * sizeof(float));
       Map& features = item.features;
@@ -451,10 +490,14 @@ struct CausalNetwork::Network : CausalWeights {
                      Finish::store);
       }
     }
-    stack_over_time(run, team, items, K);
+  }
+
+  // From the last level to the answers about frames from `begin` to `end`
+  void way_up(const NetworkKernels& run, Team& team, const Items& items, int64_t begin, int64_t end) const {
+    const int64_t K = items.frames;
     for (std::size_t i = levels.size(); i-- > 0;) {
       for (Item& item : items) {
-        if (i == last) break;
+        if (i == levels.size() - 1) break;
         Map &h = item.levels[i].x, &from = item.levels[i + 1].x;
         const int64_t C = padded(levels[i + 1].channels);
         run.convolve(levels[i].up.convolution(), {from.frame(0), from.stride(), C, 0}, K, levels[i + 1].bands, false,
@@ -468,24 +511,139 @@ struct CausalNetwork::Network : CausalWeights {
       remember(item, maps.first, 1, K);
       convolve(run, output, team, maps.first, padded(levels[0].channels), K, levels[0].bands, team.numbers,
                Finish::store);
-      answer(run, team, item);
+      answer(run, team, item, begin, end);
     }
+  }
+
+  // The first `count` items of a team, which know their block, their sample of it, and the film.
+  void step(Team& team, int64_t count) const {
+    const NetworkKernels& run = kernels();
+    const Items items{team.items.data(), count, team.items[0].block->frames};
+    tell_levels(run, team, items, 0, items.frames);
+    way_down(run, team, items);
+    copy_frames(team, items, false);
+    stack_over_time(run, team, items);
+    copy_frames(team, items, true);
+    way_up(run, team, items, 0, items.frames);
+  }
+
+  void tell(Item& item, const NetworkBlock& block, int64_t sample, int64_t from) {
+    if (!posterior) {
+      item.kept_film = kept_film(block.noise_level[sample], joint && block.label ? block.label[sample] : 1);
+      item.film = item.kept_film->data();
+    }
+    item.block = &block;
+    item.sample = sample;
+    item.from = from;
+  }
+
+  void give_back(Team&& team) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    idle.push_back(std::move(team));
   }
 
   void step(const NetworkBlock& block, int64_t begin, int64_t end) {
     Team team = take(end - begin, block.frames);
-    for (int64_t b = begin; b < end; ++b) {
-      Item& item = team.items[index(b - begin)];
-      if (!posterior) {
-        item.kept_film = kept_film(block.noise_level[b], joint && block.label ? block.label[b] : 1);
-        item.film = item.kept_film->data();
-      }
-      item.block = &block;
-      item.sample = b;
-    }
+    for (int64_t b = begin; b < end; ++b) tell(team.items[index(b - begin)], block, b, 0);
     step(team, end - begin);
-    const std::lock_guard<std::mutex> lock(mutex);
-    idle.push_back(std::move(team));
+    give_back(std::move(team));
+  }
+
+  // Pieces of equally many frames of every sample
+  std::vector<Piece> pieces_of(const NetworkBlock& block, int64_t of_each) const {
+    std::vector<Piece> pieces;
+    const int64_t T = block.frames;
+    const auto wider = [T](Piece::Frames frames, int64_t by) {
+      return Piece::Frames{std::max<int64_t>(0, frames.begin - by), std::min(T, frames.end + by)};
+    };
+    for (int64_t sample = 0; sample < block.samples; ++sample)
+      for (int64_t i = 0; i < of_each; ++i) {
+        const Piece::Frames own{T * i / of_each, T * (i + 1) / of_each};
+        pieces.push_back({sample, own, wider(own, around), wider(own, around + around_time)});
+      }
+    return pieces;
+  }
+
+  // A centred network, whose threads meet once, before the stack over time: there each piece takes from its neighbours
+  // the frames around its own. What the edge of a piece spoils before and after is computed and cut off.
+  void step_in_pieces(const NetworkBlock& block, int64_t of_each, int threads) {
+    const NetworkKernels& run = kernels();
+    const std::vector<Piece> pieces = pieces_of(block, of_each);
+    const auto count = static_cast<int64_t>(pieces.size());
+    std::vector<Team> teams(index(count));
+    const auto items_of = [](Team& team, const Piece::Frames& frames) {
+      return Items{team.items.data(), 1, frames.end - frames.begin};
+    };
+    const auto each = [&](auto body) {
+      parallel_for(count, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) body(teams[index(i)], pieces[index(i)], index(i));
+      });
+    };
+    each([&](Team& team, const Piece& piece, std::size_t) {
+      team = take(1, piece.in_time.end - piece.in_time.begin);
+      tell(team.items[0], block, piece.sample, piece.around.begin);
+      const Items items = items_of(team, piece.around);
+      tell_levels(run, team, items, piece.around.begin - piece.in_time.begin, piece.in_time.end - piece.in_time.begin);
+      way_down(run, team, items);
+      pass(team, piece);
+    });
+    each([&](Team& team, const Piece& piece, std::size_t number) {
+      const int64_t earlier = piece.around.begin - piece.in_time.begin;
+      const Items items = items_of(team, piece.around), in_time = items_of(team, piece.in_time);
+      take_around(teams, pieces, number);
+      stack_over_time(run, team, in_time, earlier);
+      for (int64_t t = 0; t < items.frames; ++t)
+        std::memcpy(team.items[0].levels.back().x.frame(t), frame_of(team, in_time, earlier + t, 0),
+                    index(wide()) * sizeof(float));
+      way_up(run, team, items, piece.own.begin - piece.around.begin, piece.own.end - piece.around.begin);
+    });
+    for (Team& team : teams) give_back(std::move(team));
+  }
+
+  // Puts down the piece's own frames of every level, where its neighbours find them.
+  void pass(Team& team, const Piece& piece) const {
+    team.passed.resize(levels.size());
+    for (std::size_t i = 0; i < levels.size(); ++i) {
+      Map& map = team.items[0].levels[i].x;
+      const int64_t frames = piece.own.end - piece.own.begin;
+      Floats& passed = team.passed[i];
+      if (passed.size() < frames * map.size()) passed = Floats(frames * map.size());
+      for (int64_t t = 0; t < frames; ++t)
+        std::memcpy(passed.data() + t * map.size(), map.frame(piece.own.begin - piece.around.begin + t),
+                    index(map.size()) * sizeof(float));
+    }
+  }
+
+  // Takes what others passed of the frames around a piece: of every level, and of the last one for the stack over time.
+  void take_around(std::vector<Team>& teams, const std::vector<Piece>& pieces, std::size_t number) const {
+    const Piece& piece = pieces[number];
+    Team& team = teams[number];
+    const auto passed = [&](std::size_t level, int64_t t) {
+      std::size_t owner = number;
+      while (t < pieces[owner].own.begin) --owner;
+      while (t >= pieces[owner].own.end) ++owner;
+      return teams[owner].passed[level].data() + (t - pieces[owner].own.begin) * team.items[0].levels[level].x.size();
+    };
+    const std::size_t last = levels.size() - 1;
+    for (std::size_t i = 0; i < last; ++i) {
+      Map& map = team.items[0].levels[i].x;
+      for (int64_t t = piece.around.begin; t < piece.around.end; ++t)
+        if (!piece.own.has(t))
+          std::memcpy(map.frame(t - piece.around.begin), passed(i, t), index(map.size()) * sizeof(float));
+    }
+    for (int64_t t = piece.in_time.begin; t < piece.in_time.end; ++t)
+      std::memcpy(team.bands.data() + (t - piece.in_time.begin) * wide(), passed(last, t),
+                  index(wide()) * sizeof(float));
+  }
+
+  // A whole signal each
+  void step_whole(const NetworkBlock& block, int threads) {
+    const int64_t pieces =
+        std::clamp<int64_t>(threads / block.samples, 1, std::max<int64_t>(1, block.frames / fewest_frames));
+    if (pieces > 1) return step_in_pieces(block, pieces, threads);
+    parallel_for(block.samples, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) step(block, b, b + 1);
+    });
   }
 };
 
@@ -499,13 +657,14 @@ CausalNetwork::Workspace::Workspace(Workspace&&) noexcept = default;
 CausalNetwork::Workspace& CausalNetwork::Workspace::operator=(Workspace&&) noexcept = default;
 CausalNetwork::Workspace::~Workspace() = default;
 
-CausalNetwork::CausalNetwork(const Weights& weights, const std::vector<int64_t>& dilations)
-    : network_(std::make_unique<Network>(weights, dilations)) {}
+CausalNetwork::CausalNetwork(const Weights& weights, const std::vector<int64_t>& dilations, bool centred)
+    : network_(std::make_unique<Network>(weights, dilations, centred)) {}
 
 CausalNetwork::~CausalNetwork() = default;
 
 int64_t CausalNetwork::bins() const { return network_->bins; }
 bool CausalNetwork::tells_noise() const { return network_->posterior; }
+bool CausalNetwork::centred() const { return network_->centred; }
 int64_t CausalNetwork::memory_size() const { return network_->memory_size; }
 
 CausalNetwork::Workspace CausalNetwork::workspace(int64_t samples, int64_t frames,
@@ -526,6 +685,7 @@ void CausalNetwork::step(const NetworkBlock* blocks, std::size_t count, Workspac
         if (level == blocks[i].noise_level[b]) item.film = film->data();
       item.block = blocks + i;
       item.sample = b;
+      item.from = 0;
     }
   network_->step(parts.team, samples);
 }
@@ -543,7 +703,10 @@ void CausalNetwork::step(const NetworkBlock& block, int threads) const {
     require(!block.label || block.label[b] == 0 || block.label[b] == 1,
             "label must be 0 (noise) or 1 (speech); got " + std::to_string(block.label ? block.label[b] : 0));
   }
-  if (block.samples > 0)
+  if (block.samples == 0) return;
+  if (centred())
+    network_->step_whole(block, threads);
+  else
     parallel_for(block.samples, threads, [&](int64_t begin, int64_t end) { network_->step(block, begin, end); });
 }
 

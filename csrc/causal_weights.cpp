@@ -44,11 +44,13 @@ Residual residual_over_bands(const Checkpoint& checkpoint, const std::string& na
     convolutions[i] = over_bands(channels, channels, bands);
     convolutions[i].add(checkpoint, name + (i ? ".conv2" : ".conv1"), {channels, channels, 3, 3}, same, same);
   }
-  return {channels, 1, std::move(convolutions[0]), std::move(convolutions[1])};
+  return {channels, 1, 1, std::move(convolutions[0]), std::move(convolutions[1])};
 }
 
-Residual residual_over_time(const Checkpoint& checkpoint, const std::string& name, int64_t channels, int64_t dilation) {
-  return {channels, 4 * dilation, layer(checkpoint, name + ".conv1", channels, channels, 5, 1),
+Residual residual_over_time(const Checkpoint& checkpoint, const std::string& name, int64_t channels, int64_t dilation,
+                            bool centred) {
+  const int64_t after = centred ? 2 * dilation : 0;
+  return {channels, 4 * dilation - after, after, layer(checkpoint, name + ".conv1", channels, channels, 5, 1),
           layer(checkpoint, name + ".conv2", channels, channels, 1, 1)};
 }
 
@@ -81,7 +83,8 @@ int64_t Checkpoint::count(const std::string& prefix, const std::string& suffix) 
   return n;
 }
 
-CausalWeights::CausalWeights(const Weights& weights, const std::vector<int64_t>& dilations) {
+CausalWeights::CausalWeights(const Weights& weights, const std::vector<int64_t>& dilations, bool sees_future)
+    : centred(sees_future) {
   const Checkpoint checkpoint(weights);
   posterior = checkpoint.has("listening.weight");
   planes = posterior ? 5 : 3;
@@ -156,8 +159,11 @@ void CausalWeights::read_over_time(const Checkpoint& checkpoint, const std::vect
           "expected " + std::to_string(depth) + " dilations; got " + std::to_string(dilations.size()));
   for (std::size_t i = 0; i < dilations.size(); ++i) {
     require(dilations[i] >= 1, "dilations must be 1 or more; got " + std::to_string(dilations[i]));
-    over_time.push_back(residual_over_time(checkpoint, "over_time." + std::to_string(i), frame_channels, dilations[i]));
-    longest_reach = std::max(longest_reach, over_time.back().reach);
+    over_time.push_back(
+        residual_over_time(checkpoint, "over_time." + std::to_string(i), frame_channels, dilations[i], centred));
+    longest_before = std::max(longest_before, over_time.back().before);
+    longest_after = std::max(longest_after, over_time.back().after);
+    around_time += over_time.back().after;
   }
 }
 
@@ -199,8 +205,15 @@ void CausalWeights::read_film(const Checkpoint& checkpoint) {
   each_residual([&](Residual& block, const std::string&, int64_t bands) {
     block.film_at = film_size;
     film_size += 2 * padded(block.channels);
-    memory_size += (bands ? 2 * bands : block.reach) * padded(block.channels);
+    memory_size += (bands ? 2 * bands : block.before) * padded(block.channels);
   });
+  if (centred) memory_size = 0;
+  int64_t down = 1, up = 1;  // the first convolution, and the last
+  for (const Level& level : levels) {
+    down += 2 * static_cast<int64_t>(level.before.size());
+    up += 2 * static_cast<int64_t>(level.after.size());
+  }
+  around = std::max(down, up);
   film = Layer(1, embedding, film_size);
   each_residual([&](Residual& block, const std::string& name, int64_t) {
     const int64_t C = block.channels;

@@ -23,6 +23,7 @@ class Floats {
   explicit Floats(std::int64_t size = 0) : lines_(index(whole_panels(size))) {}
   float* data() { return lines_.data()->v; }
   const float* data() const { return lines_.data()->v; }
+  std::int64_t size() const { return static_cast<std::int64_t>(lines_.size()) * panel; }
 
  private:
   struct alignas(64) Line {
@@ -102,7 +103,7 @@ struct Layer {
 };
 
 struct Residual {
-  std::int64_t channels = 0, reach = 0;  // reach: frames before its own that conv1 sees; over time its dilation times 4
+  std::int64_t channels = 0, before = 0, after = 0;  // frames around its own that conv1 sees
   Layer conv1, conv2;
   std::int64_t film_at = 0;  // where its gain and shift are among those of all
 };
@@ -116,9 +117,13 @@ struct Level {
 // Parameters and buffers by the names of `Compact` and `CompactPosterior`, here with any sizes.
 struct CausalWeights {
   bool posterior = false;    // told a mixture and the variance of its noise, not a noise level
+  bool centred = false;      // its kernels over time look as far ahead as back; else not ahead
   std::int64_t planes = 0;   // of the input
   std::int64_t outputs = 0;  // of a bin: 9 complex weights, F, spread; of a posterior network noise (2), listening
-  std::int64_t bins = 0, stem = 0, embedding = 0, frame_channels = 0, film_size = 0, memory_size = 0, longest_reach = 0;
+  std::int64_t bins = 0, stem = 0, embedding = 0, frame_channels = 0, film_size = 0, memory_size = 0;
+  std::int64_t longest_before = 0, longest_after = 0;  // of the layers over time
+  std::int64_t around = 0;       // frames to either side that the way down depends on, and the way up
+  std::int64_t around_time = 0;  // the same of a centred stack over time
   bool joint = false;
   std::vector<float> frequencies, data_scale, label, band;
   Layer embed[2], film;  // noise level -> embedding -> gain and shift of every residual block
@@ -127,7 +132,7 @@ struct CausalWeights {
   std::vector<Residual> over_time;
 
   // Copies what it needs. dilations: of the layers over time.
-  CausalWeights(const Weights& weights, const std::vector<std::int64_t>& dilations);
+  CausalWeights(const Weights& weights, const std::vector<std::int64_t>& dilations, bool centred);
 
  private:
   void read_embedding(const Checkpoint& checkpoint);
