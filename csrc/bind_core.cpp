@@ -191,7 +191,7 @@ void register_signal(py::module_& m) {
 
 }  // namespace
 
-void register_causal_network(py::module_& m);  // bind_causal_network.cpp
+void register_compact_network(py::module_& m);  // bind_compact_network.cpp
 void register_stream(py::module_& m);          // bind_stream.cpp
 
 PYBIND11_MODULE(_core, m) {
@@ -206,7 +206,7 @@ PYBIND11_MODULE(_core, m) {
   register_update(m);
   register_nmf(m);
   register_signal(m);
-  register_causal_network(m);
+  register_compact_network(m);
   register_stream(m);
   m.def("isa", &udse::isa, "Instruction set in use: scalar, avx2 or avx512.");
   m.def(

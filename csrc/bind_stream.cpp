@@ -44,8 +44,8 @@ struct NativeStream {
   udse::Stream stream;
 };
 
-std::shared_ptr<StreamPrior> make_prior(std::shared_ptr<const udse::CausalNetwork> network,
-                                        std::shared_ptr<const udse::CausalNetwork> posterior,
+std::shared_ptr<StreamPrior> make_prior(std::shared_ptr<const udse::CompactNetwork> network,
+                                        std::shared_ptr<const udse::CompactNetwork> posterior,
                                         const std::map<std::string, double>& config, bool sqrt_hann,
                                         std::uint64_t fingerprint) {
   if (network->tells_noise() || (posterior && !posterior->tells_noise()))

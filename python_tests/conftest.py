@@ -19,8 +19,7 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent
 from udse_fast import _core  # noqa: E402
 from udse_fast.checkpoints.checkpoint import save_checkpoint  # noqa: E402
 from udse_fast.errors import UdseError  # noqa: E402
-from udse_fast.networks import build_network, pieces  # noqa: E402
-from udse_fast.networks.crowd import Crowd, Times  # noqa: E402
+from udse_fast.networks import build_network  # noqa: E402
 
 STFT = {"n_fft": 510, "hop_length": 255, "window": "sqrt_hann", "sample_rate": 16000}
 
@@ -162,9 +161,3 @@ def fast(tiny_checkpoint: Path) -> list[str]:
 def tiny_checkpoint(tiny_checkpoints: dict[str, Path]) -> Path:
     """The checkpoint of a speech prior."""
     return tiny_checkpoints["speech"]
-
-
-@pytest.fixture(autouse=True)
-def _no_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else the machine does, networks of any size are called as when alone, where sums round alike."""
-    monkeypatch.setattr(pieces, "CROWD", Crowd(lambda: Times(0.0, 0.0, 0.0)))

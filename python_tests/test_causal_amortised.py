@@ -167,7 +167,7 @@ def test_a_posterior_network_of_whole_blocks_is_none_for_a_causal_prior(tiny_che
 # -- with the networks that come with the package ------------------------------------------------------------------
 
 
-def test_a_causal_network_that_is_given_serves_the_streams_of_the_built_in_prior() -> None:
+def test_a_compact_network_that_is_given_serves_the_streams_of_the_built_in_prior() -> None:
     own, given = (
         Enhancer(posterior_checkpoint=path, precision="float32", device="cpu") for path in (None, "posterior_causal")
     )

@@ -41,7 +41,7 @@ def observed(frames: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("block", [1, 2, 3])
-def test_a_causal_network_says_block_by_block_what_it_says_of_the_whole(block: int) -> None:
+def test_a_compact_network_says_block_by_block_what_it_says_of_the_whole(block: int) -> None:
     network = small(causal_block=2)
     network.set_causal_block(block)
     mixture, variance = observed()
@@ -57,7 +57,7 @@ def test_a_causal_network_says_block_by_block_what_it_says_of_the_whole(block: i
 
 
 @torch.no_grad()
-def test_a_causal_network_does_not_see_the_next_block() -> None:
+def test_a_compact_network_does_not_see_the_next_block() -> None:
     network = small(causal_block=2)
     mixture, variance = observed()
     before = network.say(mixture, variance)

@@ -61,10 +61,10 @@ def update(
 ) -> None:
     """Run an update of `udse_core.hpp` by its name."""
 
-class CausalNetwork:
-    """A causal Compact network with its weights, or a causal posterior network."""
+class CompactNetwork:
+    """A Compact network with its weights, or a posterior network."""
 
-    def __init__(self, weights: Mapping[str, _Floats], dilations: Sequence[int]) -> None: ...
+    def __init__(self, weights: Mapping[str, _Floats], dilations: Sequence[int], centred: bool = False) -> None: ...
     @property
     def bins(self) -> int: ...
     @property
@@ -78,19 +78,19 @@ class CausalNetwork:
         noisy: _Complexes,
         noise_level: _Floats,
         label: NDArray[np.int64] | None,
-        memory: _Floats,
+        memory: _Floats | None,
         clean: _Complexes,
         variance: _Floats,
         threads: int,
         before: _Floats | None = None,
     ) -> None:
         """The next K frames, (B, F, K) complex, at one noise level per sample; memory (B, memory_size) is updated, or
-        written where what it is made from is given, before."""
+        written where what it is made from is given, before. Of a centred network all frames, and no memory."""
     def say(
         self,
         mixture: _Complexes,
         noise_variance: _Floats,
-        memory: _Floats,
+        memory: _Floats | None,
         clean: _Complexes,
         variance: _Floats,
         believed: _Floats,
@@ -106,8 +106,8 @@ class StreamPrior:
 
     def __init__(
         self,
-        network: CausalNetwork,
-        posterior: CausalNetwork | None,
+        network: CompactNetwork,
+        posterior: CompactNetwork | None,
         config: Mapping[str, float],
         sqrt_hann: bool,
         fingerprint: int,

@@ -16,7 +16,7 @@ from udse_fast.audio.hum import steady_part
 from udse_fast.errors import UdseError
 from udse_fast.model import Model
 from udse_fast.networks.conditions import SPEECH_SOURCE, Conditions
-from udse_fast.networks.pieces import without_company
+from udse_fast.networks.side_by_side import on_one_thread
 from udse_fast.sampling.noise_floor import NoiseFloor
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
@@ -332,7 +332,7 @@ def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Sequence[Block[Any]]
             results.append([next(finished) if isinstance(one, Analysed) else one for one in channels])
         return results
 
-    models = [enhancer.model for enhancer, _ in jobs]
-    same_on_one = all(m.device.type == "cpu" and m.network.module.comes_in_pieces for m in models)
+    # the core's threads do not wait for each other spinning; those of torch, around its calls, would: see `on_one_thread`
+    in_core = all(network.in_core for enhancer, _ in jobs for network in enhancer.model.networks)
     with torch.no_grad():
-        return without_company(enhanced) if same_on_one else enhanced()
+        return on_one_thread(enhanced) if in_core else enhanced()

@@ -63,6 +63,12 @@ class Model:
         """The score of whole blocks."""
         return NetworkPrior(self.network, self.noise_network, self.posterior_network)
 
+    @property
+    def networks(self) -> list[ScoreNetwork]:
+        """All that are asked."""
+        others = [] if self.posterior_network is None else [self.posterior_network]
+        return [self.network, self.noise_network, *others]
+
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of the networks' weights, by the name of the checkpoint."""
@@ -196,7 +202,7 @@ def _check_alike(speech: ScoreNetwork, other: ScoreNetwork, name: str = "noise_c
 
 
 def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
-    """ "auto": 16 bits where the hardware computes in them, else float32; a TorchScript file keeps its own."""
+    """ "auto": the faster of 16 and 32 bits on this hardware; a TorchScript file keeps its own."""
     if network.scripted:
         return network.precision if name == "auto" else name
     if name != "auto":
@@ -205,6 +211,6 @@ def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
         return name
     if device.type == "cuda":
         return "bfloat16" if fast_bfloat16(device) else "float16"
-    if network.causal_block:
-        return "float32"  # what the C++ core computes in
+    if network.module.has_core:
+        return "float32"  # what the C++ core computes in, faster than torch in 16 bits
     return "bfloat16" if fast_bfloat16(device) else "float32"

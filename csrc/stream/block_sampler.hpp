@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "causal_network.hpp"
+#include "compact_network.hpp"
 #include "stream/noise_model.hpp"
 #include "stream/prior.hpp"
 
@@ -29,7 +29,7 @@ struct Calls {
   std::vector<Call> each;
   std::int64_t memory_size = 0;  // of all
 
-  void add(const CausalNetwork& network, std::int64_t samples, float noise_level) {
+  void add(const CompactNetwork& network, std::int64_t samples, float noise_level) {
     each.push_back({network.tells_noise(), samples, noise_level, memory_size});
     memory_size += samples * network.memory_size();
   }

@@ -99,7 +99,7 @@ bool all_finite(const std::vector<float>& values) {
   return finite;
 }
 
-std::shared_ptr<const CausalNetwork> make_network(SafeTensors& file, const Json& architecture, const char* expected) {
+std::shared_ptr<const CompactNetwork> make_network(SafeTensors& file, const Json& architecture, const char* expected) {
   const Json* const name = architecture.find("name");
   if (!name || name->text != expected)
     throw Error(std::string("expected a checkpoint of the network ") + expected + ", got " +
@@ -113,7 +113,7 @@ std::shared_ptr<const CausalNetwork> make_network(SafeTensors& file, const Json&
     if (!all_finite(tensor.values)) throw Error(tensor_name + " of the checkpoint has NaN or infinite numbers");
     weights[tensor_name] = {tensor.shape, tensor.values.data()};
   }
-  return std::make_shared<const CausalNetwork>(weights, read_dilations(architecture));
+  return std::make_shared<const CompactNetwork>(weights, read_dilations(architecture));
 }
 
 std::vector<unsigned char> read_file(const std::string& path) {
@@ -136,7 +136,7 @@ std::vector<unsigned char> read_file(const std::string& path) {
 struct Checkpoint {
   SpectralSettings spectral;
   OUVE sde;
-  std::shared_ptr<const CausalNetwork> network;
+  std::shared_ptr<const CompactNetwork> network;
   Json inference;
   std::int64_t causal_block;
   std::uint64_t fingerprint;

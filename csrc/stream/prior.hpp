@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "causal_network.hpp"
+#include "compact_network.hpp"
 #include "stream/settings.hpp"
 #include "stream/spectral.hpp"
 
@@ -29,7 +29,7 @@ struct OUVE {
 struct Prior {
   Spectral spectral;
   OUVE sde;
-  std::shared_ptr<const CausalNetwork> network, posterior;  // the latter may be null
+  std::shared_ptr<const CompactNetwork> network, posterior;  // the latter may be null
   StreamSettings of_ddrm, of_amortised_ddrm;                // recommended
   std::uint64_t fingerprint;                                // of networks and configurations
 

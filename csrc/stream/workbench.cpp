@@ -20,7 +20,7 @@ Workbench::Workbench(std::shared_ptr<const Prior> prior, const Calls& calls, std
   for (Place& place : places_) place.memories.resize(static_cast<std::size_t>(calls.memory_size));
 }
 
-const CausalNetwork& Workbench::network(bool of_posterior) const {
+const CompactNetwork& Workbench::network(bool of_posterior) const {
   return of_posterior ? *prior_->posterior : *prior_->network;
 }
 

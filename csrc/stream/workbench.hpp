@@ -33,11 +33,11 @@ class Workbench {
     std::vector<float> memories;  // that the networks write
   };
 
-  const CausalNetwork& network(bool of_posterior) const;
+  const CompactNetwork& network(bool of_posterior) const;
 
   std::shared_ptr<const Prior> prior_;
   Calls calls_;
-  std::vector<CausalNetwork::Workspace> workspaces_;  // of the prior, and of the posterior network where it is asked
+  std::vector<CompactNetwork::Workspace> workspaces_;  // of the prior, and of the posterior network where it is asked
   std::vector<Place> places_;
   std::vector<NetworkBlock> requests_;  // of the places
   std::size_t taken_ = 0;

@@ -65,10 +65,8 @@ class Network(nn.Module):
     """Whether it is trained on videos, with the visual encoder that it has."""
     tells_noise_variance: ClassVar[bool] = False
     """Whether it is a posterior network, which is told a recording and its noise variance, and has `say`."""
-    has_causal_core: ClassVar[bool] = False
-    """Whether its causal form has a C++ core (`networks.causal_core`)."""
-    comes_in_pieces: ClassVar[bool] = False
-    """Whether a call can be made in pieces of its frames, the same to the bit on any threads: see `pieces`."""
+    has_core: ClassVar[bool] = False
+    """Whether the C++ core has it (`networks.compact_core`)."""
     conditions: tuple[str, ...] = ()
     """Names of the `Conditions` that it reads, in the order in which an exported graph takes them."""
     spectral: Spectral = Spectral()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +23,6 @@ from udse_fast.errors import UdseError
 from udse_fast.networks.base import Float32, Network
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.past import LayerPast, Past
-from udse_fast.networks.pieces import in_pieces
 
 COMPACT_SIZES: dict[str, dict[str, Any]] = {
     "compact": {},
@@ -103,8 +101,6 @@ class Conv(nn.Module):
         if past is not None:
             return self._next_frames(x, past)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        if self.weight.shape[2:] == (1, 1):
-            return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         stride, bands, dilation = (1, self.frequency_stride), self.frequency_padding, (self.time_dilation, 1)
         if not self.reach or not self.causal_block:
             return F.conv2d(x, weight, bias, stride, (self.reach // 2, bands), dilation)
@@ -187,21 +183,6 @@ class Blocks(nn.ModuleList):
         return x
 
 
-def reach(*modules: nn.Module) -> int:
-    """Frames to either side that an output of centred convolutions, one after the other, depends on."""
-    return sum(part.reach // 2 for module in modules for part in module.modules() if isinstance(part, Conv))
-
-
-def frames_first(x: Tensor) -> Tensor:
-    """A map (B, C, T, F) as (B, T, F, C): a view, of a channels_last one contiguous."""
-    return x.permute(0, 2, 3, 1)
-
-
-def as_map(x: Tensor) -> Tensor:
-    """(B, T, F, C) as a map (B, C, T, F), a view."""
-    return x.permute(0, 3, 1, 2)
-
-
 def frames_of(planes: Tensor) -> Tensor:
     """Real and imaginary part (B, 2, F, T) -> (B, T, F, 2) float32."""
     return planes.permute(0, 3, 2, 1).float().contiguous()
@@ -245,14 +226,13 @@ class Compact(Network):
     planes: ClassVar[int] = 3
     """Of the input: real and imaginary part, log-magnitude."""
     has_posterior_variance = True
-    comes_in_pieces = True
     causal_blocks: ClassVar[Sequence[int]] = (2, 3, 4, 5)
     spectral = Spectral(hop_length=255, window="sqrt_hann")  # half overlap: half the frames, hence half the cost
     learning_rate = 2e-3  # of Muon and AdamW together
     adam_betas = (0.9, 0.98)
     has_data_scale = True
     casts_itself = True
-    has_causal_core = True
+    has_core = True
 
     def __init__(
         self,
@@ -350,8 +330,8 @@ class Compact(Network):
         a2 = level.square()[:, :, None, None]
         data2 = self.scale(label).square()[:, None, None, None]
         planes = input_planes(u * (a2 + data2).rsqrt())
-        h = self._features(planes, embedding, past)
-        clean, variance = self._in_pieces(partial(self._estimate, past=past), [h, u, a2, data2], 1)
+        h = self._features(planes.permute(0, 3, 1, 2), embedding, past)
+        clean, variance = self._estimate(h, u, a2, data2, past)
         return clean.permute(0, 3, 2, 1), variance.transpose(1, 2)
 
     def _embedded(self, level: Tensor) -> Tensor:
@@ -362,8 +342,7 @@ class Compact(Network):
     def _estimate(
         self, h: Tensor, u: Tensor, a2: Tensor, data2: Tensor, past: LayerPast | None
     ) -> tuple[Tensor, Tensor]:
-        """What the heads make of the features (B, T, F / stem, C): mean (B, T, F, 2) and variance (B, T, F)."""
-        h = as_map(h)
+        """What the heads make of the features (B, C, T, F / stem): mean (B, T, F, 2) and variance (B, T, F)."""
         out = interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1).float()  # (B, T, F, 20)
         spread = interleave(self.spread(h, past), self.stem)[:, 0].float()
         total = a2 + data2
@@ -432,34 +411,10 @@ class Compact(Network):
         past: LayerPast | None,
         at_bottleneck: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """What the heads read: input planes (B, T, F, P) -> (B, T, F / stem, C).
+        """What the heads read: input planes (B, P, T, F) -> (B, C, T, F / stem).
 
         `at_bottleneck` is applied to the frames (B, C', T, 1) before the stack over time.
         """
-
-        def down(x: Tensor, embedding: Tensor) -> list[Tensor]:
-            return [frames_first(h) for h in self._down(as_map(x), embedding, past)]
-
-        def over_time(h: Tensor, embedding: Tensor) -> list[Tensor]:
-            return [h + frames_first(self._over_time(as_map(h), embedding, past, at_bottleneck))]
-
-        def up(h: Tensor, embedding: Tensor, *skips: Tensor) -> list[Tensor]:
-            return [frames_first(self._up(as_map(h), embedding, [as_map(skip) for skip in skips], past))]
-
-        h, *skips = self._in_pieces(down, [x, embedding], reach(self.input, self.down_blocks))
-        if at_bottleneck is None:
-            (h,) = self._in_pieces(over_time, [h, embedding], reach(self.over_time))
-        else:  # which may look at all frames
-            (h,) = over_time(h, embedding)
-        (h,) = self._in_pieces(up, [h, embedding, *skips], reach(self.up_blocks))
-        return h
-
-    def _in_pieces(self, part: Callable[..., Sequence[Tensor]], maps: Sequence[Tensor], reach: int) -> Sequence[Tensor]:
-        """part(*maps); a network whose blocks begin at the first frame is never cut."""
-        return part(*maps) if self.causal_block else in_pieces(part, maps, reach)
-
-    def _down(self, x: Tensor, embedding: Tensor, past: LayerPast | None) -> list[Tensor]:
-        """Input planes (B, P, T, F) -> the maps of the last level, and of the others from the first on."""
         dtype = torch.bfloat16 if self.training_dtype is torch.bfloat16 else self.input.weight.dtype
         h = self.input(x.to(dtype), past) + self.band.to(dtype)
         skips = []
@@ -468,10 +423,7 @@ class Compact(Network):
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
-        return [h, *skips]
-
-    def _up(self, h: Tensor, embedding: Tensor, skips: Sequence[Tensor], past: LayerPast | None) -> Tensor:
-        """Maps as of `_down` -> what the heads read, (B, C, T, F / stem)."""
+        h = h + self._over_time(h, embedding, past, at_bottleneck)
         for level in reversed(range(len(self.up_blocks))):
             if level < len(self.up):
                 h = interleave(self.up[level](h), 2) + skips[level]

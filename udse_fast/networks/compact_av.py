@@ -45,9 +45,8 @@ class CompactAudioVisual(Compact):
     """
 
     sees = True
-    has_causal_core = False
+    has_core = False
     causal_blocks = ()
-    comes_in_pieces = False
 
     def __init__(self, encoder: Mapping[str, Any] | None = None, embedding: int = 128, **arguments: Any) -> None:
         super().__init__(embedding=embedding, **arguments)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from udse_fast.audio.spectral import PeakSpectral
 from udse_fast.errors import UdseError
-from udse_fast.networks.compact import Compact, Conv, as_map, frames_of, input_planes, interleave
+from udse_fast.networks.compact import Compact, Conv, frames_of, input_planes, interleave
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.latent_attention import LatentAttention
 from udse_fast.networks.past import Past
@@ -33,8 +33,7 @@ class CompactConditional(Compact):
     planes = 6
     """Of the input: state and recording, each with its log-magnitude."""
     spectral = PeakSpectral(hop_length=255, window="sqrt_hann")
-    has_causal_core = False
-    comes_in_pieces = False
+    has_core = False
 
     def __init__(self, latent_size: int = 0, latent_pooling: str = "frames", **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -66,9 +65,9 @@ class CompactConditional(Compact):
             return frames + self.latent.attended(frames, conditions.latent)
 
         at_bottleneck = None if self.latent is None else attending
-        h = self._features(planes, self._embedded(level), None, at_bottleneck)
+        h = self._features(planes.permute(0, 3, 1, 2), self._embedded(level), None, at_bottleneck)
         clean, variance = self._estimate(h, u, a2, data2, None)
-        weights = interleave(self.on_recording(as_map(h)), self.stem).permute(0, 2, 3, 1).float()
+        weights = interleave(self.on_recording(h), self.stem).permute(0, 2, 3, 1).float()
         clean = clean + self._filter(y, weights[..., :9], weights[..., 9:], None)
         return clean.permute(0, 3, 2, 1), variance.transpose(1, 2)
 

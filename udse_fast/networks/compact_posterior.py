@@ -8,14 +8,13 @@ s, its variance, and V itself for the next call.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from udse_fast.errors import UdseError
-from udse_fast.networks.compact import Compact, Conv, as_map, interleave
+from udse_fast.networks.compact import Compact, Conv, interleave
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import HIGHEST_LEVEL, Said
 from udse_fast.networks.past import LayerPast, Past
@@ -62,6 +61,7 @@ class CompactPosterior(Compact):
     causal_blocks = (2, 3)
     """Streams of 48 and 64 ms of delay."""
     tells_noise_variance = True
+    has_core = False
     learning_rate = 1.5e-3
 
     def __init__(self, **arguments: Any) -> None:
@@ -93,16 +93,7 @@ class CompactPosterior(Compact):
             noise_level: its a, (B,) or per frame (B, T); above `HIGHEST_LEVEL` the state is not looked at.
             past: of a causal network, the frames before these; updated.
         """
-        u, given, blur = self.observed(mixture, noise_variance, state, noise_level)
-        assert past is None or isinstance(past, LayerPast)
-        return self._call(u, given, blur, past)
-
-    def observed(
-        self, mixture: Tensor, noise_variance: Tensor, state: Tensor | None = None, noise_level: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the arguments of `say` together say about s: u (B, T, F, 2), and the variance of the noise in it, in
-        the linear domain and in the compressed one, (B, T, F) each."""
-        u = mixture.permute(0, 3, 2, 1).float().contiguous()
+        u = mixture.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
         given = noise_variance.float().transpose(1, 2).clamp_min(QUIETEST)
         blur = compressed_variance(given, u.square().sum(-1))
         if state is not None and noise_level is not None:
@@ -111,7 +102,8 @@ class CompactPosterior(Compact):
             level2 = torch.where(level > HIGHEST_LEVEL, math.inf, level.square())
             u, blur = fused(u, blur, state.permute(0, 3, 2, 1).float(), level2)
             given = linear_variance(blur, u.square().sum(-1))
-        return u, given, blur
+        assert past is None or isinstance(past, LayerPast)
+        return self._call(u, given, blur, past)
 
     def posterior(
         self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING, past: Past | None = None
@@ -140,33 +132,27 @@ class CompactPosterior(Compact):
             ],
             dim=-1,
         )
-        h = self._features(planes, embedding, past)
-        said = self._in_pieces(partial(self._heads, past=past), [h, u, given, blur], 1)
-        clean, *others = said
-        return Said(clean.permute(0, 3, 2, 1), *(x.transpose(1, 2) for x in others))
-
-    def _heads(
-        self, h: Tensor, u: Tensor, given: Tensor, blur: Tensor, past: LayerPast | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the heads make of the features (B, T, F / stem, C): as of `Said`, but (B, T, F, 2) and (B, T, F)."""
-        h = as_map(h)
+        h = self._features(planes.permute(0, 3, 1, 2), embedding, past)
         out = interleave(self.output(h, past), self.stem).permute(0, 2, 3, 1).float()
         spread = interleave(self.spread(h, past), self.stem)[:, 0].float()
         noise = interleave(self.noise(h, past), self.stem).float()
         listening = interleave(self.listening(h, past), self.stem)[:, 0].float()
 
-        data2, power = self.scale.by_label[1].square(), u.square().sum(-1)
-        total = blur + data2
-        skip = (data2 / total).unsqueeze(-1)
+        skip = data2 / total
         own = torch.sigmoid(torch.logit(skip, eps=1e-6) + 4 * out[..., :1])
         filtered = self._filter(u, torch.cat([own, out[..., 1:9]], dim=-1), out[..., 9:18], past)
-        unsure = data2 * blur / total
+        unsure = data2 * blur / total[..., 0]
         clean = filtered + unsure.sqrt().unsqueeze(-1) * out[..., 18:]
         variance = unsure * (2 * spread).clamp(-12, 6).exp()
         of_mixture = torch.sigmoid(4 * noise[:, 0])
         log_noise = of_mixture * (power.square() + 1e-9).log() + (1 - of_mixture) * (given + 1e-9).log()
         log_noise = (log_noise + 4 * noise[:, 1]).clamp(math.log(QUIETEST), 5)
-        return clean, variance, log_noise, (2 * listening).clamp(-6, 2)
+        return Said(
+            clean.permute(0, 3, 2, 1),
+            variance.transpose(1, 2),
+            log_noise.transpose(1, 2),
+            (2 * listening).clamp(-6, 2).transpose(1, 2),
+        )
 
     def hidden_matrices(self) -> list[Tensor]:
         """As of `Compact`, without the heads."""

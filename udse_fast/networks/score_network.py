@@ -15,14 +15,13 @@ from udse_fast.checks import Range, described, real_number, whole_number
 from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks.base import Float32, Network, to_channels_last
-from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
-from udse_fast.networks.pieces import alone
-from udse_fast.networks.side_by_side import side_by_side
+from udse_fast.networks.side_by_side import side_by_side, threads_here
 from udse_fast.networks.visual_encoder import VisualEncoder
 from udse_fast.sampling.sde import SDE, Time, make_sde
 
@@ -186,7 +185,7 @@ class ScoreNetwork:
             )
         self.device = usable_device(device if device is not None else self.device)
         self.precision = precision
-        self._causal_core: CausalCore | None = None
+        self._core: CompactCore | None = None
         if self.scripted:
             self.graph.to(self.device)
             return self
@@ -253,9 +252,13 @@ class ScoreNetwork:
             plain: by the graph that can be differentiated.
         """
         if isinstance(past, CorePast):
-            return self._of_causal_core(state, time, conditions, past)
+            return self._of_core(state, time, conditions, past)
         inputs = self._inputs(state, time, conditions)
         graph, per_frame = self.plain if plain else self.graph, inputs[1].ndim == 2
+        in_torch = past is not None or plain or per_frame or self.tells_noise_variance
+        if self.in_core and not in_torch and not _differentiated(state):
+            score, variance = self._of_core(state, inputs[1].to(state.real.dtype), conditions)
+            return score, variance if posterior_variance else None
         call: Callable[..., Any]
         if not posterior_variance and past is None:
             call = graph.per_frame if per_frame else graph
@@ -266,36 +269,38 @@ class ScoreNetwork:
         answer = self._of_items(call, inputs) if apart else call(*inputs)
         if isinstance(answer, Tensor):
             return _as_complex(answer, state), None
-        score, variance = answer
-        return _as_complex(score, state), variance.contiguous().to(state.device, state.real.dtype)
+        score, spread = answer
+        return _as_complex(score, state), spread.contiguous().to(state.device, state.real.dtype)
 
     def _apart(self, state: Tensor) -> bool:
-        """Whether items are told in calls of their own, see `side_by_side` and, for one that is alone, `alone`.
+        """Whether torch is told items in calls of their own, see `side_by_side`.
 
         It does not depend on the number of threads: what rounding does to an item of a batch is the same everywhere.
         """
         return state.shape[-1] >= FRAMES_APART and self.device.type == "cpu" and self.graph is self.plain
 
     def _of_items(self, call: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-        """call(*inputs), a tensor or a tuple of them, item by item of the batch; of one that is alone, in pieces."""
+        """call(*inputs), a tensor or a tuple of them, item by item of the batch."""
         batch = max(len(x) for x in inputs)
         if batch == 1:
-            differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-            whole = differentiated or not self.module.comes_in_pieces
-            return call(*inputs) if whole else alone(partial(call, *inputs))
+            return call(*inputs)
         inputs = [x.expand(batch, *x.shape[1:]) for x in inputs]
         answers = side_by_side(lambda item: call(*(x[item : item + 1] for x in inputs)), batch)
         if isinstance(answers[0], Tensor):
             return torch.cat(answers)
         return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
 
-    def _of_causal_core(
-        self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast
+    @property
+    def in_core(self) -> bool:
+        """Whether the C++ core makes its calls about whole signals: on CPUs, in float32."""
+        computes = self.device.type == "cpu" and self.precision == "float32" and self.graph is self.plain
+        return computes and self.module.has_core and not self.causal_block and not self.scripted and wanted("cpp")
+
+    def _of_core(
+        self, state: Tensor, time: Tensor | float, conditions: Conditions, past: CorePast | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Score and variance of a few frames in the C++ core, where torch would spend its time on calls."""
-        core, sde = self._causal_core, self.sde
-        assert core is not None
-        core.threads = torch.get_num_threads()
+        """Score and variance by the C++ core."""
+        core, sde = self.core(), self.sde
         if isinstance(time, Tensor) and time.ndim:
             time = time[:, None, None]  # one per item
         label = None
@@ -333,36 +338,35 @@ class ScoreNetwork:
             level = noise_level.to(self.device, torch.float32)
             level = level.expand(len(state)) if level.ndim == 0 else level
         if isinstance(past, CorePast):
-            return self._said_by_causal_core(mixture, variance, planes, level, past).for_states(state)
+            return self._said_by_core(mixture, variance, planes, level, past).for_states(state)
+        if self.in_core and past is None and not _differentiated(state, mixture, variance):
+            return self._said_by_core(mixture, variance, planes, level).for_states(state)
         if past is None and self._apart(state):
             said = Said(*self._of_items(self.module.say, [mixture, variance, planes, level]))
             return Estimate.of(said, state)
         return Estimate.of(self.module.say(mixture, variance, planes, level, past), state)
 
-    def _said_by_causal_core(
-        self, mixture: Tensor, variance: Tensor, planes: Tensor, level: Tensor, past: CorePast
+    def _said_by_core(
+        self, mixture: Tensor, variance: Tensor, planes: Tensor, level: Tensor, past: CorePast | None = None
     ) -> Estimate:
-        """`say` about a few frames; arguments as of `CompactPosterior.say`."""
-        core = self._causal_core
-        assert core is not None
+        """`say` by the C++ core; arguments as of `CompactPosterior.say`."""
         assert isinstance(self.module, CompactPosterior)
-        core.threads = torch.get_num_threads()
         u, given, _ = self.module.observed(mixture, variance, planes, level)
-        return core.say(torch.view_as_complex(u).transpose(1, 2), given.transpose(1, 2), past)
+        return self.core().say(torch.view_as_complex(u).transpose(1, 2), given.transpose(1, 2), past)
 
     def new_past(self) -> Past:
         """For the first block of a stream: of the C++ core on CPUs, where there is one, else of torch."""
-        if self.device.type != "cpu" or not self.module.has_causal_core or not wanted("cpp"):
+        if self.device.type != "cpu" or not self.module.has_core or not wanted("cpp"):
             return LayerPast()
-        self.causal_core()
         return CorePast()
 
-    def causal_core(self) -> CausalCore:
-        """The network in the C++ core, made when it is first asked for. Of causal networks only."""
-        if self._causal_core is None:
+    def core(self) -> CompactCore:
+        """The network in the C++ core, made when it is first asked for, and how many threads it has now."""
+        if self._core is None:
             assert isinstance(self.module, Compact)
-            self._causal_core = CausalCore(self.module)
-        return self._causal_core
+            self._core = CompactCore(self.module)
+        self._core.threads = threads_here()
+        return self._core
 
     def _inputs(self, state: Tensor, time: Tensor | float, conditions: Conditions) -> list[Tensor]:
         """State (B, 2, F, T), time (B,) or (B, T), and the conditions that it reads, on the network's device."""
@@ -398,6 +402,10 @@ def _kind(module: Network) -> str:
     if not module.drifts:
         return "prior"
     return "tagged" if "latent" in module.conditions else "conditional"
+
+
+def _differentiated(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
 def _as_complex(score: Tensor, like: Tensor) -> Tensor:

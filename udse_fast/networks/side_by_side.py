@@ -46,7 +46,7 @@ def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
 def on_one_thread(call: Callable[[], Result]) -> Result:
     """Return call(), made without gradients on a thread whose operators have no other.
 
-    `side_by_side` in it has as many threads as outside.
+    `side_by_side` and the C++ core in it have as many threads as outside.
     """
     if _threads.get():
         return call()

@@ -13,7 +13,7 @@ from udse_fast import _core
 from udse_fast.backends.dispatch import wanted
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer
 from udse_fast.model import Model
-from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.sampling.posterior import divergence
@@ -149,13 +149,13 @@ def _block_frames(enhancer: BlockEnhancer[Any]) -> int:
     return enhancer.settings.block_frames or enhancer.model.network.causal_block
 
 
-_PRIORS: WeakKeyDictionary[CausalCore, WeakKeyDictionary[CausalCore, _core.StreamPrior]] = WeakKeyDictionary()
+_PRIORS: WeakKeyDictionary[CompactCore, WeakKeyDictionary[CompactCore, _core.StreamPrior]] = WeakKeyDictionary()
 """What streams of the same networks share: by the prior, and by the posterior network; that of none is the prior."""
 
 
 def _core_prior(model: Model) -> _core.StreamPrior:
-    core, config = model.network.causal_core(), model.network.config
-    posterior = None if model.posterior_network is None else model.posterior_network.causal_core()
+    core, config = model.network.core(), model.network.config
+    posterior = None if model.posterior_network is None else model.posterior_network.core()
     of_prior = _PRIORS.setdefault(core, WeakKeyDictionary())
     beside = core if posterior is None else posterior
     if beside not in of_prior:

@@ -36,13 +36,13 @@ struct NetworkBlock {
   cfloat* heard = nullptr;                // the estimate to listen to
 };
 
-class CausalNetwork {
+class CompactNetwork {
  public:
   // Copies what it needs of `weights`: parameters and buffers by the names of `Compact`, here with any sizes; a
   // posterior network where they are those of `CompactPosterior`.
   // dilations: of the layers over time, as the weights do not tell them; nor whether they are centred.
-  CausalNetwork(const Weights& weights, const std::vector<std::int64_t>& dilations, bool centred = false);
-  ~CausalNetwork();
+  CompactNetwork(const Weights& weights, const std::vector<std::int64_t>& dilations, bool centred = false);
+  ~CompactNetwork();
 
   // What a caller works in: with it, `step` allocates nothing and takes no lock.
   class Workspace {
@@ -52,7 +52,7 @@ class CausalNetwork {
     ~Workspace();
 
    private:
-    friend class CausalNetwork;
+    friend class CompactNetwork;
     struct Parts;
     explicit Workspace(std::unique_ptr<Parts> parts);
     std::unique_ptr<Parts> parts_;

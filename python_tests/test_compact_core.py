@@ -14,7 +14,7 @@ from torch import Tensor
 from udse_fast import _core
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.errors import UdseError
-from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.past import CorePast, LayerPast
@@ -57,7 +57,7 @@ def blocks(module: Compact, batch: int, lengths: list[int], seed: int = 0) -> li
 
 
 def in_torch(module: Compact, u: Tensor, level: Tensor, label: Tensor | None, past: LayerPast) -> tuple[Tensor, Tensor]:
-    """As `CausalCore.posterior`, which takes complex numbers."""
+    """As `CompactCore.posterior`, which takes complex numbers."""
     clean, variance = module.posterior(torch.view_as_real(u).movedim(-1, 1), level, Conditions(label=label), past)
     return torch.view_as_complex(clean.movedim(1, -1).contiguous()), variance
 
@@ -71,7 +71,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def test_equals_the_network_in_torch(isa: str, name: str) -> None:
     """Blocks of all lengths one after the other, each item at its own noise level."""
     module = network(name)
-    core, past, memory = CausalCore(module), LayerPast(), CorePast()
+    core, past, memory = CompactCore(module), LayerPast(), CorePast()
     noise_level = torch.tensor([0.02, 0.3, 4.0])
     label = torch.tensor([1, 0, 1]) if module.conditions else None
     for u in blocks(module, 3, [1, 2, 3, 4, 5, 6, 7, 8, 1, 8, 3, 13]):
@@ -86,7 +86,7 @@ def test_equals_the_built_in_network(isa: str) -> None:
 
     module = udse_fast.load_network("causal").module
     module.set_causal_block(4)
-    core, past, memory = CausalCore(module), LayerPast(), CorePast()
+    core, past, memory = CompactCore(module), LayerPast(), CorePast()
     for u in blocks(module, 1, [4, 4, 4]):
         expected = in_torch(module, u, torch.tensor([0.3]), None, past.rewind())
         for ours, theirs in zip(core.posterior(u, 0.3, None, memory), expected, strict=True):
@@ -94,7 +94,7 @@ def test_equals_the_built_in_network(isa: str) -> None:
 
 
 def test_without_a_label_it_is_speech(isa: str) -> None:
-    core = CausalCore(network("joint"))
+    core = CompactCore(network("joint"))
     u, level = blocks(network("joint"), 1, [4])[0], torch.tensor([0.2])
     unlabelled = core.posterior(u, level, None, CorePast())[0]
     torch.testing.assert_close(unlabelled, core.posterior(u, level, torch.tensor([1]), CorePast())[0], rtol=0, atol=0)
@@ -102,7 +102,7 @@ def test_without_a_label_it_is_speech(isa: str) -> None:
 
 
 def test_every_number_is_written(isa: str) -> None:
-    core = CausalCore(network("odd sizes"))
+    core = CompactCore(network("odd sizes"))
     u = blocks(network("odd sizes"), 2, [3])[0].numpy()
     memory = np.zeros((2, core.network.memory_size), np.float32)
     clean, variance = np.full((2, 24, 3), np.nan, np.complex64), np.full((2, 24, 3), np.nan, np.float32)
@@ -114,7 +114,7 @@ def test_every_number_is_written(isa: str) -> None:
 
 def test_not_a_number_stays_in_its_item(isa: str) -> None:
     module = network("whole panels")
-    core = CausalCore(module)
+    core = CompactCore(module)
     u = blocks(module, 3, [4])[0]
     expected = core.posterior(u, torch.full((3,), 0.3), None, CorePast())[0]
     u[1, 5, 2] = torch.nan
@@ -125,7 +125,7 @@ def test_not_a_number_stays_in_its_item(isa: str) -> None:
     torch.testing.assert_close(again, expected[::2], rtol=0, atol=0)
 
 
-def streamed(core: CausalCore, inputs: list[Tensor], level: float) -> Tensor:
+def streamed(core: CompactCore, inputs: list[Tensor], level: float) -> Tensor:
     memory = CorePast()
     levels = torch.full((inputs[0].shape[0],), level)
     return torch.cat([core.posterior(u, levels, None, memory)[0] for u in inputs], dim=-1)
@@ -134,9 +134,9 @@ def streamed(core: CausalCore, inputs: list[Tensor], level: float) -> Tensor:
 def test_in_parallel_as_alone(isa: str) -> None:
     """Four callers at once, each with its own memory and noise level: the same bits; so for threads of the core."""
     module = network("whole panels")
-    core, shared = CausalCore(module), CausalCore(module, threads=3)
+    core, shared = CompactCore(module), CompactCore(module, threads=3)
     cases = [(blocks(module, 2, [4, 2] * 10, seed), 0.1 * (seed + 1)) for seed in range(4)]
-    alone = [streamed(CausalCore(module), *case) for case in cases]
+    alone = [streamed(CompactCore(module), *case) for case in cases]
     for made in (core, shared):
         with ThreadPoolExecutor(4) as pool:
             together = [pool.submit(streamed, made, *case) for case in cases]
@@ -147,7 +147,7 @@ def test_in_parallel_as_alone(isa: str) -> None:
 def test_many_noise_levels() -> None:
     """More than are kept at once."""
     module = network("joint")
-    u, core = blocks(module, 1, [2])[0], CausalCore(module)
+    u, core = blocks(module, 1, [2])[0], CompactCore(module)
     levels = torch.linspace(0.01, 3, 200).tolist()
     first = [core.posterior(u, torch.tensor([a]), None, CorePast())[0] for a in levels]
     for a, expected in zip(levels, first, strict=True):
@@ -157,7 +157,7 @@ def test_many_noise_levels() -> None:
 def test_memories_join_and_part() -> None:
     """A batch of streams, one of which starts later, equals each alone."""
     module = network("odd sizes")
-    core = CausalCore(module)
+    core = CompactCore(module)
     first, second = blocks(module, 2, [3, 3, 3]), blocks(module, 1, [3, 3], seed=1)
     expected = streamed(core, first, 0.3), streamed(core, second, 0.3)
     memories, sizes = [CorePast(), CorePast()], [2, 1]
@@ -178,7 +178,7 @@ def test_memories_join_and_part() -> None:
 def test_a_copy_goes_on_and_the_original_stays(name: str) -> None:
     """What makes a block repeatable: the same frames after the original give the same again."""
     module = network(name)
-    core, memory, level = CausalCore(module), CorePast(), torch.tensor([0.3, 0.1])
+    core, memory, level = CompactCore(module), CorePast(), torch.tensor([0.3, 0.1])
     u, v = blocks(module, 2, [4, 3])
     core.posterior(u, level, None, memory)
     before, taken = memory.kept[0].clone(), memory.copy()
@@ -191,7 +191,7 @@ def test_a_copy_goes_on_and_the_original_stays(name: str) -> None:
 
 def test_goes_on_from_what_was_kept() -> None:
     module = network("odd sizes")
-    core, memory, level = CausalCore(module), CorePast(), torch.tensor([0.3])
+    core, memory, level = CompactCore(module), CorePast(), torch.tensor([0.3])
     u, v = blocks(module, 1, [3, 3])
     core.posterior(u, level, None, memory)
     restored = CorePast(memory.kept)
@@ -201,7 +201,7 @@ def test_goes_on_from_what_was_kept() -> None:
 
 def test_errors() -> None:
     module = network("joint")
-    core = CausalCore(module)
+    core = CompactCore(module)
     u, level = blocks(module, 2, [3])[0], torch.tensor([0.1, 0.2])
     with pytest.raises(UdseError, match=r"noisy must have shape \(2, 32, 3\); got \(2, 31, 3\)"):
         core.posterior(u[:, 1:], level, None, CorePast())
@@ -213,18 +213,18 @@ def test_errors() -> None:
         core.posterior(u, level, torch.tensor([0, 2]), CorePast())
     with pytest.raises(UdseError, match=r"memory must have shape \(2, \d+\); got \(1, 3\)"):
         core.posterior(u, level, None, CorePast([torch.zeros(1, 3)]))
-    with pytest.raises(UdseError, match="expected a causal network"):
-        CausalCore(Compact(bins=32, channels=(4,), blocks=(1,), frame_channels=4, dilations=(1,)))
+    with pytest.raises(UdseError, match="expected a memory of a causal network, and none of a centred one"):
+        core.posterior(u, level, None)
     weights = {name: tensor.numpy() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     with pytest.raises(UdseError, match="expected 1 dilations; got 2"):
-        _core.CausalNetwork(weights, [1, 2])
+        _core.CompactNetwork(weights, [1, 2])
     with pytest.raises(UdseError, match="dilations must be 1 or more; got 0"):
-        _core.CausalNetwork(weights, [0])
+        _core.CompactNetwork(weights, [0])
     with pytest.raises(UdseError, match=r"embed\.0\.bias must have shape \(20\); got \(19\)"):
-        _core.CausalNetwork({**weights, "embed.0.bias": weights["embed.0.bias"][1:]}, [1])
+        _core.CompactNetwork({**weights, "embed.0.bias": weights["embed.0.bias"][1:]}, [1])
     del weights["to_frames.bias"]
     with pytest.raises(UdseError, match=r"the weights have no to_frames\.bias"):
-        _core.CausalNetwork(weights, [1])
+        _core.CompactNetwork(weights, [1])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 // What the causal network computes with: a table that each instruction set fills from the one source
-// causal_network_kernels.cpp.
+// compact_network_kernels.cpp.
 #pragma once
 
 #include "udse_core.hpp"

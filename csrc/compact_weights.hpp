@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "causal_network.hpp"
-#include "causal_network_kernels.hpp"
+#include "compact_network.hpp"
+#include "compact_network_kernels.hpp"
 
 namespace udse {
 
@@ -115,7 +115,7 @@ struct Level {
 };
 
 // Parameters and buffers by the names of `Compact` and `CompactPosterior`, here with any sizes.
-struct CausalWeights {
+struct CompactWeights {
   bool posterior = false;    // told a mixture and the variance of its noise, not a noise level
   bool centred = false;      // its kernels over time look as far ahead as back; else not ahead
   std::int64_t planes = 0;   // of the input
@@ -132,7 +132,7 @@ struct CausalWeights {
   std::vector<Residual> over_time;
 
   // Copies what it needs. dilations: of the layers over time.
-  CausalWeights(const Weights& weights, const std::vector<std::int64_t>& dilations, bool centred);
+  CompactWeights(const Weights& weights, const std::vector<std::int64_t>& dilations, bool centred);
 
  private:
   void read_embedding(const Checkpoint& checkpoint);

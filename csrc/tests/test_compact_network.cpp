@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "causal_network.hpp"
-#include "causal_network_kernels.hpp"
+#include "compact_network.hpp"
+#include "compact_network_kernels.hpp"
 
 using std::int64_t;
 using Floats = std::vector<float>;
@@ -182,7 +182,7 @@ struct Block {
   Floats noise = Floats(variance.size(), 0.02f), believed = variance, heard = clean;  // of a posterior network
   Floats memory = {};
 
-  void step(const udse::CausalNetwork& network, int threads = 1) {
+  void step(const udse::CompactNetwork& network, int threads = 1) {
     memory.resize(B * network.memory_size());
     network.step({B, K, reinterpret_cast<udse::cfloat*>(u.data()), level.data(), nullptr, memory.data(),
                   reinterpret_cast<udse::cfloat*>(clean.data()), variance.data(), nullptr, noise.data(),
@@ -194,7 +194,7 @@ struct Block {
 // With zero output weights D = c_skip u, and the variance is that of Gaussian data.
 void closed_form() {
   const SmallNetwork weights(true);
-  const udse::CausalNetwork network(weights.weights, {2});
+  const udse::CompactNetwork network(weights.weights, {2});
   for (const int64_t K : {1, 2, 5}) {
     Block block{2, K};
     for (int i = 0; i < 2; ++i) block.step(network);
@@ -207,7 +207,7 @@ void closed_form() {
 // half way between what was told and what is there, on a scale of logs.
 void closed_form_of_posterior() {
   const SmallNetwork weights(true, true);
-  const udse::CausalNetwork network(weights.weights, {2});
+  const udse::CompactNetwork network(weights.weights, {2});
   CHECK(network.tells_noise());
   for (const int64_t K : {1, 2, 5}) {
     Block block{2, K};
@@ -226,7 +226,7 @@ void closed_form_of_posterior() {
 
 void callers_in_parallel(bool posterior) {
   const SmallNetwork weights(false, posterior);
-  const udse::CausalNetwork network(weights.weights, {2});
+  const udse::CompactNetwork network(weights.weights, {2});
   std::vector<Block> blocks;
   for (int i = 0; i < 4; ++i) {
     blocks.push_back({3, 2 + i});
@@ -264,18 +264,18 @@ void throws(const Call& call, const std::string& expected) {
 
 void errors() {
   SmallNetwork weights(false);
-  throws([&] { udse::CausalNetwork(weights.weights, {}); }, "expected 1 dilations; got 0");
-  const udse::CausalNetwork network(weights.weights, {1});
+  throws([&] { udse::CompactNetwork(weights.weights, {}); }, "expected 1 dilations; got 0");
+  const udse::CompactNetwork network(weights.weights, {1});
   Block block{1, 2};
   block.level[0] = 0;
   throws([&] { block.step(network); }, "noise_level must be positive and finite; got 0");
   weights.weights["band"].shape = {3, 1, 7};
-  throws([&] { udse::CausalNetwork(weights.weights, {1}); }, "bands must be even at level 0; got 7");
+  throws([&] { udse::CompactNetwork(weights.weights, {1}); }, "bands must be even at level 0; got 7");
   weights.weights.erase("up.0.bias");
   weights.weights["band"].shape = {3, 1, 8};
-  throws([&] { udse::CausalNetwork(weights.weights, {1}); }, "the weights have no up.0.bias");
+  throws([&] { udse::CompactNetwork(weights.weights, {1}); }, "the weights have no up.0.bias");
   const SmallNetwork of_posterior(false, true);
-  const udse::CausalNetwork posterior(of_posterior.weights, {1});
+  const udse::CompactNetwork posterior(of_posterior.weights, {1});
   udse::NetworkBlock without_noise{};
   without_noise.samples = without_noise.frames = 1;
   throws([&] { posterior.step(without_noise); }, "expected the variance of the noise");

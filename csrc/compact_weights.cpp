@@ -1,4 +1,4 @@
-#include "causal_weights.hpp"
+#include "compact_weights.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -83,7 +83,7 @@ int64_t Checkpoint::count(const std::string& prefix, const std::string& suffix) 
   return n;
 }
 
-CausalWeights::CausalWeights(const Weights& weights, const std::vector<int64_t>& dilations, bool sees_future)
+CompactWeights::CompactWeights(const Weights& weights, const std::vector<int64_t>& dilations, bool sees_future)
     : centred(sees_future) {
   const Checkpoint checkpoint(weights);
   posterior = checkpoint.has("listening.weight");
@@ -108,7 +108,7 @@ CausalWeights::CausalWeights(const Weights& weights, const std::vector<int64_t>&
   read_film(checkpoint);
 }
 
-void CausalWeights::read_embedding(const Checkpoint& checkpoint) {
+void CompactWeights::read_embedding(const Checkpoint& checkpoint) {
   embedding = checkpoint.get("embed.0.weight", {any, 64}).shape[0];
   frequencies = checkpoint.values("noise_level.frequencies", {32});
   data_scale = checkpoint.values("scale.by_label", {2});
@@ -118,7 +118,7 @@ void CausalWeights::read_embedding(const Checkpoint& checkpoint) {
   if (joint) label = checkpoint.values("label.weight", {2, embedding});
 }
 
-void CausalWeights::read_levels(const Checkpoint& checkpoint, int64_t channels, int64_t bands) {
+void CompactWeights::read_levels(const Checkpoint& checkpoint, int64_t channels, int64_t bands) {
   const int64_t halvings = checkpoint.count("down.", ".weight");
   for (int64_t i = 0; i <= halvings; ++i, bands /= 2) {
     Level level;
@@ -145,7 +145,7 @@ void CausalWeights::read_levels(const Checkpoint& checkpoint, int64_t channels, 
   }
 }
 
-void CausalWeights::read_over_time(const Checkpoint& checkpoint, const std::vector<int64_t>& dilations) {
+void CompactWeights::read_over_time(const Checkpoint& checkpoint, const std::vector<int64_t>& dilations) {
   const Level& last = levels.back();
   const int64_t frame_size = last.bands * last.channels;
   const auto in_bands = [&](int64_t c) { return c / last.channels * padded(last.channels) + c % last.channels; };
@@ -168,7 +168,7 @@ void CausalWeights::read_over_time(const Checkpoint& checkpoint, const std::vect
 }
 
 // Number k of bin s of a band in column k stem + s: the answers then lie by number, as they are read
-void CausalWeights::read_heads(const Checkpoint& checkpoint) {
+void CompactWeights::read_heads(const Checkpoint& checkpoint) {
   struct Head {
     const char* name;
     int64_t numbers;  // of a bin
@@ -188,7 +188,7 @@ void CausalWeights::read_heads(const Checkpoint& checkpoint) {
 }
 
 template <class Body>
-void CausalWeights::each_residual(Body body) {
+void CompactWeights::each_residual(Body body) {
   for (std::size_t i = 0; i < levels.size(); ++i)
     for (auto* blocks : {&levels[i].before, &levels[i].after})
       for (std::size_t k = 0; k < blocks->size(); ++k)
@@ -200,7 +200,7 @@ void CausalWeights::each_residual(Body body) {
 }
 
 // One matrix for all blocks: of each 1 + its scales, then its shifts
-void CausalWeights::read_film(const Checkpoint& checkpoint) {
+void CompactWeights::read_film(const Checkpoint& checkpoint) {
   memory_size = (2 + planes) * bins + levels[0].bands * padded(levels[0].channels);  // filter, input and output
   each_residual([&](Residual& block, const std::string&, int64_t bands) {
     block.film_at = film_size;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udse_fast import _core
 from udse_fast.errors import UdseError
-from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import Conditions
@@ -81,7 +81,7 @@ def assert_close(actual: Estimate, expected: Estimate, error: float = 1e-5) -> N
 def test_equals_the_network_in_torch(isa: str, name: str) -> None:
     """Blocks of all lengths one after the other, of several streams in one batch, every frame at its own blur."""
     module = network(name)
-    core, past, memory = CausalCore(module), LayerPast(), CorePast()
+    core, past, memory = CompactCore(module), LayerPast(), CorePast()
     for x, V in blocks(module, 3, [1, 2, 3, 4, 2, 8, 1]):
         module.set_causal_block(x.shape[-1])
         assert_close(core.say(x, V, memory.rewind()), in_torch(module, x, V, past.rewind()))
@@ -90,7 +90,7 @@ def test_equals_the_network_in_torch(isa: str, name: str) -> None:
 def test_noise_below_the_least_that_is_told_apart(isa: str) -> None:
     """In single precision torch has 3 digits of the logit of what is nearly 1."""
     module = network("odd sizes")
-    core, past, memory = CausalCore(module), LayerPast(), CorePast()
+    core, past, memory = CompactCore(module), LayerPast(), CorePast()
     for x, V in blocks(module, 2, [2, 2], least=-14):
         V[:, 3] = 0
         assert_close(core.say(x, V, memory), in_torch(module, x, V, past.rewind()), 1e-4)
@@ -112,7 +112,7 @@ def test_a_state_is_told_as_to_the_network_in_torch(level: float) -> None:
 
 
 def test_every_number_is_written(isa: str) -> None:
-    core = CausalCore(network("odd sizes"))
+    core = CompactCore(network("odd sizes"))
     ((x, V),) = blocks(network("odd sizes"), 2, [3])
     memory = np.zeros((2, core.network.memory_size), np.float32)
     complexes = [np.full(x.shape, np.nan, np.complex64) for _ in range(2)]
@@ -123,7 +123,7 @@ def test_every_number_is_written(isa: str) -> None:
 
 def test_not_a_number_stays_in_its_item(isa: str) -> None:
     module = network("whole panels")
-    core = CausalCore(module)
+    core = CompactCore(module)
     ((x, V),) = blocks(module, 3, [2])
     expected = core.say(x, V, CorePast())
     V[1, 5, 1] = torch.nan
@@ -136,7 +136,7 @@ def test_not_a_number_stays_in_its_item(isa: str) -> None:
 def test_in_a_batch_as_alone(isa: str) -> None:
     """The same bits, shared among threads too."""
     module = network("odd sizes")
-    alone, shared = CausalCore(module), CausalCore(module, threads=3)
+    alone, shared = CompactCore(module), CompactCore(module, threads=3)
     memories, together = [CorePast() for _ in range(3)], CorePast()
     for x, V in blocks(module, 3, [2, 2, 2]):
         expected = [alone.say(x[i : i + 1], V[i : i + 1], memories[i]) for i in range(3)]
@@ -148,7 +148,7 @@ def test_in_a_batch_as_alone(isa: str) -> None:
 
 def test_a_copy_goes_on_and_the_original_stays() -> None:
     module = network("whole panels")
-    core, memory = CausalCore(module), CorePast()
+    core, memory = CompactCore(module), CorePast()
     first, second = blocks(module, 2, [2, 2])
     core.say(*first, memory)
     before, taken = memory.kept[0].clone(), memory.copy()
@@ -160,7 +160,7 @@ def test_a_copy_goes_on_and_the_original_stays() -> None:
 
 def test_errors() -> None:
     module = network("whole panels")
-    core, score = CausalCore(module), CausalCore(Compact(**SMALL, **CONFIGURATIONS["whole panels"]))
+    core, score = CompactCore(module), CompactCore(Compact(**SMALL, **CONFIGURATIONS["whole panels"]))
     ((x, V),) = blocks(module, 2, [3])
     with pytest.raises(UdseError, match=r"noise_variance must have shape \(2, 32, 3\); got \(2, 31, 3\)"):
         core.say(x, V[:, 1:], CorePast())
@@ -172,7 +172,7 @@ def test_errors() -> None:
         score.say(x, V, CorePast())
     weights = {name: tensor.numpy() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     with pytest.raises(UdseError, match=r"input\.weight must have shape \(any, 5, 3, any\); got \(16, 3, 3, 8\)"):
-        _core.CausalNetwork({**weights, "input.weight": weights["input.weight"][:, :3]}, [1, 2])
+        _core.CompactNetwork({**weights, "input.weight": weights["input.weight"][:, :3]}, [1, 2])
     del weights["noise.bias"]
     with pytest.raises(UdseError, match=r"the weights have no noise\.bias"):
-        _core.CausalNetwork(weights, [1, 2])
+        _core.CompactNetwork(weights, [1, 2])

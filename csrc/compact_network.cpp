@@ -1,5 +1,5 @@
 // Runs a block through the layers in the order of `Compact`.
-#include "causal_network.hpp"
+#include "compact_network.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -7,8 +7,8 @@
 #include <mutex>
 #include <utility>
 
-#include "causal_network_kernels.hpp"
-#include "causal_weights.hpp"
+#include "compact_network_kernels.hpp"
+#include "compact_weights.hpp"
 #include "thread_pool.hpp"
 
 namespace udse {
@@ -104,7 +104,7 @@ void observe(float x, float y, float* planes) {
 
 }  // namespace
 
-struct CausalNetwork::Network : CausalWeights {
+struct CompactNetwork::Network : CompactWeights {
   // What one sample needs while a block runs through the layers.
   struct Item {
     int64_t frames = 0;
@@ -156,7 +156,7 @@ struct CausalNetwork::Network : CausalWeights {
   std::map<std::pair<float, int64_t>, std::shared_ptr<const Floats>> films;
   std::vector<Team> idle;
 
-  using CausalWeights::CausalWeights;
+  using CompactWeights::CompactWeights;
 
   // Gain (1 + scale) and shift of every residual block at each of these noise levels, (count, film_size)
   void film_at(const NetworkKernels& run, const float* noise_levels, int64_t count, const float* of_label,
@@ -647,27 +647,27 @@ struct CausalNetwork::Network : CausalWeights {
   }
 };
 
-struct CausalNetwork::Workspace::Parts {
+struct CompactNetwork::Workspace::Parts {
   Network::Team team;
   std::vector<std::pair<float, std::shared_ptr<const Floats>>> films;  // by noise level
 };
 
-CausalNetwork::Workspace::Workspace(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
-CausalNetwork::Workspace::Workspace(Workspace&&) noexcept = default;
-CausalNetwork::Workspace& CausalNetwork::Workspace::operator=(Workspace&&) noexcept = default;
-CausalNetwork::Workspace::~Workspace() = default;
+CompactNetwork::Workspace::Workspace(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+CompactNetwork::Workspace::Workspace(Workspace&&) noexcept = default;
+CompactNetwork::Workspace& CompactNetwork::Workspace::operator=(Workspace&&) noexcept = default;
+CompactNetwork::Workspace::~Workspace() = default;
 
-CausalNetwork::CausalNetwork(const Weights& weights, const std::vector<int64_t>& dilations, bool centred)
+CompactNetwork::CompactNetwork(const Weights& weights, const std::vector<int64_t>& dilations, bool centred)
     : network_(std::make_unique<Network>(weights, dilations, centred)) {}
 
-CausalNetwork::~CausalNetwork() = default;
+CompactNetwork::~CompactNetwork() = default;
 
-int64_t CausalNetwork::bins() const { return network_->bins; }
-bool CausalNetwork::tells_noise() const { return network_->posterior; }
-bool CausalNetwork::centred() const { return network_->centred; }
-int64_t CausalNetwork::memory_size() const { return network_->memory_size; }
+int64_t CompactNetwork::bins() const { return network_->bins; }
+bool CompactNetwork::tells_noise() const { return network_->posterior; }
+bool CompactNetwork::centred() const { return network_->centred; }
+int64_t CompactNetwork::memory_size() const { return network_->memory_size; }
 
-CausalNetwork::Workspace CausalNetwork::workspace(int64_t samples, int64_t frames,
+CompactNetwork::Workspace CompactNetwork::workspace(int64_t samples, int64_t frames,
                                                   const std::vector<float>& noise_levels) const {
   auto parts = std::make_unique<Workspace::Parts>();
   network_->hold(parts->team, samples, frames);
@@ -675,7 +675,7 @@ CausalNetwork::Workspace CausalNetwork::workspace(int64_t samples, int64_t frame
   return Workspace(std::move(parts));
 }
 
-void CausalNetwork::step(const NetworkBlock* blocks, std::size_t count, Workspace& workspace) const {
+void CompactNetwork::step(const NetworkBlock* blocks, std::size_t count, Workspace& workspace) const {
   Workspace::Parts& parts = *workspace.parts_;
   int64_t samples = 0;
   for (std::size_t i = 0; i < count; ++i)
@@ -690,7 +690,7 @@ void CausalNetwork::step(const NetworkBlock* blocks, std::size_t count, Workspac
   network_->step(parts.team, samples);
 }
 
-void CausalNetwork::step(const NetworkBlock& block, int threads) const {
+void CompactNetwork::step(const NetworkBlock& block, int threads) const {
   require(block.samples >= 0 && block.frames >= 1, "expected B >= 0 samples of K >= 1 frames; got " +
                                                        std::to_string(block.samples) + " of " +
                                                        std::to_string(block.frames));

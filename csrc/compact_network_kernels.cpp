@@ -1,6 +1,6 @@
 // Compiled once per instruction set into the namespace UDSE_ISA; as in kernel_rows.hpp, only code of the anonymous
 // namespace is called.
-#include "causal_network_kernels.hpp"
+#include "compact_network_kernels.hpp"
 
 namespace udse {
 namespace UDSE_ISA {

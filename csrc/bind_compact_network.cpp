@@ -3,14 +3,14 @@
 #include <memory>
 
 #include "bind_arrays.hpp"
-#include "causal_network.hpp"
+#include "compact_network.hpp"
 
 using namespace udse::bindings;
 
 namespace {
 
 // What both kinds of networks are asked
-udse::NetworkBlock block_of(const udse::CausalNetwork& network, const Complexes& noisy, std::optional<Floats>& memory,
+udse::NetworkBlock block_of(const udse::CompactNetwork& network, const Complexes& noisy, std::optional<Floats>& memory,
                             Complexes& clean, Floats& variance, const std::optional<Floats>& before) {
   if (noisy.ndim() != 3) throw udse::Error("noisy must have shape (B, F, K); got " + text(sizes(noisy)));
   if (!memory != network.centred())
@@ -29,23 +29,23 @@ udse::NetworkBlock block_of(const udse::CausalNetwork& network, const Complexes&
 
 }  // namespace
 
-void register_causal_network(py::module_& m) {
+void register_compact_network(py::module_& m) {
   const py::metaclass plain(reinterpret_cast<PyObject*>(&PyType_Type));  // pybind11's own has no name a stub could give
-  py::class_<udse::CausalNetwork, std::shared_ptr<udse::CausalNetwork>>(
-      m, "CausalNetwork", plain, "A Compact network with its weights, or a posterior network.")
+  py::class_<udse::CompactNetwork, std::shared_ptr<udse::CompactNetwork>>(
+      m, "CompactNetwork", plain, "A Compact network with its weights, or a posterior network.")
       .def(py::init([](const std::map<std::string, Floats>& arrays, const Sizes& dilations, bool centred) {
              udse::Weights weights;
              for (const auto& [name, array] : arrays) weights[name] = {sizes(array), array.data()};
-             return std::make_shared<udse::CausalNetwork>(weights, dilations, centred);
+             return std::make_shared<udse::CompactNetwork>(weights, dilations, centred);
            }),
            "weights"_a, "dilations"_a, "centred"_a = false)
-      .def_property_readonly("tells_noise", &udse::CausalNetwork::tells_noise, "Whether it is a posterior network.")
-      .def_property_readonly("bins", &udse::CausalNetwork::bins)
-      .def_property_readonly("memory_size", &udse::CausalNetwork::memory_size,
+      .def_property_readonly("tells_noise", &udse::CompactNetwork::tells_noise, "Whether it is a posterior network.")
+      .def_property_readonly("bins", &udse::CompactNetwork::bins)
+      .def_property_readonly("memory_size", &udse::CompactNetwork::memory_size,
                              "Numbers of the memory of one signal in one of the calls of a block.")
       .def(
           "step",
-          [](const udse::CausalNetwork& network, const Complexes& noisy, const Floats& noise_level,
+          [](const udse::CompactNetwork& network, const Complexes& noisy, const Floats& noise_level,
              const std::optional<Array<int64_t>>& label, std::optional<Floats> memory, Complexes clean, Floats variance,
              int threads, const std::optional<Floats>& before) {
             if (network.tells_noise()) throw udse::Error("expected a score network; a posterior network has say");
@@ -61,7 +61,7 @@ void register_causal_network(py::module_& m) {
           "written where what it is made from is given, before. Of a centred network all frames, and no memory.")
       .def(
           "say",
-          [](const udse::CausalNetwork& network, const Complexes& mixture, const Floats& noise_variance,
+          [](const udse::CompactNetwork& network, const Complexes& mixture, const Floats& noise_variance,
              std::optional<Floats> memory, Complexes clean, Floats variance, Floats believed, Complexes heard,
              int threads, const std::optional<Floats>& before) {
             if (!network.tells_noise()) throw udse::Error("expected a posterior network; a score network has step");

@@ -1,6 +1,6 @@
 """One call of the built-in causal network on a block of K frames, in the C++ core and in torch.
 
-    pytest benchmarks/test_causal_network.py --benchmark-columns=min,median,rounds
+    pytest benchmarks/test_compact_network.py --benchmark-columns=min,median,rounds
 
 Both on one thread; the core with every instruction set of this processor.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 import udse_fast
 from udse_fast import _core
 from udse_fast.errors import UdseError
-from udse_fast.networks.causal_core import CausalCore
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.conditions import NOTHING
 from udse_fast.networks.past import CorePast, LayerPast
@@ -70,7 +70,7 @@ def test_core(benchmark: Any, network: Compact, block: Tensor, isa: str) -> None
         _core.set_isa(isa)
     except UdseError as error:
         pytest.skip(str(error))
-    core, memory = CausalCore(network), CorePast()
+    core, memory = CompactCore(network), CorePast()
     torch.testing.assert_close(
         core.posterior(block, LEVEL, None, CorePast())[0], expected(network, block), rtol=0, atol=1e-5
     )
