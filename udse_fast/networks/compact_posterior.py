@@ -61,7 +61,6 @@ class CompactPosterior(Compact):
     causal_blocks = (2, 3)
     """Streams of 48 and 64 ms of delay."""
     tells_noise_variance = True
-    has_core = False
     learning_rate = 1.5e-3
 
     def __init__(self, **arguments: Any) -> None:
@@ -93,7 +92,16 @@ class CompactPosterior(Compact):
             noise_level: its a, (B,) or per frame (B, T); above `HIGHEST_LEVEL` the state is not looked at.
             past: of a causal network, the frames before these; updated.
         """
-        u = mixture.permute(0, 3, 2, 1).float().contiguous()  # (B, T, F, 2)
+        u, given, blur = self.observed(mixture, noise_variance, state, noise_level)
+        assert past is None or isinstance(past, LayerPast)
+        return self._call(u, given, blur, past)
+
+    def observed(
+        self, mixture: Tensor, noise_variance: Tensor, state: Tensor | None = None, noise_level: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the arguments of `say` together say about s: u (B, T, F, 2), and the variance of the noise in it, in
+        the linear domain and in the compressed one, (B, T, F) each."""
+        u = mixture.permute(0, 3, 2, 1).float().contiguous()
         given = noise_variance.float().transpose(1, 2).clamp_min(QUIETEST)
         blur = compressed_variance(given, u.square().sum(-1))
         if state is not None and noise_level is not None:
@@ -102,8 +110,7 @@ class CompactPosterior(Compact):
             level2 = torch.where(level > HIGHEST_LEVEL, math.inf, level.square())
             u, blur = fused(u, blur, state.permute(0, 3, 2, 1).float(), level2)
             given = linear_variance(blur, u.square().sum(-1))
-        assert past is None or isinstance(past, LayerPast)
-        return self._call(u, given, blur, past)
+        return u, given, blur
 
     def posterior(
         self, noisy: Tensor, noise_level: Tensor, conditions: Conditions = NOTHING, past: Past | None = None
@@ -138,21 +145,19 @@ class CompactPosterior(Compact):
         noise = interleave(self.noise(h, past), self.stem).float()
         listening = interleave(self.listening(h, past), self.stem)[:, 0].float()
 
-        skip = data2 / total
+        data2, power = self.scale.by_label[1].square(), u.square().sum(-1)
+        total = blur + data2
+        skip = (data2 / total).unsqueeze(-1)
         own = torch.sigmoid(torch.logit(skip, eps=1e-6) + 4 * out[..., :1])
         filtered = self._filter(u, torch.cat([own, out[..., 1:9]], dim=-1), out[..., 9:18], past)
-        unsure = data2 * blur / total[..., 0]
+        unsure = data2 * blur / total
         clean = filtered + unsure.sqrt().unsqueeze(-1) * out[..., 18:]
         variance = unsure * (2 * spread).clamp(-12, 6).exp()
         of_mixture = torch.sigmoid(4 * noise[:, 0])
         log_noise = of_mixture * (power.square() + 1e-9).log() + (1 - of_mixture) * (given + 1e-9).log()
         log_noise = (log_noise + 4 * noise[:, 1]).clamp(math.log(QUIETEST), 5)
-        return Said(
-            clean.permute(0, 3, 2, 1),
-            variance.transpose(1, 2),
-            log_noise.transpose(1, 2),
-            (2 * listening).clamp(-6, 2).transpose(1, 2),
-        )
+        others = (variance, log_noise, (2 * listening).clamp(-6, 2))
+        return Said(clean.permute(0, 3, 2, 1), *(x.transpose(1, 2) for x in others))
 
     def hidden_matrices(self) -> list[Tensor]:
         """As of `Compact`, without the heads."""
