@@ -17,8 +17,8 @@ from torch import Tensor
 import udse_fast
 from udse_fast import _core
 from udse_fast.errors import UdseError
-from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.conditions import NOTHING
 from udse_fast.networks.past import CorePast, LayerPast
 

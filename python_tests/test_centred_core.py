@@ -135,7 +135,9 @@ def test_a_frame_depends_on_those_that_the_kernels_reach_and_no_others(isa: str)
 
 
 def score_network(kind: type[Compact], **arguments: Any) -> ScoreNetwork:
-    return ScoreNetwork(network(kind, "whole panels", **arguments), {"sde": SDE, "architecture": {}, "stft": {"n_fft": 62}})
+    return ScoreNetwork(
+        network(kind, "whole panels", **arguments), {"sde": SDE, "architecture": {}, "stft": {"n_fft": 62}}
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

@@ -14,8 +14,8 @@ from torch import Tensor
 from udse_fast import _core
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.errors import UdseError
-from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.past import CorePast, LayerPast
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from udse_fast import _core
 from udse_fast.errors import UdseError
-from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.estimate import Estimate

@@ -16,7 +16,6 @@ from udse_fast.audio.hum import steady_part
 from udse_fast.errors import UdseError
 from udse_fast.model import Model
 from udse_fast.networks.conditions import SPEECH_SOURCE, Conditions
-from udse_fast.networks.side_by_side import on_one_thread
 from udse_fast.sampling.noise_floor import NoiseFloor
 from udse_fast.sampling.noise_models import NMF, NoiseModel, OnlineNMF
 from udse_fast.sampling.passes import gather, run
@@ -321,7 +320,7 @@ def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Sequence[Block[Any]]
         What became of every block.
     """
 
-    def enhanced() -> list[list[Enhanced[Any]]]:
+    with torch.no_grad():
         analysed = [[enhancer.analyse(block) for block in blocks] for enhancer, blocks in jobs]
         heard = [[one for one in channels if isinstance(one, Analysed)] for channels in analysed]
         passes = [e.sample(one) for (e, _), channels in zip(jobs, heard, strict=True) for one in channels]
@@ -331,8 +330,3 @@ def enhance_blocks(jobs: Sequence[tuple[BlockEnhancer[Any], Sequence[Block[Any]]
             finished = iter(enhancer.finish(loud, [next(posteriors) for _ in loud]))
             results.append([next(finished) if isinstance(one, Analysed) else one for one in channels])
         return results
-
-    # the core's threads do not wait for each other spinning; those of torch, around its calls, would: see `on_one_thread`
-    in_core = all(network.in_core for enhancer, _ in jobs for network in enhancer.model.networks)
-    with torch.no_grad():
-        return on_one_thread(enhanced) if in_core else enhanced()

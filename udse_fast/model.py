@@ -63,12 +63,6 @@ class Model:
         """The score of whole blocks."""
         return NetworkPrior(self.network, self.noise_network, self.posterior_network)
 
-    @property
-    def networks(self) -> list[ScoreNetwork]:
-        """All that are asked."""
-        others = [] if self.posterior_network is None else [self.posterior_network]
-        return [self.network, self.noise_network, *others]
-
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of the networks' weights, by the name of the checkpoint."""

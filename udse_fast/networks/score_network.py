@@ -15,13 +15,13 @@ from udse_fast.checks import Range, described, real_number, whole_number
 from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError
 from udse_fast.networks.base import Float32, Network, to_channels_last
-from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.networks.conditions import NOTHING, Conditions
 from udse_fast.networks.estimate import Estimate, Said
 from udse_fast.networks.past import CorePast, LayerPast, Past
-from udse_fast.networks.side_by_side import side_by_side, threads_here
+from udse_fast.networks.side_by_side import side_by_side
 from udse_fast.networks.visual_encoder import VisualEncoder
 from udse_fast.sampling.sde import SDE, Time, make_sde
 
@@ -365,7 +365,7 @@ class ScoreNetwork:
         if self._core is None:
             assert isinstance(self.module, Compact)
             self._core = CompactCore(self.module)
-        self._core.threads = threads_here()
+        self._core.threads = torch.get_num_threads()
         return self._core
 
     def _inputs(self, state: Tensor, time: Tensor | float, conditions: Conditions) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""`side_by_side`: the items of a batch on the threads of a CPU, a network call each. `on_one_thread`: a call on one.
+"""`side_by_side`: the items of a batch on the threads of a CPU, a network call each.
 
 The threads of torch meet after every operator and wait there for the last one, spinning. Beside another busy process
 every such meeting costs a turn of the scheduler: a pass of thousands of operators then takes ten times as long as on
@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from functools import lru_cache
 from typing import TypeVar
 
@@ -20,12 +19,6 @@ import torch
 
 Result = TypeVar("Result")
 _making = threading.Lock()
-_threads: ContextVar[int] = ContextVar("threads outside of `on_one_thread`", default=0)
-
-
-def threads_here() -> int:
-    """How many threads calls may be made on: as many as torch has, also inside `on_one_thread`."""
-    return _threads.get() or torch.get_num_threads()
 
 
 def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
@@ -33,7 +26,7 @@ def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
 
     The first exception among the calls is raised; calls that have not begun then are not made.
     """
-    threads = threads_here()
+    threads = torch.get_num_threads()
     workers = min(count, threads)
     if workers < 2:
         with torch.no_grad():
@@ -41,27 +34,6 @@ def side_by_side(call: Callable[[int], Result], count: int) -> list[Result]:
     with _making:
         pool = _pool(workers, threads // workers, threads)
     return list(pool.map(torch.no_grad()(call), range(count)))
-
-
-def on_one_thread(call: Callable[[], Result]) -> Result:
-    """Return call(), made without gradients on a thread whose operators have no other.
-
-    `side_by_side` and the C++ core in it have as many threads as outside.
-    """
-    if _threads.get():
-        return call()
-    threads = torch.get_num_threads()
-
-    def inside() -> Result:
-        before = _threads.set(threads)
-        try:
-            return call()
-        finally:
-            _threads.reset(before)
-
-    with _making:
-        pool = _pool(1, 1, threads)
-    return pool.submit(torch.no_grad()(inside)).result()
 
 
 @lru_cache(maxsize=8)

@@ -13,8 +13,8 @@ from udse_fast import _core
 from udse_fast.backends.dispatch import wanted
 from udse_fast.block_enhancer import BlockEnhancer, CausalBlockEnhancer
 from udse_fast.model import Model
-from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact import Compact
+from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact_posterior import CompactPosterior
 from udse_fast.sampling.posterior import divergence
 from udse_fast.settings import CHOICES
