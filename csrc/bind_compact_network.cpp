@@ -1,4 +1,4 @@
-// Python binding of the causal network; arrays as in bind_arrays.hpp.
+// Python binding of compact networks; arrays as in bind_arrays.hpp.
 #include <map>
 #include <memory>
 

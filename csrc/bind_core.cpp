@@ -192,7 +192,7 @@ void register_signal(py::module_& m) {
 }  // namespace
 
 void register_compact_network(py::module_& m);  // bind_compact_network.cpp
-void register_stream(py::module_& m);          // bind_stream.cpp
+void register_stream(py::module_& m);           // bind_stream.cpp
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core: fused posterior updates, NMF-IS and counter-based noise on CPUs.";

@@ -668,7 +668,7 @@ bool CompactNetwork::centred() const { return network_->centred; }
 int64_t CompactNetwork::memory_size() const { return network_->memory_size; }
 
 CompactNetwork::Workspace CompactNetwork::workspace(int64_t samples, int64_t frames,
-                                                  const std::vector<float>& noise_levels) const {
+                                                    const std::vector<float>& noise_levels) const {
   auto parts = std::make_unique<Workspace::Parts>();
   network_->hold(parts->team, samples, frames);
   for (const float level : noise_levels) parts->films.emplace_back(level, network_->kept_film(level, 1));

@@ -1,4 +1,4 @@
-// What the causal network computes with: a table that each instruction set fills from the one source
+// What a compact network computes with: a table that each instruction set fills from the one source
 // compact_network_kernels.cpp.
 #pragma once
 

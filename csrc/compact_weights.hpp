@@ -1,4 +1,4 @@
-// The weights of a causal network as it computes with them: taken out of a checkpoint, in panels.
+// The weights of a compact network as it computes with them: taken out of a checkpoint, in panels.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// The causal network from C++ alone, for every instruction set of this processor: its kernels against plain loops in
-// double precision, a network whose answer has a closed form, callers in parallel, and errors. Built with sanitizers by
+// Compact networks, causal and centred, from C++ alone, for every instruction set of this processor: their kernels
+// against plain loops in double precision, a network whose answer has a closed form, callers in parallel, and errors.
+// Built with sanitizers by
 // ../run_sanitizers.sh.
 #include <algorithm>
 #include <cmath>
@@ -192,12 +193,12 @@ struct Block {
 };
 
 // With zero output weights D = c_skip u, and the variance is that of Gaussian data.
-void closed_form() {
+void closed_form(bool centred) {
   const SmallNetwork weights(true);
-  const udse::CompactNetwork network(weights.weights, {2});
-  for (const int64_t K : {1, 2, 5}) {
-    Block block{2, K};
-    for (int i = 0; i < 2; ++i) block.step(network);
+  const udse::CompactNetwork network(weights.weights, {2}, centred);
+  for (const int64_t K : {1, 2, 5, 80}) {
+    Block block{1, K};
+    for (int i = 0; i < 2; ++i) block.step(network, 2);
     for (std::size_t i = 0; i < block.u.size(); ++i) CHECK(close(block.clean[i], 0.09 / 0.25 * block.u[i]));
     for (const float variance : block.variance) CHECK(close(variance, 0.09 * 0.16 / 0.25));
   }
@@ -224,12 +225,17 @@ void closed_form_of_posterior() {
   }
 }
 
-void callers_in_parallel(bool posterior) {
+// Several samples of a few frames, or one of many, which are cut into pieces, side by side on two threads each
+void callers_in_parallel(bool posterior, bool centred) {
   const SmallNetwork weights(false, posterior);
-  const udse::CompactNetwork network(weights.weights, {2});
+  const udse::CompactNetwork network(weights.weights, {2}, centred);
+  CHECK(network.centred() == centred && (network.memory_size() == 0) == centred);
   std::vector<Block> blocks;
   for (int i = 0; i < 4; ++i) {
-    blocks.push_back({3, 2 + i});
+    if (centred)
+      blocks.push_back({1, 64 + 9 * i});
+    else
+      blocks.push_back({3, 2 + i});
     std::fill(blocks.back().noise.begin(), blocks.back().noise.end(), 0.01f * float(1 + i));
     std::fill(blocks.back().level.begin(), blocks.back().level.end(), 0.1f + 0.1f * float(i));
   }
@@ -300,9 +306,10 @@ int main() {
     for (const int64_t channels : {16, 48}) products(1, channels), products(5, channels);
     for (const int64_t channels : {1, 15, 16, 17, 48}) norm(7, channels), norm(1, channels + 1);
     activation();
-    closed_form();
+    for (const bool centred : {false, true}) closed_form(centred);
     closed_form_of_posterior();
-    for (const bool posterior : {false, true}) callers_in_parallel(posterior);
+    for (const bool posterior : {false, true})
+      for (const bool centred : {false, true}) callers_in_parallel(posterior, centred);
     std::printf("%s: ok\n", udse::isa());
   }
 }
