@@ -1,8 +1,8 @@
-"""One call of the built-in causal network on a block of K frames, in the C++ core and in torch.
+"""One call of the built-in networks, in the C++ core and in torch: on a block of K frames, and on a whole signal.
 
     pytest benchmarks/test_compact_network.py --benchmark-columns=min,median,rounds
 
-Both on one thread; the core with every instruction set of this processor.
+Blocks on one thread, with every instruction set of this processor; signals of 4 and 8 s on one thread and on two.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def expected(network: Compact, u: Tensor) -> Tensor:
     return torch.complex(clean[:, 0], clean[:, 1])
 
 
-def measure(benchmark: Any, call: Callable[[], tuple[Tensor, Tensor]]) -> None:
-    clean, variance = benchmark.pedantic(call, rounds=100, warmup_rounds=10)
+def measure(benchmark: Any, call: Callable[[], tuple[Tensor, Tensor]], rounds: int = 100) -> None:
+    clean, variance = benchmark.pedantic(call, rounds=rounds, warmup_rounds=rounds // 10)
     assert clean.isfinite().all()
     assert (variance > 0).all()
 
@@ -83,3 +83,19 @@ def test_torch(benchmark: Any, network: Compact, block: Tensor) -> None:
     network.set_causal_block(block.shape[-1])
     u = real_pair(block)
     measure(benchmark, lambda: network.posterior(u, LEVEL, NOTHING, past.rewind()))
+
+
+@pytest.mark.parametrize("frames", [252, 504])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("where", ["core", "torch"])
+def test_whole_signal(benchmark: Any, frames: int, threads: int, where: str) -> None:
+    benchmark.group = f"speech prior, {frames} frames, {threads} threads"
+    torch.set_num_threads(threads)
+    network = udse_fast.load_network("speech").module
+    u = 0.4 * torch.randn(1, 256, frames, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    pair, core = real_pair(u), CompactCore(network, threads)
+    clean = network.posterior(pair, LEVEL, NOTHING)[0]
+    torch.testing.assert_close(core.posterior(u, LEVEL, None)[0], torch.complex(clean[:, 0], clean[:, 1]))
+    calls = {"core": lambda: core.posterior(u, LEVEL, None), "torch": lambda: network.posterior(pair, LEVEL, NOTHING)}
+    measure(benchmark, calls[where], rounds=20)
+    torch.set_num_threads(1)
