@@ -30,8 +30,8 @@ struct Prior {
   Spectral spectral;
   OUVE sde;
   std::shared_ptr<const CompactNetwork> network, posterior;  // the latter may be null
-  StreamSettings of_ddrm, of_amortised_ddrm;                // recommended
-  std::uint64_t fingerprint;                                // of networks and configurations
+  StreamSettings of_ddrm, of_amortised_ddrm;                 // recommended
+  std::uint64_t fingerprint;                                 // of networks and configurations
 
   // With a posterior network streams use it, where nothing else is asked for.
   Sampler sampler() const { return posterior ? Sampler::amortised_ddrm : Sampler::ddrm; }
