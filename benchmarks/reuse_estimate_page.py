@@ -32,6 +32,9 @@ udse-fast {}, torch {}, {}.
 
 `both calls` and `one call` are the gains over the noisy input, `lost` is what the second call is worth, file by file.
 """
+FOOT = """
+A first look at DEPSE-IL, DEPSE-TL and UDiffSE on one to six mixtures is in `benchmarks/results/settings.md`. ParaDiffUSE's
+settings have no corrector, and no second call."""
 
 
 def cells(rows: list[ScoreRow]) -> list[str]:
@@ -61,7 +64,7 @@ def page(out: Path) -> str:
             ("lost", paired_differences(twice, once)),
         ):
             lines.append(f"| `{name}` | {len(keys)} | {what} | {' | '.join(cells(table))} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, FOOT])
 
 
 def main() -> None:
