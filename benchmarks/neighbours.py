@@ -2,8 +2,6 @@
 
 Real-time factors with the machine to itself and beside as many processes that compute without a pause as there are
 cores, in turns, in one run. Each then has half of a core: a factor of 2 is a fair share, more is time lost by waiting.
-What is timed comes after a second of computing in each company: by then the process has found out that it has some, or
-none any more.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from udse_fast.commands.info import processor
 
 RATE = 16000
 CHUNK = RATE // 50
-SETTLING_SECONDS = 1.0
 
 
 def _compute() -> None:
@@ -86,7 +83,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.precision}. Beside {cores} busy")
     seconds = f"{len(audio) / RATE:.0f} s of audio"
     print(f"processes. Real-time factors by the clock on the wall, each the median of {arguments.repeats} times")
-    print(f"{seconds}, after {SETTLING_SECONDS:g} s of computing in each company.\n")
+    print(f"{seconds}.\n")
     print("| what | alone | beside | ratio |\n| --- | --- | --- | --- |")
     for name, run in cases(audio, arguments.precision).items():
         run()  # one-time costs
@@ -94,9 +91,6 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for count, times in factors.items():
                 with neighbours(count):
-                    settled = time.process_time() + SETTLING_SECONDS * torch.get_num_threads()
-                    while time.process_time() < settled:
-                        run()
                     start = time.perf_counter()
                     run()
                     times.append((time.perf_counter() - start) / (len(audio) / RATE))

@@ -50,6 +50,8 @@ std::shared_ptr<StreamPrior> make_prior(std::shared_ptr<const udse::CompactNetwo
                                         std::uint64_t fingerprint) {
   if (network->tells_noise() || (posterior && !posterior->tells_noise()))
     throw udse::Error("expected a score network, and a posterior network or none beside it");
+  if (network->centred() || (posterior && posterior->centred()))
+    throw udse::Error("expected causal networks, got one that sees the future");
   const auto number = [&](const char* name) {
     const auto found = config.find(name);
     if (found == config.end()) throw udse::Error(std::string("config has no ") + name);

@@ -18,6 +18,7 @@ using std::int64_t;
 
 constexpr std::size_t most_levels = 64;  // noise levels whose FiLM numbers are kept
 constexpr int64_t fewest_frames = 32;  // of a piece of a signal: fewer look at their neighbours more than at their own
+constexpr int64_t most_kept = 1024;    // frames that a team keeps memory for between calls, about 60 KB each
 
 // Of posterior networks, as in `CompactPosterior`
 constexpr float quietest = 1e-10f;                    // least noise variance, relative to the power of the loudest bin
@@ -410,12 +411,12 @@ struct CompactNetwork::Network : CompactWeights {
     return team.bands.data() + (t * items.count + i) * wide();
   }
 
-  void copy_frames(Team& team, const Items& items, bool back) const {
+  // body(that, the same in the map of the last level)
+  template <class Body>
+  void each_frame(Team& team, const Items& items, Body body) const {
     for (int64_t t = 0; t < items.frames; ++t)
-      for (int64_t i = 0; i < items.count; ++i) {
-        float *const map = items.first[i].levels.back().x.frame(t), *const row = frame_of(team, items, t, i);
-        std::memcpy(back ? map : row, back ? row : map, index(wide()) * sizeof(float));
-      }
+      for (int64_t i = 0; i < items.count; ++i)
+        body(frame_of(team, items, t, i), items.first[i].levels.back().x.frame(t));
   }
 
   // The items side by side in every frame: their rows share the weights that are read, which are most of the network.
@@ -521,9 +522,10 @@ struct CompactNetwork::Network : CompactWeights {
     const Items items{team.items.data(), count, team.items[0].block->frames};
     tell_levels(run, team, items, 0, items.frames);
     way_down(run, team, items);
-    copy_frames(team, items, false);
+    const std::size_t bytes = index(wide()) * sizeof(float);
+    each_frame(team, items, [bytes](float* row, const float* map) { std::memcpy(row, map, bytes); });
     stack_over_time(run, team, items);
-    copy_frames(team, items, true);
+    each_frame(team, items, [bytes](const float* row, float* map) { std::memcpy(map, row, bytes); });
     way_up(run, team, items, 0, items.frames);
   }
 
@@ -538,6 +540,7 @@ struct CompactNetwork::Network : CompactWeights {
   }
 
   void give_back(Team&& team) {
+    if (team.frames > most_kept) return;
     const std::lock_guard<std::mutex> lock(mutex);
     idle.push_back(std::move(team));
   }

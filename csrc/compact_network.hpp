@@ -61,8 +61,8 @@ class CompactNetwork {
   // For calls with up to this many samples and frames, at these noise levels; of a posterior network none.
   Workspace workspace(std::int64_t samples, std::int64_t frames, const std::vector<float>& noise_levels) const;
 
-  bool tells_noise() const;  // it is a posterior network
-  bool centred() const;
+  bool tells_noise() const;          // it is a posterior network
+  bool centred() const;              // it takes whole signals
   std::int64_t bins() const;         // F
   std::int64_t memory_size() const;  // numbers of the memory of one signal in one of the calls of a block; centred: 0
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import udse_fast
+from small_networks import SIZES, small_network
 from udse_fast.networks.compact import Compact
 from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.compact_posterior import CompactPosterior
@@ -18,26 +19,8 @@ from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.score_network import ScoreNetwork
 
 SDE = {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5}
-SIZES: dict[str, dict[str, Any]] = {
-    "whole panels": {"bins": 32, "channels": (16, 32), "blocks": (1, 1), "frame_channels": 32, "dilations": (1, 4)},
-    "odd sizes": {
-        "bins": 24, "stem": 2, "channels": (5, 19), "blocks": (2, 1), "frame_channels": 21, "dilations": (3,),
-    },
-    "one level": {"bins": 40, "stem": 8, "channels": (17,), "blocks": (1,), "frame_channels": 7, "dilations": ()},
-}  # fmt: skip
 LENGTHS = [1, 2, 3, 9, 70, 131]
 THREADS = [2, 4]
-
-
-def network(kind: type[Compact], size: str, **arguments: Any) -> Any:
-    """No weight is zero, and what follows from them neither very small nor very large."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        module = kind(embedding=20, **SIZES[size], **arguments)
-        for parameter in module.parameters():
-            if parameter.ndim != 4 or not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    return module.eval().requires_grad_(False)
 
 
 def states(module: Compact, batch: int, frames: int) -> Tensor:
@@ -75,7 +58,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("joint", [False, True])
 def test_equals_the_network_in_torch(isa: str, size: str, joint: bool) -> None:
-    module = network(Compact, size, joint=joint)
+    module = small_network(Compact, size, joint=joint)
     core, level = CompactCore(module), torch.tensor([0.02, 0.3, 4.0])
     label = torch.tensor([1, 0, 1]) if joint else None
     for frames in LENGTHS:
@@ -88,7 +71,7 @@ def test_equals_the_network_in_torch(isa: str, size: str, joint: bool) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_posterior_network_in_torch(isa: str, size: str) -> None:
-    module = network(CompactPosterior, size)
+    module = small_network(CompactPosterior, size)
     core = CompactCore(module)
     for frames in LENGTHS:
         x = states(module, 2, frames)
@@ -121,11 +104,11 @@ def test_a_piece_of_a_signal_is_as_the_whole_to_the_bit(isa: str, name: str) -> 
 
 def test_a_frame_depends_on_those_that_the_kernels_reach_and_no_others(isa: str) -> None:
     """Nor on what was computed before in the same memory."""
-    module = network(Compact, "whole panels")
+    module = small_network(Compact, "whole panels")
     core, u = CompactCore(module, threads=4), states(module, 1, 150)
     expected = core.posterior(u, 0.3, None)[0]
     u[0, 5, 75] = torch.nan
-    reach = 1 + 4 + 2 * (1 + 4) + 4 + 1  # first convolution, two levels down, over time, up, the last convolution
+    reach = 1 + 4 + 2 * (1 + 2) + 4 + 1  # first convolution, two levels down, over time, up, the last convolution
     spoilt = core.posterior(u, 0.3, None)[0][0].isnan().any(0).nonzero().flatten().tolist()
     assert spoilt == list(range(75 - reach, 75 + reach + 1))
     u[0, 5, 75] = 0
@@ -136,7 +119,7 @@ def test_a_frame_depends_on_those_that_the_kernels_reach_and_no_others(isa: str)
 
 def score_network(kind: type[Compact], **arguments: Any) -> ScoreNetwork:
     return ScoreNetwork(
-        network(kind, "whole panels", **arguments), {"sde": SDE, "architecture": {}, "stft": {"n_fft": 62}}
+        small_network(kind, "whole panels", **arguments), {"sde": SDE, "architecture": {}, "stft": {"n_fft": 62}}
     )
 
 

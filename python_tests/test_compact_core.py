@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from small_networks import SIZES, small_network
 from udse_fast import _core
 from udse_fast.checkpoints.checkpoint import load_network
 from udse_fast.errors import UdseError
@@ -19,35 +19,14 @@ from udse_fast.networks.compact_core import CompactCore
 from udse_fast.networks.conditions import Conditions
 from udse_fast.networks.past import CorePast, LayerPast
 
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "whole panels": {
-        "bins": 32, "channels": (16, 32), "blocks": (1, 1), "frame_channels": 32, "dilations": (1, 2),
-    },
-    "odd sizes": {
-        "bins": 24, "stem": 2, "channels": (5, 19), "blocks": (2, 1), "frame_channels": 21, "dilations": (3,),
-    },
-    "one level": {
-        "bins": 40, "stem": 8, "channels": (17,), "blocks": (1,), "frame_channels": 7, "dilations": (1, 4, 2),
-    },
-    "four levels": {
-        "bins": 64, "channels": (4, 48, 6, 80), "blocks": (0, 1, 0, 2), "frame_channels": 50, "dilations": (),
-    },
-    "joint": {
-        "bins": 32, "channels": (8, 12), "blocks": (1, 1), "frame_channels": 24, "dilations": (1,), "joint": True,
-        "sigma_data": (0.1, 0.04),
-    },
-}  # fmt: skip
+JOINT = {"joint": True, "sigma_data": (0.1, 0.04), "dilations": (1,)}
+NAMES = [*SIZES, "joint"]
 
 
 def network(name: str) -> Compact:
-    """No weight is zero, and what follows from them neither very small nor very large."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        module = Compact(**{"embedding": 20, "causal_block": 4, **CONFIGURATIONS[name]})
-        for parameter in module.parameters():
-            if parameter.ndim != 4 or not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    return module.eval().requires_grad_(False)
+    """Of a size, or the joint one."""
+    size, more = ("whole panels", JOINT) if name == "joint" else (name, {})
+    return small_network(Compact, size, causal_block=4, **more)
 
 
 def blocks(module: Compact, batch: int, lengths: list[int], seed: int = 0) -> list[Tensor]:
@@ -67,7 +46,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert float((actual - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_equals_the_network_in_torch(isa: str, name: str) -> None:
     """Blocks of all lengths one after the other, each item at its own noise level."""
     module = network(name)
@@ -174,7 +153,7 @@ def test_memories_join_and_part() -> None:
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_copy_goes_on_and_the_original_stays(name: str) -> None:
     """What makes a block repeatable: the same frames after the original give the same again."""
     module = network(name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from small_networks import SIZES, small_network
 from udse_fast import _core
 from udse_fast.errors import UdseError
 from udse_fast.networks.compact import Compact
@@ -19,31 +18,11 @@ from udse_fast.networks.estimate import Estimate
 from udse_fast.networks.past import CorePast, LayerPast
 from udse_fast.networks.score_network import ScoreNetwork
 
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "whole panels": {
-        "bins": 32, "channels": (16, 32), "blocks": (1, 1), "frame_channels": 32, "dilations": (1, 2),
-    },
-    "odd sizes": {
-        "bins": 24, "stem": 2, "channels": (5, 19), "blocks": (2, 1), "frame_channels": 21, "dilations": (3,),
-    },
-    "one level": {
-        "bins": 40, "stem": 8, "channels": (17,), "blocks": (1,), "frame_channels": 7, "dilations": (1, 4, 2),
-        "sigma_data": (0.5, 0.1),
-    },
-}  # fmt: skip
 SDE = {"name": "ouve", "gamma": 1.5, "sigma_min": 0.05, "sigma_max": 0.5}
-SMALL = {"embedding": 20, "causal_block": 2}
 
 
-def network(name: str) -> CompactPosterior:
-    """No weight is zero, and what follows from them neither very small nor very large."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        module = CompactPosterior(**SMALL, **CONFIGURATIONS[name])
-        for parameter in module.parameters():
-            if parameter.ndim != 4 or not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    return module.eval().requires_grad_(False)
+def network(size: str) -> CompactPosterior:
+    return small_network(CompactPosterior, size, causal_block=2)
 
 
 def blocks(
@@ -77,7 +56,7 @@ def assert_close(actual: Estimate, expected: Estimate, error: float = 1e-5) -> N
             torch.testing.assert_close(ours, theirs, rtol=10 * error, atol=0)
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", SIZES)
 def test_equals_the_network_in_torch(isa: str, name: str) -> None:
     """Blocks of all lengths one after the other, of several streams in one batch, every frame at its own blur."""
     module = network(name)
@@ -160,7 +139,7 @@ def test_a_copy_goes_on_and_the_original_stays() -> None:
 
 def test_errors() -> None:
     module = network("whole panels")
-    core, score = CompactCore(module), CompactCore(Compact(**SMALL, **CONFIGURATIONS["whole panels"]))
+    core, score = CompactCore(module), CompactCore(small_network(Compact, "whole panels", causal_block=2))
     ((x, V),) = blocks(module, 2, [3])
     with pytest.raises(UdseError, match=r"noise_variance must have shape \(2, 32, 3\); got \(2, 31, 3\)"):
         core.say(x, V[:, 1:], CorePast())

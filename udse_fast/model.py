@@ -196,7 +196,8 @@ def _check_alike(speech: ScoreNetwork, other: ScoreNetwork, name: str = "noise_c
 
 
 def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
-    """ "auto": the faster of 16 and 32 bits on this hardware; a TorchScript file keeps its own."""
+    """ "auto": float32 where the C++ core computes, else 16 bits where the hardware does; a TorchScript file keeps its
+    own."""
     if network.scripted:
         return network.precision if name == "auto" else name
     if name != "auto":
@@ -206,5 +207,5 @@ def _precision(name: str, device: torch.device, network: ScoreNetwork) -> str:
     if device.type == "cuda":
         return "bfloat16" if fast_bfloat16(device) else "float16"
     if network.module.has_core:
-        return "float32"  # what the C++ core computes in, faster than torch in 16 bits
+        return "float32"  # what the C++ core computes in
     return "bfloat16" if fast_bfloat16(device) else "float32"

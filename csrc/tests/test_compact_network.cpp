@@ -1,11 +1,8 @@
 // Compact networks, causal and centred, from C++ alone, for every instruction set of this processor: their kernels
 // against plain loops in double precision, a network whose answer has a closed form, callers in parallel, and errors.
-// Built with sanitizers by
-// ../run_sanitizers.sh.
+// Built with sanitizers by ../run_sanitizers.sh.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <random>
 #include <string>
@@ -14,18 +11,12 @@
 
 #include "compact_network.hpp"
 #include "compact_network_kernels.hpp"
+#include "core_checking.hpp"
 
 using std::int64_t;
 using Floats = std::vector<float>;
 
 namespace {
-
-void check(bool condition, const char* text, int line) {
-  if (condition) return;
-  std::fprintf(stderr, "line %d: %s (%s)\n", line, text, udse::isa());
-  std::exit(1);
-}
-#define CHECK(condition) check(condition, #condition, __LINE__)
 
 bool close(double a, double b) { return std::abs(a - b) <= 5e-6 * std::max(1.0, std::abs(b)); }
 
@@ -291,13 +282,7 @@ void errors() {
 
 int main() {
   errors();
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
-    try {
-      udse::set_isa(isa);
-    } catch (const udse::Error& error) {
-      std::printf("%s\n", error.what());
-      continue;
-    }
+  each_isa([] {
     for (int64_t panels = 1; panels <= 7; ++panels)
       for (const int64_t rows : {1, 2, 5, 8, 13, 32}) {
         convolution(panels, 3, 9, 3, rows, true);
@@ -310,6 +295,5 @@ int main() {
     closed_form_of_posterior();
     for (const bool posterior : {false, true})
       for (const bool centred : {false, true}) callers_in_parallel(posterior, centred);
-    std::printf("%s: ok\n", udse::isa());
-  }
+  });
 }

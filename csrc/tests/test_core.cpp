@@ -2,16 +2,14 @@
 // processor; threads, cuts and errors. Built with sanitizers by ../run_sanitizers.sh.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "core_checking.hpp"
 #include "thread_pool.hpp"
-#include "udse_core.hpp"
 
 using udse::cfloat;
 using cdouble = std::complex<double>;
@@ -20,13 +18,6 @@ using Spectrogram = std::vector<cfloat>;
 namespace {
 
 constexpr double tolerance = 3e-6;
-
-void check(bool condition, const char* text, int line) {
-  if (condition) return;
-  std::fprintf(stderr, "line %d: %s (%s)\n", line, text, udse::isa());
-  std::exit(1);
-}
-#define CHECK(condition) check(condition, #condition, __LINE__)
 
 bool close(cdouble a, cdouble b) { return std::abs(a - b) <= tolerance * std::max(1.0, std::abs(b)); }
 
@@ -322,13 +313,7 @@ void errors() {
 int main() {
   pool_does_every_item_once();
   errors();
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
-    try {
-      udse::set_isa(isa);
-    } catch (const udse::Error& error) {
-      std::printf("%s\n", error.what());
-      continue;
-    }
+  each_isa([] {
     for (int threads : {1, 8})
       for (const udse::Shape& shape :
            {udse::Shape{1, 1, 1}, {2, 3, 63}, {3, 2, 64}, {1, 5, 65}, {2, 31, 130}, {1, 2, 0}, {2, 64, 129}})
@@ -340,6 +325,5 @@ int main() {
     noise_of_any_cut();
     compression();
     callers_in_parallel();
-    std::printf("%s: ok\n", udse::isa());
-  }
+  });
 }

@@ -257,8 +257,8 @@ class ScoreNetwork:
         graph, per_frame = self.plain if plain else self.graph, inputs[1].ndim == 2
         in_torch = past is not None or plain or per_frame or self.tells_noise_variance
         if self.in_core and not in_torch and not _differentiated(state):
-            score, variance = self._of_core(state, inputs[1].to(state.real.dtype), conditions)
-            return score, variance if posterior_variance else None
+            said = self._of_core(state, inputs[1].to(state.real.dtype), conditions)
+            return said if posterior_variance else (said[0], None)
         call: Callable[..., Any]
         if not posterior_variance and past is None:
             call = graph.per_frame if per_frame else graph
@@ -269,8 +269,8 @@ class ScoreNetwork:
         answer = self._of_items(call, inputs) if apart else call(*inputs)
         if isinstance(answer, Tensor):
             return _as_complex(answer, state), None
-        score, spread = answer
-        return _as_complex(score, state), spread.contiguous().to(state.device, state.real.dtype)
+        score, variance = answer
+        return _as_complex(score, state), variance.contiguous().to(state.device, state.real.dtype)
 
     def _apart(self, state: Tensor) -> bool:
         """Whether torch is told items in calls of their own, see `side_by_side`.
@@ -361,7 +361,7 @@ class ScoreNetwork:
         return CorePast()
 
     def core(self) -> CompactCore:
-        """The network in the C++ core, made when it is first asked for, and how many threads it has now."""
+        """The network in the C++ core, made when it is first asked for, with as many threads as torch has now."""
         if self._core is None:
             assert isinstance(self.module, Compact)
             self._core = CompactCore(self.module)
