@@ -11,7 +11,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores have workers of their own
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
 
 # `python -m pytest` looks here first, where neither the C++ core nor the kernels are in the package
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent.parent]
@@ -83,6 +87,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for name in mark.args:
             _require(name)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """What a test sets (`--threads`) is not the next one's."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -540,6 +540,7 @@ class Tape(TorchDispatchMode):
         self.recordings, self.calls = 0, list[Callable[[], None]]()
         self.failed = False
         self._active = False
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # what other threads launch is not seen
         self._watch(monkeypatch, cuda_library.CudaLibrary, "call")
         for module in modules("triton_kernel").values() if HAS_TRITON else ():
             self._watch(monkeypatch, module, "launch")
