@@ -15,7 +15,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other cores have workers of their own
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch  # noqa: E402
+import torch
 
 # `python -m pytest` looks here first, where neither the C++ core nor the kernels are in the package
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent.parent]
