@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def _enhancer() -> Any:
             torch.set_num_threads(_worker["threads"])
         _worker["enhancer"] = Enhancer(**_worker["arguments"])
         warm_up = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
-        _worker["enhancer"].enhance(warm_up, SAMPLE_RATE)  # one-time costs are not the first file's
+        with suppress(UdseError):  # UDiffSE diverges on noise alone
+            _worker["enhancer"].enhance(warm_up, SAMPLE_RATE)  # one-time costs are not the first file's
     return _worker["enhancer"]
 
 
