@@ -89,7 +89,7 @@ double energy(const Samples& x) {
 }
 
 void any_cut_gives_the_same_bits(int64_t rate, int cuts, int64_t steps, int64_t samples) {
-  const Samples in = signal(rate * 4 / 10, rate);
+  const Samples in = signal(rate / 5, rate);
   udse::Stream stream = make_stream(rate, 1, steps, samples);
   const Samples whole = run(stream, in, [] { return int64_t{1} << 30; });
   CHECK(whole.size() == in.size());
@@ -360,9 +360,9 @@ void misuse_is_refused() {
 
 // sanitizers and emulators make everything some twenty times slower, and see in a few cuts what they see in all of them
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(UDSE_EMULATED)
-constexpr int kCutsDivisor = 100;
+constexpr bool slow = true;
 #else
-constexpr int kCutsDivisor = 1;
+constexpr bool slow = false;
 #endif
 
 #ifdef UDSE_EMULATED
@@ -372,15 +372,17 @@ constexpr bool emulated = false;
 #endif
 
 void test_all() {
-  const int cuts = sampler == udse::Sampler::ddrm ? 700 : 100;
-  any_cut_gives_the_same_bits(16000, cuts / kCutsDivisor, 1, 1);
-  any_cut_gives_the_same_bits(48000, cuts * 3 / 7 / kCutsDivisor, 1, 1);
-  if (kCutsDivisor == 1) any_cut_gives_the_same_bits(44100, 3, 12, 2);
+  const int cuts = (sampler == udse::Sampler::ddrm ? 700 : 100) / (slow ? 100 : 1);
+  any_cut_gives_the_same_bits(16000, cuts, 1, 1);
+  any_cut_gives_the_same_bits(48000, cuts * 3 / 7, 1, 1);
+  if (!slow) {  // what is counted or heard, not read or written
+    any_cut_gives_the_same_bits(44100, 3, 12, 2);
+    latency_is_exact();
+    steady_noise_alone_is_removed();
+  }
   if (!emulated) {  // where a second of a stream takes minutes
     every_rate_and_channel_keeps_its_length();
-    latency_is_exact();
     levels_may_jump();
-    steady_noise_alone_is_removed();
   }
   channels_are_enhanced_one_by_one();
   company_changes_nothing();
