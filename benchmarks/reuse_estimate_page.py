@@ -33,7 +33,6 @@ udse-fast {}, torch {}, {}.
 `both calls` and `one call` are the gains over the noisy input, `lost` is what the second call is worth, file by file.
 """
 FOOT = """
-A first look at DEPSE-IL, DEPSE-TL and UDiffSE on one to six mixtures is in `benchmarks/results/settings.md`.
 ParaDiffUSE's settings have no corrector, and no second call."""
 
 
