@@ -117,6 +117,18 @@ def test_one_command_scores_a_folder_of_mixtures(mixtures, enhancer, tmp_path, c
     assert not list(out.glob(".*"))
 
 
+def test_a_sampler_that_diverges_on_noise_alone_is_scored(mixtures, enhancer, tmp_path, no_plots, monkeypatch):
+    """The call before the first file is about noise."""
+
+    def diverge(self, audio, sample_rate):
+        raise UdseError("the reverse pass diverged")
+
+    monkeypatch.setattr(enhancer, "enhance", diverge)
+    out = tmp_path / "out"
+    assert run("--mixtures", mixtures, "--out", out, "--metrics", "si", "--jobs", 1, "--no-noisy") == 0
+    assert len(rows_of(out)) == 12
+
+
 def test_oracle_modes_are_given_the_true_noise(mixtures, enhancer, tmp_path, no_plots):
     out = tmp_path / "out"
     options = ("--mixtures", mixtures, "--out", out, "--metrics", "si", "--jobs", 1, "--no-noisy")

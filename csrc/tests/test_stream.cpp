@@ -151,7 +151,7 @@ void company_changes_nothing() {
   udse::Workbench bench = members[0].stream.make_workbench(3);
   std::vector<udse::Stream::Feed> feeds;
   std::vector<Samples> rooms;
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < 40; ++round) {
     feeds.clear(), rooms.clear();
     rooms.reserve(members.size());
     for (Member& m : members) {
