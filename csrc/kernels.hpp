@@ -63,6 +63,21 @@ struct NMFKernels {
   void (*normalise)(const NMFPass&, Range);  // all bins at once
 };
 
+// A group of numbers in 20 bits each, as whole multiples of a power of two: within 2^-19 of the largest of them.
+struct KeptNumbers {
+  static constexpr int count = 64;
+  float unit;
+  std::int16_t high[count];
+  std::uint8_t low[count / 2];  // 4 bits of a number, and above them those of the one that is half a group further
+
+  static std::size_t groups(std::int64_t numbers) { return static_cast<std::size_t>((numbers + count - 1) / count); }
+};
+
+struct MemoryKernels {
+  void (*keep)(const float* numbers, KeptNumbers*, std::int64_t count);
+  void (*recall)(const KeptNumbers*, float* numbers, std::int64_t count);
+};
+
 // What was compiled for one instruction set.
 struct Kernels {
   const char* name;
@@ -70,6 +85,7 @@ struct Kernels {
   const UpdateKernels& updates;
   const CompressionKernels& compression;
   const NMFKernels& nmf;
+  const MemoryKernels& memory;
 };
 
 // Those in use. They check nothing, and run in the caller's thread.
@@ -81,6 +97,7 @@ const Kernels& kernels();
   extern const UpdateKernels update_kernels;           \
   extern const CompressionKernels compression_kernels; \
   extern const NMFKernels nmf_kernels;                 \
+  extern const MemoryKernels memory_kernels;           \
   }
 
 UDSE_DECLARE_KERNELS(scalar)

@@ -8,5 +8,5 @@ for sanitizers in address,undefined thread; do
   cmake -S "$source_dir" -B "$build_dir/$sanitizers" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DUDSE_TESTS=ON \
     -DUDSE_CUDA=OFF -DUDSE_SANITIZE="$sanitizers"
   cmake --build "$build_dir/$sanitizers" --parallel 2
-  UBSAN_OPTIONS=halt_on_error=1 ctest --test-dir "$build_dir/$sanitizers" --output-on-failure
+  UBSAN_OPTIONS=halt_on_error=1 ctest --test-dir "$build_dir/$sanitizers" --output-on-failure --parallel 2
 done

@@ -7,16 +7,18 @@
 #include <vector>
 
 #include "compact_network.hpp"
+#include "kernels.hpp"
 #include "stream/noise_model.hpp"
 #include "stream/prior.hpp"
 
 namespace udse {
 
 struct Call {
-  bool of_posterior;       // network: that of the speech, or the posterior network
-  std::int64_t samples;    // B
-  float noise_level;       // of the speech prior's calls
-  std::int64_t memory_at;  // where its memory, (B, memory_size of the network), is among those of all calls
+  bool of_posterior;         // network: that of the speech, or the posterior network
+  std::int64_t samples;      // B
+  float noise_level;         // of the speech prior's calls
+  std::int64_t memory_size;  // numbers that the network remembers of it, (B, memory_size of the network)
+  std::size_t memory_at;     // the group where they begin among those of all calls
 
   bool operator==(const Call& other) const {
     return of_posterior == other.of_posterior && samples == other.samples && noise_level == other.noise_level;
@@ -27,11 +29,12 @@ struct Call {
 struct Calls {
   std::int64_t frames;  // K
   std::vector<Call> each;
-  std::int64_t memory_size = 0;  // of all
+  std::size_t memory_groups = 0;  // of all
 
   void add(const CompactNetwork& network, std::int64_t samples, float noise_level) {
-    each.push_back({network.tells_noise(), samples, noise_level, memory_size});
-    memory_size += samples * network.memory_size();
+    const std::int64_t memory_size = samples * network.memory_size();
+    each.push_back({network.tells_noise(), samples, noise_level, memory_size, memory_groups});
+    memory_groups += KeptNumbers::groups(memory_size);
   }
   bool operator==(const Calls& other) const { return frames == other.frames && each == other.each; }
 };

@@ -41,7 +41,7 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings),
                    seconds(*prior_, advance_)),
       sampler_(make_block_sampler(*prior_, settings)),
-      memories_(static_cast<size_t>(sampler_->calls().memory_size)),
+      memories_(sampler_->calls().memory_groups),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
       workspace_(prior_->spectral.settings(), frames_),
       input_(static_cast<size_t>(window_ + most_pushed)),
@@ -67,7 +67,8 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
 void CausalBlocks::reset() {
   noise_model_.reset();
   read_out_.reset();
-  for (auto* numbers : {&memories_, &input_, &sum_, &gain_sum_, &squares_, &loudest_, &heard_})
+  std::fill(memories_.begin(), memories_.end(), KeptNumbers{});
+  for (auto* numbers : {&input_, &sum_, &gain_sum_, &squares_, &loudest_, &heard_})
     std::fill(numbers->begin(), numbers->end(), 0.f);
   held_ = skip_ = skipped_at_first();  // centred frames: the first reaches half a window before the signal
   latest_ = recovered_blocks_ = left_out_ = heard_count_ = 0;
@@ -126,7 +127,7 @@ void CausalBlocks::recover() {
   for (size_t i = 0; i < spectrogram_.size(); ++i) spectrogram_[i] = recovered_gain * loud_mixture_[i];
 }
 
-void CausalBlocks::estimate(std::vector<float>& memories) {
+void CausalBlocks::estimate(std::vector<KeptNumbers>& memories) {
   read_out_.decompress(mixture_.data(), level_, loud_mixture_.data());
   read_out_.estimate({sampler_->speech(), sampler_->heard()}, mixture_.data(), level_, noise_model_,
                      spectrogram_.data());

@@ -22,7 +22,7 @@ class CausalBlocks {
   BlockSampler& sampler() { return *sampler_; }
   NoiseModel& noise_model() { return noise_model_; }
   // What the networks remember of the blocks before, as the sampler's calls say
-  const float* memories() const { return memories_.data(); }
+  const KeptNumbers* memories() const { return memories_.data(); }
 
   void push(const float* samples, std::int64_t n);
   bool ready() const { return held_ >= window_; }
@@ -31,7 +31,7 @@ class CausalBlocks {
   bool active() const { return active_; }  // the block under way is not silent
   // After the sampler's last answer: the speech (F, K) at the level of the input, and the mixture. `memories` are those
   // that the networks wrote: exchanged for the ones of the block before, where this one went well.
-  void estimate(std::vector<float>& memories);
+  void estimate(std::vector<KeptNumbers>& memories);
   std::vector<cfloat>& speech_spectrogram() { return spectrogram_; }
   const std::vector<cfloat>& mixture_spectrogram() const { return loud_mixture_; }
   // After the estimate, or after silence: the speech, the gain in the highest bands, and what came, `count()` samples
@@ -64,7 +64,7 @@ class CausalBlocks {
   bool removes_hum_;
   NoiseModel noise_model_;
   std::unique_ptr<BlockSampler> sampler_;
-  std::vector<float> memories_;
+  std::vector<KeptNumbers> memories_;
   ReadOut read_out_;
   Spectral::Workspace workspace_;
 

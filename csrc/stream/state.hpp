@@ -33,7 +33,7 @@ class State {
 
   template <class Number>
   void operator()(std::vector<Number>& numbers) {  // their count is that of the settings
-    static_assert(std::is_arithmetic_v<Number>);
+    static_assert(std::is_trivially_copyable_v<Number>);
     exchange(numbers.data(), numbers.size() * sizeof(Number));
   }
 

@@ -17,7 +17,12 @@ Workbench::Workbench(std::shared_ptr<const Prior> prior, const Calls& calls, std
     }
     if (samples) workspaces_.push_back(network(of_posterior).workspace(signals * samples, calls.frames, noise_levels));
   }
-  for (Place& place : places_) place.memories.resize(static_cast<std::size_t>(calls.memory_size));
+  std::int64_t memory_size = 0;
+  for (const Call& call : calls.each) memory_size = std::max(memory_size, call.memory_size);
+  for (Place& place : places_) {
+    place.memory.resize(static_cast<std::size_t>(memory_size));
+    place.memories.resize(calls.memory_groups);
+  }
 }
 
 const CompactNetwork& Workbench::network(bool of_posterior) const {
@@ -32,16 +37,19 @@ void Workbench::put(CausalBlocks& blocks) {
 
 void Workbench::finish() {
   if (!taken_) return;
+  const MemoryKernels& memory = kernels().memory;
   for (std::size_t call = 0; call < calls_.each.size(); ++call) {
     const Call& asked = calls_.each[call];
     for (std::size_t i = 0; i < taken_; ++i) {
       requests_[i] = places_[i].blocks->sampler().request(call);
-      requests_[i].before = places_[i].blocks->memories() + asked.memory_at;
-      requests_[i].memory = places_[i].memories.data() + asked.memory_at;
+      requests_[i].memory = places_[i].memory.data();
+      memory.recall(places_[i].blocks->memories() + asked.memory_at, requests_[i].memory, asked.memory_size);
     }
     network(asked.of_posterior).step(requests_.data(), taken_, workspaces_[asked.of_posterior]);
-    for (std::size_t i = 0; i < taken_; ++i)
+    for (std::size_t i = 0; i < taken_; ++i) {
+      memory.keep(requests_[i].memory, places_[i].memories.data() + asked.memory_at, asked.memory_size);
       places_[i].blocks->sampler().answer(call, places_[i].blocks->noise_model());
+    }
   }
   for (std::size_t i = 0; i < taken_; ++i) places_[i].blocks->estimate(places_[i].memories);
   taken_ = 0;

@@ -30,7 +30,8 @@ class Workbench {
  private:
   struct Place {
     CausalBlocks* blocks = nullptr;
-    std::vector<float> memories;  // that the networks write
+    std::vector<float> memory;          // of the call under way
+    std::vector<KeptNumbers> memories;  // of all calls, after them
   };
 
   const CompactNetwork& network(bool of_posterior) const;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core_checking.hpp"
+#include "kernels.hpp"
 #include "thread_pool.hpp"
 
 using udse::cfloat;
@@ -240,6 +241,44 @@ void nmf(std::int64_t F, std::int64_t T, std::int64_t R, int threads) {
   }
 }
 
+// Each number to the nearest multiple of its group's unit, which is at most 2^-18 of the largest; the same bits
+// everywhere.
+void numbers_that_are_kept() {
+  using udse::KeptNumbers;
+  const udse::MemoryKernels& run = udse::kernels().memory;
+  std::mt19937 own(2);
+  for (const std::int64_t count : {1, 63, 64, 65, 1000}) {
+    std::vector<float> x(static_cast<std::size_t>(count)), back(x.size() + 1, 7.f);
+    for (float& value : x) value = std::ldexp(std::normal_distribution<float>()(own), int(own() % 12) - 6);
+    x[0] = 0;
+    std::vector<KeptNumbers> kept(KeptNumbers::groups(count)), by_scalar(kept.size());
+    run.keep(x.data(), kept.data(), count);
+    run.recall(kept.data(), back.data(), count);
+    CHECK(back[0] == 0 && back[x.size()] == 7);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::size_t group = i / KeptNumbers::count * KeptNumbers::count;
+      float largest = 0;
+      for (std::size_t k = group; k < std::min(group + KeptNumbers::count, x.size()); ++k)
+        largest = std::max(largest, std::abs(x[k]));
+      CHECK(std::abs(back[i] - x[i]) <= largest * 0x1p-19f);
+    }
+    udse::scalar::memory_kernels.keep(x.data(), by_scalar.data(), count);
+    for (std::size_t i = 0; i < kept.size(); ++i)
+      CHECK(kept[i].unit == by_scalar[i].unit && std::equal(kept[i].high, kept[i].high + 64, by_scalar[i].high) &&
+            std::equal(kept[i].low, kept[i].low + 32, by_scalar[i].low));
+  }
+  // what is not finite, or beyond what a unit can be, stays finite
+  std::vector<float> odd{nan, INFINITY, -INFINITY, 3e38f, 1e-45f, 1}, back(odd.size());
+  KeptNumbers kept;
+  run.keep(odd.data(), &kept, std::int64_t(odd.size()));
+  run.recall(&kept, back.data(), std::int64_t(odd.size()));
+  for (const float value : back) CHECK(std::isfinite(value));
+  // as does what nobody has written yet
+  kept = {};
+  run.recall(&kept, back.data(), std::int64_t(odd.size()));
+  CHECK(back == std::vector<float>(odd.size()));
+}
+
 void compression() {
   const Spectrogram z = random_spectrogram(1000);
   Spectrogram c(1000, nan), back(1000, nan);
@@ -324,6 +363,7 @@ int main() {
     noise_known_answers();
     noise_of_any_cut();
     compression();
+    numbers_that_are_kept();
     callers_in_parallel();
   });
 }
