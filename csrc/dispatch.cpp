@@ -19,9 +19,9 @@ void require(bool condition, const std::string& message) {
   if (!condition) throw Error(message);
 }
 
-#define UDSE_KERNELS(isa)                                                                              \
-  const Kernels isa##_kernels{#isa, isa::noise_kernels, isa::update_kernels, isa::compression_kernels, \
-                              isa::nmf_kernels, isa::memory_kernels};
+#define UDSE_KERNELS(isa)      \
+  const Kernels isa##_kernels{ \
+      #isa, isa::noise_kernels, isa::update_kernels, isa::compression_kernels, isa::nmf_kernels, isa::memory_kernels};
 
 UDSE_KERNELS(scalar)
 #ifdef UDSE_X86
