@@ -25,21 +25,27 @@ struct Bytes {
   }
 };
 
+// Mostly less than a block, now and then many of them
+int64_t some_frames(Bytes& bytes) {
+  const int64_t number = bytes.take<uint16_t>();
+  return number % (number % 8 ? 300 : 3000);
+}
+
 void require(bool condition) {
   if (!condition) std::abort();
 }
 
 void run(Bytes bytes, udse_prior* prior) {
-  constexpr uint32_t rates[] = {8000, 11025, 16000, 44100, 48000, 8001};
+  constexpr uint32_t rates[] = {8000, 16000, 44100, 48000, 12000, 24000, 32000, 11025};  // the last opens slowly
   udse_options options = udse_default_options();
-  options.sample_rate = rates[bytes.take<uint8_t>() % 6];
+  options.sample_rate = rates[bytes.take<uint8_t>() % 8];
   options.channels = 1 + bytes.take<uint8_t>() % 2;
   options.block_frames = bytes.take<uint8_t>() % 6;
   options.steps = options.samples = 1;
   options.sampler = bytes.take<uint8_t>() % 3;
   udse_stream* const stream = udse_open_with(prior, &options, nullptr);
   require(stream != nullptr);
-  options.sample_rate = rates[bytes.take<uint8_t>() % 6];
+  options.sample_rate = rates[bytes.take<uint8_t>() % 8];
   udse_stream* const beside = udse_open_beside(stream, &options, nullptr);
   require(beside != nullptr);
   int64_t in_frames = 0, out_frames = 0;
@@ -47,7 +53,7 @@ void run(Bytes bytes, udse_prior* prior) {
   while (bytes.at < bytes.end) {
     const unsigned what = bytes.take<uint8_t>() % 9;
     if (what == 8) {  // side by side with a neighbour, which alone nothing is asked of
-      const int64_t frames = bytes.take<uint16_t>() % 3000;
+      const int64_t frames = some_frames(bytes);
       const std::vector<float> in(static_cast<std::size_t>(frames) * options.channels, bytes.take<float>());
       std::vector<float> out[2];
       udse_feed feeds[2] = {{stream, in.data(), frames, nullptr, 0, 0}, {beside, in.data(), frames, nullptr, 0, 0}};
@@ -61,7 +67,7 @@ void run(Bytes bytes, udse_prior* prior) {
       out_frames += feeds[0].written;
       require(udse_remaining(stream) == in_frames - out_frames);
     } else if (what < 5) {
-      const int64_t frames = bytes.take<uint16_t>() % 3000;
+      const int64_t frames = some_frames(bytes);
       std::vector<float> in(static_cast<std::size_t>(frames) * options.channels);
       const float pattern[] = {bytes.take<float>(), bytes.take<float>(), bytes.take<float>()};
       for (std::size_t i = 0; i < in.size(); ++i) in[i] = pattern[i % 3];

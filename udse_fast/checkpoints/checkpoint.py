@@ -33,6 +33,7 @@ from udse_fast.atomic import atomic_write
 from udse_fast.audio.spectral import WINDOWS
 from udse_fast.checkpoints.fitting import check_weights
 from udse_fast.checkpoints.lightning import EXTRACTOR, read_lightning
+from udse_fast.checkpoints.meta import shapes_alone
 from udse_fast.devices import usable_device
 from udse_fast.errors import UdseError, first_line
 from udse_fast.networks import build_network
@@ -318,18 +319,27 @@ def _planned(config: dict[str, Any]) -> Network:
         UdseError: the network does not take the bins of the STFT.
     """
     bins = config["stft"]["n_fft"] // 2 + 1
-    with torch.device("meta"):
+    with shapes_alone():
         network = build_network(config["architecture"])
+    if not _takes(network, bins):
+        raise UdseError(
+            f"expected an n_fft in the section 'stft' that gives the bins of the network, "
+            f"got {config['stft']['n_fft']}, which gives {bins}"
+        )
+    return network
+
+
+def _takes(network: Network, bins: int) -> bool:
+    """Whether spectrograms of so many bins go through a network on the meta device."""
+    if network.bins is not None:
+        return network.bins == bins
     inputs = [x.to("meta") for x in network.example(1, bins, 1)]
-    with torch.device("meta"), torch.no_grad():
+    with shapes_alone(), torch.no_grad():  # imports torch's compiler, which takes a second
         try:
             ScoreGraph(network, OUVE())(*inputs)
-        except RuntimeError as error:
-            raise UdseError(
-                f"expected an n_fft in the section 'stft' that gives the bins of the network, "
-                f"got {config['stft']['n_fft']}, which gives {bins}"
-            ) from error
-    return network
+        except RuntimeError:
+            return False
+    return True
 
 
 def _parsed(text: str) -> dict[str, Any]:

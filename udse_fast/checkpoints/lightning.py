@@ -21,6 +21,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from udse_fast.checkpoints.meta import shapes_alone
 from udse_fast.errors import UdseError
 from udse_fast.networks import build_network
 from udse_fast.networks.av_hubert import UNUSED, av_hubert_arguments
@@ -363,7 +364,7 @@ def _weights(checkpoint: dict[Any, Any]) -> tuple[dict[str, StoredTensor], dict[
         ) from error
     if architecture["name"] == "ncsnpp-conditional":
         architecture |= _forward_pass(mapping_of(checkpoint.get("hyper_parameters")))
-    with torch.device("meta"):
+    with shapes_alone():
         parameters = dict(build_network(architecture).named_parameters())
     shadow = mapping_of(checkpoint.get("ema")).get("shadow_params")
     if shadow:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from udse_fast.checkpoints.fitting import check_weights
+from udse_fast.checkpoints.meta import shapes_alone
 from udse_fast.checkpoints.torch_file import read_tensors
 from udse_fast.errors import UdseError, first_line
 from udse_fast.networks.cnn14 import Cnn14
@@ -32,7 +33,7 @@ def read_tagger(path: str | os.PathLike[str]) -> Cnn14:
     except UdseError as error:
         raise UdseError(f"{path}: {error}") from error
     width = weights[FIRST_KERNEL].shape[0] if FIRST_KERNEL in weights and weights[FIRST_KERNEL].ndim == 4 else 64
-    with torch.device("meta"):
+    with shapes_alone():
         expected = Cnn14(min(max(width, 1), 1024)).state_dict()
     try:
         check_weights(weights, expected, "give the tagger Cnn14_DecisionLevelMax of PANNs", "download it again")

@@ -53,6 +53,8 @@ class Network(nn.Module):
     predicts: ClassVar[Prediction] = "noise"
     frame_multiple: ClassVar[int] = 1
     """Number of frames must be a multiple of this; the score graph pads."""
+    bins: int | None = None
+    """F of the spectrograms that it is made for; None: several numbers of them, and a pass tells."""
     causal_block: int = 0
     """Frames of a block that sees itself and the past only; 0: every frame sees the future."""
     causal_blocks: ClassVar[Sequence[int]] = ()

@@ -43,11 +43,10 @@ class NoiseLevelFeatures(Float32, nn.Module):
 
     def __init__(self, count: int = 32) -> None:
         super().__init__()
-        self.register_buffer(
-            "frequencies",
-            torch.logspace(math.log10(0.2), math.log10(8.0), count, dtype=torch.float32),
-            persistent=False,
-        )
+        low, high = math.log10(0.2), math.log10(8.0)
+        # on a CPU also where shapes alone are asked for: on the meta device torch imports sympy for it
+        frequencies = torch.logspace(low, high, count, dtype=torch.float32, device="cpu")
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, noise_level: Tensor) -> Tensor:
         phase = noise_level.log().unsqueeze(-1) * self.frequencies
@@ -251,7 +250,7 @@ class Compact(Network):
         levels = len(channels)
         if bins % (stem * 2 ** (levels - 1)):
             raise UdseError(f"bins: expected a multiple of {stem * 2 ** (levels - 1)}, got {bins}")
-        self.stem, self.causal_block = stem, causal_block
+        self.bins, self.stem, self.causal_block = bins, stem, causal_block
         self.conditions = ("label",) if joint else ()
         by_label = [sigma_data] * 2 if isinstance(sigma_data, (int, float)) else list(sigma_data)
         self.scale = DataScale(by_label)
