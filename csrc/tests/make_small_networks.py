@@ -1,6 +1,6 @@
-"""A causal prior and a causal posterior network that compute in no time, with random weights, for long runs. OUT: a folder.
+"""A causal prior and a causal posterior network with random weights that compute in no time. OUT: a folder.
 
-What a stream does around its networks is the same with them: `native_streams OUT/causal.safetensors
+For long runs: what a stream does around its networks is the same with them. `native_streams OUT/causal.safetensors
 OUT/posterior_causal.safetensors ...`, and the same as UDSE_PRIOR and UDSE_POSTERIOR of run_fuzzers.sh. Needs the
 Python package.
 """

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import safetensors
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
