@@ -15,20 +15,24 @@ import udse_fast
 from udse_fast.evaluation.metrics import si_sdr
 
 EXAMPLE = Path(udse_fast.__file__).parent / "examples"
-REPEATS = 2
 SAMPLERS = ["amortised_ddrm", "ddrm", "diffuseen", "udiffse_plus", "depse_il", "depse_tl"]  # the default first
 
 
 @pytest.fixture(scope="module")
-def noisy() -> np.ndarray:
-    audio, _ = soundfile.read(EXAMPLE / "noisy.flac", dtype="float32")
-    return np.tile(audio, REPEATS)
+def repeats(request: pytest.FixtureRequest) -> int:
+    return 1 if request.config.getoption("benchmark_disable") else 2
 
 
 @pytest.fixture(scope="module")
-def clean() -> np.ndarray:
+def noisy(repeats: int) -> np.ndarray:
+    audio, _ = soundfile.read(EXAMPLE / "noisy.flac", dtype="float32")
+    return np.tile(audio, repeats)
+
+
+@pytest.fixture(scope="module")
+def clean(repeats: int) -> np.ndarray:
     audio, _ = soundfile.read(EXAMPLE / "clean.flac", dtype="float32")
-    return np.tile(audio, REPEATS)
+    return np.tile(audio, repeats)
 
 
 def report(benchmark, seconds: float) -> None:

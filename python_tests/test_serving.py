@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Coroutine
@@ -26,11 +27,11 @@ import websockets
 
 from udse_fast import Enhancer, UdseError
 from udse_fast.audio.pcm import FORMATS
-from udse_fast.serving.batcher import Work, compute
+from udse_fast.serving.batcher import Batcher, Work, compute
 from udse_fast.serving.capacity import real_time_streams
 from udse_fast.serving.inbox import Inbox
 from udse_fast.serving.limits import Limits, Pace
-from udse_fast.serving.metrics import Counter, Histogram
+from udse_fast.serving.metrics import Counter, Histogram, Metrics
 from udse_fast.serving.server import Server, tls_context
 from udse_fast.serving.session import Wanted
 
@@ -371,7 +372,7 @@ def test_a_stream_whose_computation_fails_ends_alone(
 
     monkeypatch.setattr(streams[1], "process", broken.__get__(streams[1]))
     monkeypatch.setattr(streams[1], "_checked", broken.__get__(streams[1]))
-    first, second, third = compute([Work(s, c, None) for s, c in zip(streams, x, strict=True)])  # type: ignore[arg-type]
+    first, second, third = compute([Work(s, c, False, None) for s, c in zip(streams, x, strict=True)])  # type: ignore[arg-type]
     assert isinstance(second, MemoryError)
     assert {type(first), type(third)} == {np.ndarray}
 
@@ -384,6 +385,66 @@ def test_a_stream_whose_computation_fails_ends_alone(
 
     checked(check())
     assert capfd.readouterr().err == "udse-fast: error: a stream failed: too large\n"
+
+
+def test_streams_that_are_ahead_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[Any]] = []
+    first_is_there = threading.Event()
+
+    def computed(batch: list[Work]) -> list[Any]:
+        batches.append([work.stream for work in batch])
+        if len(batches) == 1:
+            first_is_there.wait(5)
+        return [work.stream for work in batch]
+
+    monkeypatch.setattr("udse_fast.serving.batcher.compute", computed)
+
+    async def check() -> None:
+        batcher, chunk = Batcher(0.0, Metrics(lambda: 0, 0)), np.zeros((1, 1), np.float32)
+        running = asyncio.create_task(batcher.run())
+
+        def put(name: Any, ahead: bool) -> asyncio.Task[Any]:
+            return asyncio.create_task(batcher.process(name, chunk, ahead=ahead))
+
+        tasks = [put("first", True)]  # nobody else is there
+        await asyncio.sleep(0.05)
+        tasks += [put("a", True), put("b", False), put("c", True), put("d", False)]
+        await asyncio.sleep(0.05)
+        first_is_there.set()
+        assert await asyncio.gather(*tasks) == ["first", "a", "b", "c", "d"]
+        running.cancel()
+
+    asyncio.run(check())
+    assert batches == [["first"], ["b", "d"], ["a", "c"]]
+
+
+def test_a_client_that_sends_fast_is_ahead(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that sends chunks of 320 samples in real time is not."""
+    told: dict[bool, list[bool]] = {True: [], False: []}
+    process = Batcher.process
+
+    async def watched(self: Batcher, stream: Any, chunk: Any, *, ahead: bool = False) -> Any:
+        told[chunk.shape[1] > 320].append(ahead)
+        return await process(self, stream, chunk, ahead=ahead)
+
+    monkeypatch.setattr(Batcher, "process", watched)
+
+    async def check() -> None:
+        async with (
+            running(enhancer) as (_, address),
+            websockets.connect(f"ws://{address}/stream") as fast,
+            websockets.connect(f"ws://{address}/stream") as live,
+        ):
+            await fast.recv(), await live.recv()
+            await fast.send(bytes(2 * 16000))
+            for _ in range(10):
+                await live.send(bytes(640))
+                await asyncio.sleep(0.03)
+
+    checked(check())
+    assert any(told[True])
+    assert len(told[False]) == 10
+    assert not any(told[False])
 
 
 def test_many_clients_that_come_and_go_leave_nothing(enhancer: Enhancer) -> None:

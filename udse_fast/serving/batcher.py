@@ -23,14 +23,16 @@ class Work:
 
     stream: Stream
     chunk: Samples | None
+    ahead: bool
+    """Whether it can wait: its client sends faster than in real time."""
     result: asyncio.Future[Samples]
 
 
 class Batcher:
     """Collects work for a bounded time and computes it in one thread, while the event loop goes on.
 
-    Whatever comes during a batch is in the next one. A stream whose computation fails is told so; the others of its
-    batch get their results.
+    Whatever comes during a batch is in the next one, but for streams that are ahead of their time: they get what time
+    the others leave. A stream whose computation fails is told so; the others of its batch get their results.
 
     Args:
         wait_seconds: from the first piece of work of a batch until it starts, at most; less once all streams are there.
@@ -44,29 +46,32 @@ class Batcher:
         self.streams = 0
         """Streams that may bring work: when all of them did, nobody is waited for."""
 
-    async def process(self, stream: Stream, chunk: Samples) -> Samples:
-        """`stream.process(chunk)`, together with others."""
-        return await self._put(stream, chunk)
+    async def process(self, stream: Stream, chunk: Samples, *, ahead: bool = False) -> Samples:
+        """`stream.process(chunk)`, together with others; if it is `ahead`, when no others wait that are not."""
+        return await self._put(stream, chunk, ahead)
 
     async def flush(self, stream: Stream) -> Samples:
         """`stream.flush()`, after the batch that is being computed."""
-        return await self._put(stream, None)
+        return await self._put(stream, None, False)
 
-    async def _put(self, stream: Stream, chunk: Samples | None) -> Samples:
+    async def _put(self, stream: Stream, chunk: Samples | None, ahead: bool) -> Samples:
         result: asyncio.Future[Samples] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(Work(stream, chunk, result))
+        self._queue.put_nowait(Work(stream, chunk, ahead, result))
         return await result
 
     async def run(self) -> None:
         """Batch after batch, until it is cancelled."""
-        loop = asyncio.get_running_loop()
+        loop, waiting = asyncio.get_running_loop(), list[Work]()
         try:
             while True:
-                batch = [await self._queue.get()]
-                if self._queue.qsize() + 1 < self.streams:
+                if not waiting:
+                    waiting.append(await self._queue.get())
+                if self._queue.qsize() + len(waiting) < self.streams:
                     await asyncio.sleep(self._wait_seconds)
                 while not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
+                    waiting.append(self._queue.get_nowait())
+                batch = [work for work in waiting if not work.ahead] or waiting
+                waiting = [] if batch is waiting else [work for work in waiting if work.ahead]
                 started = time.perf_counter()
                 results = await loop.run_in_executor(self._thread, compute, batch)
                 self._metrics.computing.add(time.perf_counter() - started)

@@ -25,6 +25,9 @@ WAITING_SECONDS = 1.0
 """Audio that may wait for its turn; what is more stays in the socket."""
 TURN_SECONDS = 0.1
 """Audio of a stream that a batch takes at most: one that is behind does not hold up the others."""
+AHEAD_SECONDS, SHORT_TURN_SECONDS = 0.1, 0.05
+"""A stream whose audio is so far ahead of the clock can wait, and takes shorter turns: the next one of the others is
+never far."""
 END = "end"
 """The text message of a client that has sent everything."""
 
@@ -121,10 +124,13 @@ class Session:
             self._reading.cancel()
         self._reading.add_done_callback(self._after_reading)
         try:
-            most = max(1, round(TURN_SECONDS * self.wanted.rate))
-            while (turn := await self._inbox.take(most)) is not None:
+            due, ahead = time.monotonic(), False  # when a client in real time would have sent what was heard
+            while (turn := await self._inbox.take(self._most(ahead))) is not None:
                 samples, arrived = turn
-                await self._give_out(await self._batcher.process(self.stream, samples))
+                await self._give_out(await self._batcher.process(self.stream, samples, ahead=ahead))
+                now = time.monotonic()
+                due = max(due, now - WAITING_SECONDS) + samples.shape[1] / self.wanted.rate
+                ahead = due > now + AHEAD_SECONDS
                 self._metrics.audio.add(samples.size / self.wanted.rate)
                 self._metrics.response.observe(time.monotonic() - arrived)
             if not self._reading.cancelled():
@@ -134,6 +140,10 @@ class Session:
             self._reading.cancel()
         if self._draining:
             raise Refused(CloseCode.GOING_AWAY, "the server is going down; this was the rest")
+
+    def _most(self, ahead: bool) -> int:
+        """Samples of a turn."""
+        return max(1, round((SHORT_TURN_SECONDS if ahead else TURN_SECONDS) * self.wanted.rate))
 
     def _facts(self) -> dict[str, object]:
         """The first message, as text: what comes, and how much later."""
