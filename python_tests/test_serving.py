@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import AsyncIterator, Coroutine
 from http import HTTPStatus
 from pathlib import Path
@@ -34,6 +36,7 @@ from udse_fast.serving.limits import Limits, Pace
 from udse_fast.serving.metrics import Counter, Histogram, Metrics
 from udse_fast.serving.server import Server, tls_context
 from udse_fast.serving.session import Wanted
+from udse_fast.streaming.native import NativeStream
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "python_tests" / "data"
@@ -447,7 +450,18 @@ def test_a_client_that_sends_fast_is_ahead(enhancer: Enhancer, monkeypatch: pyte
     assert not any(told[False])
 
 
-def test_many_clients_that_come_and_go_leave_nothing(enhancer: Enhancer) -> None:
+def test_many_clients_that_come_and_go_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    enhancer = Enhancer(device="cpu", precision="float32", steps=1, samples=1)
+    assert isinstance(enhancer.open_stream(), NativeStream)
+    streams = weakref.WeakSet[Any]()  # megabytes each: they go with the client, not with the next collection of garbage
+    open_stream = Enhancer.open_stream
+
+    def opened(self: Enhancer, *arguments: Any, **settings: Any) -> Any:
+        streams.add(stream := open_stream(self, *arguments, **settings))
+        return stream
+
+    monkeypatch.setattr(Enhancer, "open_stream", opened)
+
     async def come_and_go(address: str, number: int) -> None:
         connection = await websockets.connect(f"ws://{address}/stream")
         await connection.send(bytes(2000))
@@ -466,8 +480,13 @@ def test_many_clients_that_come_and_go_leave_nothing(enhancer: Enhancer) -> None
             assert len(asyncio.all_tasks()) <= before
             assert server.metrics.opened.values[""] == 100
             assert sum(server.metrics.closed.values.values()) == 100
+            assert len(streams) <= 10  # of the last batch
 
-    checked(check())
+    gc.disable()
+    try:
+        checked(check())
+    finally:
+        gc.enable()
 
 
 def test_a_fast_client_is_slowed_to_the_pace() -> None:

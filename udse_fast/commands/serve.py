@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
         capacity = real_time_streams(enhancer, **cut)
     server = Server(enhancer, capacity, limits, tokens, arguments.batch_wait / 1000, cut)
     notice(f"{capacity} streams at once, latency {latency:.3f} s, {'tokens' if tokens else 'no tokens'}")
+    # What is loaded stays: a collection need not look at it, which took a tenth of a second, and comes in time for what
+    # connections leave in cycles, whose streams are megabytes
+    gc.collect()
+    gc.freeze()
     asyncio.run(_serve(server, arguments, tls))
     return 0
 

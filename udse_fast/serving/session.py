@@ -138,6 +138,7 @@ class Session:
             await self._give_out(await self._batcher.flush(self.stream))
         finally:
             self._reading.cancel()
+            del self.stream  # megabytes: an error of the connection, its frames and this session hold each other
         if self._draining:
             raise Refused(CloseCode.GOING_AWAY, "the server is going down; this was the rest")
 
