@@ -222,24 +222,27 @@ def report(seconds: float, cycles: int) -> Iterator[str]:
         twice, cores = measured(process, crowd(address, 2 * capacity, seconds))
         yield row("twice as many come", twice, cores)
         refused = [client for client in twice if client.refused]
-    # Two places more: those that misbehave take them, too.
-    with server(str(capacity + 2)) as (address, process, _):
+    # Streams of one step and one sample, of which several fit: those that misbehave take places of theirs
+    with server("auto", "--steps", "1", "--samples", "1") as (address, process, several):
+        few = max(1, several - 2)
+        clients, cores = measured(process, crowd(address, few, seconds))
+        yield row("lighter streams (1)", clients, cores)
 
         async def disturbed() -> tuple[list[Client], list[str]]:
             clients, *said = await asyncio.gather(
-                crowd(address, capacity, seconds), slow_reader(address, seconds), malformed(address, seconds)
+                crowd(address, few, seconds), slow_reader(address, seconds), malformed(address, seconds)
             )
             return clients, said
 
         (clients, said), cores = measured(process, disturbed())
-        yield row("beside clients that misbehave (1)", clients, cores)
+        yield row("the same beside clients that misbehave (2)", clients, cores)
 
         async def pressed() -> tuple[list[Client], str]:
-            return await asyncio.gather(crowd(address, capacity, seconds), fast_sender(address, seconds))
+            return await asyncio.gather(crowd(address, few, seconds), fast_sender(address, seconds))
 
         (clients, fast), cores = measured(process, pressed())
-        yield row("beside one that sends too fast (2)", clients, cores)
-        yield f"\n(1) {'; '.join(said)}. (2) {fast}.\n"
+        yield row("the same beside one that sends too fast (3)", clients, cores)
+        yield f"\n(1) One step and one sample: {several} fit. (2) {'; '.join(said)}. (3) {fast}.\n"
     if refused:
         slowest = 1000 * max(client.refused_after for client in refused)
         yield f"Those that were refused were told so within {slowest:.0f} ms: `{refused[0].refused}`.\n"
