@@ -242,7 +242,10 @@ def report(seconds: float, cycles: int) -> Iterator[str]:
 
         (clients, fast), cores = measured(process, pressed())
         yield row("the same beside one that sends too fast (3)", clients, cores)
-        yield f"\n(1) One step and one sample: {several} fit. (2) {'; '.join(said)}. (3) {fast}.\n"
+        yield (
+            f"\n(1) One step and one sample: {several} fit by that measure, which leaves out what sockets and these "
+            f"clients take of the cores. (2) {'; '.join(said)}. (3) {fast}.\n"
+        )
     if refused:
         slowest = 1000 * max(client.refused_after for client in refused)
         yield f"Those that were refused were told so within {slowest:.0f} ms: `{refused[0].refused}`.\n"

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -510,3 +512,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         save_checkpoint(path, {"a.b": shared, "c.d": shared}, tiny_config())
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_loading_imports_nothing_of_torchs_compiler(tmp_path: Path) -> None:
+    """Half a second to a second until the first sample."""
+    program = "import sys, udse_fast; udse_fast.Enhancer(); print(*{'torch._dynamo', 'sympy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == "\n"

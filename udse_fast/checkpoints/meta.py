@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-DRAWN = torch.Tensor.normal_, torch.Tensor.uniform_
+_DRAWN = torch.Tensor.normal_, torch.Tensor.uniform_
 
 
 class _Undrawn(TorchFunctionMode):
     """Random numbers of tensors that have none: drawing them there imports torch's compiler, which takes a second."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if function in DRAWN else function(*args, **(kwargs or {}))
+        return args[0] if function in _DRAWN else function(*args, **(kwargs or {}))
 
 
 @contextmanager

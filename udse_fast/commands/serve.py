@@ -96,8 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         capacity = real_time_streams(enhancer, **cut)
     server = Server(enhancer, capacity, limits, tokens, arguments.batch_wait / 1000, cut)
     notice(f"{capacity} streams at once, latency {latency:.3f} s, {'tokens' if tokens else 'no tokens'}")
-    # What is loaded stays: a collection need not look at it, which took a tenth of a second, and comes in time for what
-    # connections leave in cycles, whose streams are megabytes
+    # What is loaded stays, 180,000 objects: a collection need not look at them, 80 ms in which no stream gets on
     gc.collect()
     gc.freeze()
     asyncio.run(_serve(server, arguments, tls))

@@ -23,8 +23,8 @@ class Work:
 
     stream: Stream
     chunk: Samples | None
-    ahead: bool
-    """Whether it can wait: its client sends faster than in real time."""
+    waits_until: float
+    """Of `time.monotonic`: until then others go first, as its client is ahead of real time."""
     result: asyncio.Future[Samples]
 
 
@@ -46,17 +46,17 @@ class Batcher:
         self.streams = 0
         """Streams that may bring work: when all of them did, nobody is waited for."""
 
-    async def process(self, stream: Stream, chunk: Samples, *, ahead: bool = False) -> Samples:
-        """`stream.process(chunk)`, together with others; if it is `ahead`, when no others wait that are not."""
-        return await self._put(stream, chunk, ahead)
+    async def process(self, stream: Stream, chunk: Samples, waits_until: float = 0.0) -> Samples:
+        """`stream.process(chunk)`, together with others; before `waits_until` only if all that wait are ahead."""
+        return await self._put(stream, chunk, waits_until)
 
     async def flush(self, stream: Stream) -> Samples:
         """`stream.flush()`, after the batch that is being computed."""
-        return await self._put(stream, None, False)
+        return await self._put(stream, None, 0.0)
 
-    async def _put(self, stream: Stream, chunk: Samples | None, ahead: bool) -> Samples:
+    async def _put(self, stream: Stream, chunk: Samples | None, waits_until: float) -> Samples:
         result: asyncio.Future[Samples] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(Work(stream, chunk, ahead, result))
+        self._queue.put_nowait(Work(stream, chunk, waits_until, result))
         return await result
 
     async def run(self) -> None:
@@ -70,8 +70,9 @@ class Batcher:
                     await asyncio.sleep(self._wait_seconds)
                 while not self._queue.empty():
                     waiting.append(self._queue.get_nowait())
-                batch = [work for work in waiting if not work.ahead] or waiting
-                waiting = [] if batch is waiting else [work for work in waiting if work.ahead]
+                now = time.monotonic()
+                batch = [work for work in waiting if work.waits_until <= now] or waiting
+                waiting = [] if batch is waiting else [work for work in waiting if work.waits_until > now]
                 started = time.perf_counter()
                 results = await loop.run_in_executor(self._thread, compute, batch)
                 self._metrics.computing.add(time.perf_counter() - started)

@@ -124,13 +124,11 @@ class Session:
             self._reading.cancel()
         self._reading.add_done_callback(self._after_reading)
         try:
-            due, ahead = time.monotonic(), False  # when a client in real time would have sent what was heard
-            while (turn := await self._inbox.take(self._most(ahead))) is not None:
+            due = time.monotonic()  # when a client in real time would have sent what was heard
+            while (turn := await self._inbox.take(self._most(due))) is not None:
                 samples, arrived = turn
-                await self._give_out(await self._batcher.process(self.stream, samples, ahead=ahead))
-                now = time.monotonic()
-                due = max(due, now - WAITING_SECONDS) + samples.shape[1] / self.wanted.rate
-                ahead = due > now + AHEAD_SECONDS
+                await self._give_out(await self._batcher.process(self.stream, samples, due - AHEAD_SECONDS))
+                due = max(due, time.monotonic() - WAITING_SECONDS) + samples.shape[1] / self.wanted.rate
                 self._metrics.audio.add(samples.size / self.wanted.rate)
                 self._metrics.response.observe(time.monotonic() - arrived)
             if not self._reading.cancelled():
@@ -142,8 +140,9 @@ class Session:
         if self._draining:
             raise Refused(CloseCode.GOING_AWAY, "the server is going down; this was the rest")
 
-    def _most(self, ahead: bool) -> int:
-        """Samples of a turn."""
+    def _most(self, due: float) -> int:
+        """Samples of the next turn."""
+        ahead = due - AHEAD_SECONDS > time.monotonic()
         return max(1, round((SHORT_TURN_SECONDS if ahead else TURN_SECONDS) * self.wanted.rate))
 
     def _facts(self) -> dict[str, object]:
