@@ -3,7 +3,7 @@ file(STRINGS udse_fast/__init__.py version_line REGEX "^__version__")
 string(REGEX MATCH "[0-9]+[.][0-9]+[.][0-9]+" _ "${version_line}")
 set(UDSE_VERSION ${CMAKE_MATCH_0})
 
-set(parts amortised_ddrm_sampler block_sampler causal_blocks ddrm_sampler hum json live noise_floor noise_model prior read_out resampler safetensors settings spectral
+set(parts amortised_ddrm_sampler block_sampler causal_blocks ddrm_sampler hum json live noise_floor noise_model prior read_out resampler restraint safetensors settings spectral
     stream workbench)
 list(TRANSFORM parts PREPEND csrc/stream/)
 list(TRANSFORM parts APPEND .cpp)

@@ -293,8 +293,9 @@ NOW = [
 SOUND = [
     white_noise_as_a_stream, white_noise_whole, noise_of_a_machine, clean_speech, direct_current, mains_hum,
     opposite_channels_cancel, reverberant_speech, above_the_prior, published_sampler_on_noise,
+    speech_with_little_noise, singing,
 ]  # fmt: skip
-NOT_YET = [speech_with_little_noise, whisper, singing]
+NOT_YET = [whisper]
 
 
 @pytest.fixture

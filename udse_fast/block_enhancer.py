@@ -168,7 +168,12 @@ class BlockEnhancer(ABC, Generic[Memory]):
         """From samples to one estimate; `forgetting` from block to block."""
         settings = self.settings
         return ReadOut(
-            self.model.spectral, settings.readout, settings.wiener_exponent, settings.blend_ratio, forgetting
+            self.model.spectral,
+            settings.readout,
+            settings.wiener_exponent,
+            settings.blend_ratio,
+            forgetting,
+            settings.restraint == "auto",
         )
 
     def facts(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from udse_fast.sampling.separation import RULES, SOLVERS
 
 CHOICES: Final = {
     "readout": READOUTS,
+    "restraint": ("auto", "off"),
     "hum": ("remove", "keep"),
     "stereo": ("separate", "common"),
     "high_band": ("follow", "keep", "cut"),
@@ -99,6 +100,8 @@ class ReadOutSettings(Checked):
     blend_ratio: float = _real(1.0, Range(0, 1e6, excluded=True))
     """Of the read-out "blend": speech-to-noise ratio of a band (compressed domain) where filter and samples weigh
     the same."""
+    restraint: str = "off"
+    """"auto": less is taken away where it is speech that would be lost, see `udse_fast.sampling.restraint`."""
     hum: str = "remove"
     """DC and mains hum: "remove" takes them out before the prior sees the signal, and they are no part of the speech;
     "keep" leaves them to the sampler."""

@@ -27,15 +27,27 @@ double forgetting(const Prior& prior, const StreamSettings& settings) {
   return std::exp(-seconds(prior, samples) / settings.forgetting_seconds);
 }
 
+int64_t block_samples(const Prior& prior, int64_t frames) {
+  return (frames - 1) * prior.spectral.settings().hop + prior.spectral.settings().n_fft;
+}
+
+int64_t longest_heard(const Prior& prior, int64_t frames) {
+  return prior.spectral.settings().sample_rate + block_samples(prior, frames);
+}
+
 float sane(float sample) { return std::isfinite(sample) ? std::clamp(sample, -loudest_sample, loudest_sample) : 0.f; }
 
 }  // namespace
+
+Scratch::Scratch(const Prior& prior, int64_t frames)
+    : hum(prior.spectral.settings().sample_rate, longest_heard(prior, frames)),
+      unsteady(static_cast<size_t>(longest_heard(prior, frames))) {}
 
 CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSettings& settings, int64_t most_pushed)
     : prior_(std::move(prior)),
       frames_(settings.block_frames),
       advance_(frames_ * prior_->spectral.settings().hop),
-      window_(advance_ - prior_->spectral.settings().hop + prior_->spectral.settings().n_fft),
+      window_(block_samples(*prior_, frames_)),
       release_(static_cast<float>(std::exp(-seconds(*prior_, advance_) / release_seconds))),
       removes_hum_(settings.remove_hum),
       noise_model_(prior_->network->bins(), frames_, settings, forgetting(*prior_, settings),
@@ -43,14 +55,13 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
       sampler_(make_block_sampler(*prior_, settings)),
       memories_(sampler_->calls().memory_groups),
       read_out_(prior_->spectral.settings(), settings, forgetting(*prior_, settings)),
+      restraint_(prior_->spectral.settings(), frames_, settings.restraint),
       workspace_(prior_->spectral.settings(), frames_),
       input_(static_cast<size_t>(window_ + most_pushed)),
       sum_(static_cast<size_t>(window_)),
       gain_sum_(sum_.size()),
       squares_(sum_.size()),
-      hum_(prior_->spectral.settings().sample_rate, prior_->spectral.settings().sample_rate + window_),
-      heard_(static_cast<size_t>(prior_->spectral.settings().sample_rate + window_)),
-      unsteady_(heard_.size()),
+      heard_(static_cast<size_t>(longest_heard(*prior_, frames_))),
       loudest_(static_cast<size_t>(std::max(1.0, std::nearbyint(settings.level_seconds / seconds(*prior_, advance_))))),
       mixture_(static_cast<size_t>(prior_->network->bins() * frames_)),
       spectrogram_(mixture_.size()),
@@ -67,6 +78,7 @@ CausalBlocks::CausalBlocks(std::shared_ptr<const Prior> prior, const StreamSetti
 void CausalBlocks::reset() {
   noise_model_.reset();
   read_out_.reset();
+  restraint_.reset();
   std::fill(memories_.begin(), memories_.end(), KeptNumbers{});
   for (auto* numbers : {&input_, &sum_, &gain_sum_, &squares_, &loudest_, &heard_})
     std::fill(numbers->begin(), numbers->end(), 0.f);
@@ -89,23 +101,22 @@ void CausalBlocks::update_level() {
   level_ = std::max(*std::max_element(loudest_.begin(), loudest_.end()), level_ * release_);
 }
 
-// The block without its hum, at the end of `unsteady_`
-void CausalBlocks::remove_hum() {
+const float* CausalBlocks::steady_signal(Scratch& scratch) {
+  if (!removes_hum_) return input_.data();
   const int64_t fresh = heard_count_ ? advance_ : window_, rate = prior_->spectral.settings().sample_rate;
   std::copy_n(input_.data() + window_ - fresh, fresh, heard_.data() + heard_count_);
   const int64_t count = heard_count_ + fresh;
-  std::copy_n(heard_.data(), count, unsteady_.data());
-  hum_.remove(unsteady_.data(), count);
-  std::copy(unsteady_.data() + count - window_, unsteady_.data() + count, unsteady_.data());
+  std::copy_n(heard_.data(), count, scratch.unsteady.data());
+  scratch.hum.remove(scratch.unsteady.data(), count);
   heard_count_ = std::min(count, rate);
   std::copy(heard_.data() + count - heard_count_, heard_.data() + count, heard_.data());
+  return scratch.unsteady.data() + count - window_;
 }
 
-bool CausalBlocks::begin() {
+bool CausalBlocks::begin(Scratch& scratch) {
   const SpectralSettings& settings = prior_->spectral.settings();
   const auto size = static_cast<int64_t>(mixture_.size());
-  if (removes_hum_) remove_hum();
-  prior_->spectral.analyse(removes_hum_ ? unsteady_.data() : input_.data(), frames_, spectrogram_.data(), workspace_);
+  prior_->spectral.analyse(steady_signal(scratch), frames_, spectrogram_.data(), workspace_);
   kernels().compression.compress(spectrogram_.data(), settings.exponent, settings.factor, mixture_.data(), {0, size});
   update_level();
   active_ = level_ > least_level;
@@ -132,10 +143,9 @@ void CausalBlocks::estimate(std::vector<KeptNumbers>& memories) {
   read_out_.estimate({sampler_->speech(), sampler_->heard()}, mixture_.data(), level_, noise_model_,
                      spectrogram_.data());
   const auto finite = [](cfloat z) { return std::isfinite(z.real()) && std::isfinite(z.imag()); };
-  if (std::all_of(spectrogram_.begin(), spectrogram_.end(), finite))
-    memories_.swap(memories);
-  else
-    recover();
+  if (!std::all_of(spectrogram_.begin(), spectrogram_.end(), finite)) return recover();
+  memories_.swap(memories);
+  restraint_.apply(loud_mixture_.data(), spectrogram_.data());
 }
 
 // Real gain up to 1 from the mixture to the speech, by their powers
@@ -200,6 +210,7 @@ void CausalBlocks::exchange(State& state) {
   noise_model_.exchange(state);
   state(memories_);
   read_out_.exchange(state);
+  restraint_.exchange(state);
   state(held_, int64_t{0}, window_ - 1);
   state(input_);
   state(sum_);

@@ -8,8 +8,17 @@
 #include "stream/block_sampler.hpp"
 #include "stream/hum.hpp"
 #include "stream/read_out.hpp"
+#include "stream/restraint.hpp"
 
 namespace udse {
+
+// What the start of a block works in; nothing in it outlives a block.
+struct Scratch {
+  // frames: of a block
+  Scratch(const Prior& prior, std::int64_t frames);
+  Hum hum;
+  std::vector<float> unsteady;  // a signal without its hum
+};
 
 class CausalBlocks {
  public:
@@ -27,7 +36,7 @@ class CausalBlocks {
   void push(const float* samples, std::int64_t n);
   bool ready() const { return held_ >= window_; }
   // Starts the next block; false for digital silence, of which nothing is asked.
-  bool begin();
+  bool begin(Scratch& scratch);
   bool active() const { return active_; }  // the block under way is not silent
   // After the sampler's last answer: the speech (F, K) at the level of the input, and the mixture. `memories` are those
   // that the networks wrote: exchanged for the ones of the block before, where this one went well.
@@ -52,7 +61,8 @@ class CausalBlocks {
 
  private:
   std::int64_t skipped_at_first() const { return prior_->spectral.settings().n_fft / 2; }
-  void remove_hum();
+  // Samples of the block, without their hum where that is asked for
+  const float* steady_signal(Scratch& scratch);
   void update_level();
   float gain_of_highest(std::int64_t frame) const;
   void recover();
@@ -66,13 +76,13 @@ class CausalBlocks {
   std::unique_ptr<BlockSampler> sampler_;
   std::vector<KeptNumbers> memories_;
   ReadOut read_out_;
+  Restraint restraint_;
   Spectral::Workspace workspace_;
 
   std::vector<float> input_;
   std::int64_t held_ = 0;                        // samples of `input_`
   std::vector<float> sum_, gain_sum_, squares_;  // overlap-add of speech, gain, and of the squared windows
-  Hum hum_;
-  std::vector<float> heard_, unsteady_;  // at most a second before the end of the last block; without hum
+  std::vector<float> heard_;  // at most a second before the end of the last block, in which hum is looked for
   std::int64_t heard_count_ = 0;
   std::vector<float> loudest_;  // compressed moduli of the last blocks, the latest at `latest_`
   std::int64_t latest_ = 0;

@@ -90,6 +90,7 @@ constexpr Word<ReadOutKind> read_outs[] = {{"auto", ReadOutKind::mean},
                                            {"mean_compressed", ReadOutKind::mean_compressed},
                                            {"wiener", ReadOutKind::wiener},
                                            {"blend", ReadOutKind::blend}};
+constexpr Word<bool> restraints[] = {{"auto", true}, {"off", false}};
 constexpr Word<bool> hums[] = {{"remove", true}, {"keep", false}};
 constexpr Word<bool> stereos[] = {{"common", true}, {"separate", false}};
 constexpr Word<HighBand> high_bands[] = {
@@ -100,6 +101,8 @@ bool set_word_if_known(StreamSettings& settings, const std::string& name, const 
     settings.sampler = chosen(samplers, name, value);
   else if (name == "readout")
     settings.readout = chosen(read_outs, name, value);
+  else if (name == "restraint")
+    settings.restraint = chosen(restraints, name, value);
   else if (name == "hum")
     settings.remove_hum = chosen(hums, name, value);
   else if (name == "stereo")

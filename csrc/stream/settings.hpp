@@ -22,6 +22,7 @@ struct StreamSettings {
   double listening = 0.4;
   double start_share = 1;
   ReadOutKind readout = ReadOutKind::mean;
+  bool restraint = false;
   double wiener_exponent = 1, blend_ratio = 1;
   double forgetting_seconds = 6, forgetting_spread = 1, noise_floor = 0, level_seconds = 5;
   double remaining_noise = 0;                   // factor of the noise that is left in
@@ -39,7 +40,7 @@ void check_recommended(const Json& inference);
 
 // One of the numbers, by its name in Python. Throws Error where there is none of it.
 void set_number(StreamSettings& settings, const std::string& name, double value);
-// Likewise of the words: sampler, readout, hum, stereo, high_band.
+// Likewise of the words: sampler, readout, restraint, hum, stereo, high_band.
 void set_word(StreamSettings& settings, const std::string& name, const std::string& value);
 
 // Throws Error, which names the setting, the range and the value.

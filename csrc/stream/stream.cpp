@@ -18,7 +18,7 @@ using std::size_t;
 
 constexpr int64_t piece_frames = 256;  // that go through the stream at a time
 constexpr int64_t least_rate = 8000, most_rate = 1'000'000, most_channels = 64;
-constexpr std::uint64_t state_version = 2;
+constexpr std::uint64_t state_version = 3;
 
 constexpr int64_t everything = std::numeric_limits<int64_t>::max();
 
@@ -259,9 +259,9 @@ std::uint64_t Stream::facts() const {
   const StreamSettings& s = settings_;
   return hash_of(prior_->fingerprint, sample_rate_, channel_count_, s.sampler, s.em_rounds, s.fits, s.listening,
                  s.steps, s.samples, s.rank, s.nmf_iterations, s.block_frames, s.start_time, s.end_time, s.eta,
-                 s.noise_bias, s.variance_scale, s.start_share, s.readout, s.wiener_exponent, s.blend_ratio,
-                 s.forgetting_seconds, s.forgetting_spread, s.noise_floor, s.level_seconds, s.remaining_noise, s.seed,
-                 s.remove_hum, s.common_gain, s.high_band);
+                 s.noise_bias, s.variance_scale, s.start_share, s.readout, s.restraint, s.wiener_exponent,
+                 s.blend_ratio, s.forgetting_seconds, s.forgetting_spread, s.noise_floor, s.level_seconds,
+                 s.remaining_noise, s.seed, s.remove_hum, s.common_gain, s.high_band);
 }
 
 void Stream::exchange(State& state) {

@@ -6,7 +6,11 @@
 namespace udse {
 
 Workbench::Workbench(std::shared_ptr<const Prior> prior, const Calls& calls, std::int64_t signals)
-    : prior_(std::move(prior)), calls_(calls), places_(static_cast<std::size_t>(signals)), requests_(places_.size()) {
+    : prior_(std::move(prior)),
+      calls_(calls),
+      scratch_(*prior_, calls.frames),
+      places_(static_cast<std::size_t>(signals)),
+      requests_(places_.size()) {
   for (const bool of_posterior : {false, true}) {
     std::int64_t samples = 0;
     std::vector<float> noise_levels;
@@ -30,7 +34,7 @@ const CompactNetwork& Workbench::network(bool of_posterior) const {
 }
 
 void Workbench::put(CausalBlocks& blocks) {
-  if (!blocks.begin()) return;
+  if (!blocks.begin(scratch_)) return;
   places_[taken_++].blocks = &blocks;
   if (taken_ == places_.size()) finish();
 }

@@ -39,6 +39,7 @@ class Workbench {
   std::shared_ptr<const Prior> prior_;
   Calls calls_;
   std::vector<CompactNetwork::Workspace> workspaces_;  // of the prior, and of the posterior network where it is asked
+  Scratch scratch_;
   std::vector<Place> places_;
   std::vector<NetworkBlock> requests_;  // of the places
   std::size_t taken_ = 0;

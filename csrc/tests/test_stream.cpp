@@ -194,12 +194,13 @@ void company_changes_nothing() {
 void a_block_that_breaks_down_changes_nothing() {
   const udse::StreamSettings chosen = settings(2, 2);
   udse::CausalBlocks broken(prior, chosen, 4096), sound(prior, chosen, 4096);
+  udse::Scratch scratch(*prior, chosen.block_frames);
   float memory = 0;
   const auto answers = [&](udse::CausalBlocks& blocks, float value) {
     const udse::Calls& calls = blocks.sampler().calls();
     std::vector<udse::KeptNumbers> written(calls.memory_groups);
     written[0].unit = memory += 0.5f;
-    CHECK(blocks.begin());
+    CHECK(blocks.begin(scratch));
     for (size_t call = 0; call < calls.each.size(); ++call) {
       const udse::NetworkBlock asked = blocks.sampler().request(call);
       const int64_t size = asked.samples * asked.frames * prior->network->bins();

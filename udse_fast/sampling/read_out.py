@@ -14,6 +14,7 @@ from torch import Tensor
 from udse_fast.audio.spectral import Spectral
 from udse_fast.errors import UdseError
 from udse_fast.sampling.posterior import Posterior
+from udse_fast.sampling.restraint import Restraint
 
 READOUTS: Final = ("auto", "mean", "mean_compressed", "wiener", "blend")
 FILTERS: Final = ("wiener", "blend")
@@ -39,6 +40,7 @@ class ReadOut:
         blend_ratio: r_0, power of the speech relative to the noise in a band at which filter and samples weigh the
             same in "blend"; with r the ratio that was found, the filter weighs r / (r + r_0).
         forgetting: of the powers that r is made of, from call to call; 0: every call is a signal of its own.
+        restraint: less is taken away where it is speech, see `Restraint`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ReadOut:
         exponent: float = 1.0,
         blend_ratio: float = 1.0,
         forgetting: float = 0.0,
+        restraint: bool = False,
     ) -> None:
         if how not in READOUTS:
             raise UdseError(f"readout: expected one of {', '.join(READOUTS)}, got {how!r}")
@@ -55,6 +58,8 @@ class ReadOut:
         self.blend_ratio, self.forgetting = blend_ratio, forgetting
         self._powers = torch.zeros(2, spectral.bins, 1, dtype=torch.float32)
         """Sums over time of the powers of speech and noise, by band."""
+        self._restraint = Restraint(spectral, goes_on=forgetting > 0) if restraint else None
+        self._heard = torch.zeros(0, dtype=torch.float32) if self._restraint is None else self._restraint.nothing
 
     def __call__(self, posterior: Posterior, mixture: Tensor, level: Tensor) -> Tensor:
         """Speech spectrogram, (F, T) complex, at the level of the input.
@@ -65,9 +70,13 @@ class ReadOut:
             level: NF, which undoes the normalisation.
         """
         estimate = self._of_samples(posterior, mixture, level)
-        if posterior.heard is None:
-            return estimate
-        return torch.lerp(estimate, self.spectral.decompress(posterior.heard * level), posterior.listening)
+        if posterior.heard is not None:
+            heard = self.spectral.decompress(posterior.heard * level)
+            estimate = torch.lerp(estimate, heard, posterior.listening)
+        if self._restraint is not None:
+            loud = self.spectral.decompress(mixture * level)
+            estimate, self._heard = self._restraint(estimate, loud, self._heard)
+        return estimate
 
     def _of_samples(self, posterior: Posterior, mixture: Tensor, level: Tensor) -> Tensor:
         spectral, speech, how = self.spectral, posterior.speech, self.how
@@ -101,8 +110,8 @@ class ReadOut:
 
     def state(self) -> dict[str, Any]:
         """What the next call depends on."""
-        return {"powers": self._powers}
+        return {"powers": self._powers, "heard": self._heard}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self._powers = state["powers"]
+        self._powers, self._heard = state["powers"], state["heard"]
