@@ -62,7 +62,7 @@ run_tests="-m pytest -c $root/pyproject.toml --rootdir=$root -p no:cacheprovider
 # a GPU that is there must be used: skipped tests are listed
 tests() {
   together=
-  "$PYTHON" -c 'import xdist' 2>/dev/null && together="-n 8"
+  [ "$DEVICE" = cpu ] || { "$PYTHON" -c 'import xdist' 2>/dev/null && together="-n 8"; }
   # shellcheck disable=SC2086
   within "$LIMIT" "$PYTHON" $run_tests -rs $together "$root"/python_tests/test_gpu_device.py \
     "$root"/python_tests/test_gpu_backends.py "$root"/python_tests/test_cuda_graphs.py \

@@ -107,7 +107,7 @@ def reference(estimate: NDArray[np.complex64], mixture: NDArray[np.complex64]) -
     out = s.copy()
     for t in frames:
         near = taken[:, max(0, t - 2) : t + 3].mean(1)
-        E = (2 + 6 * v) * np.maximum(0, np.minimum(near, 10**v * mean) - (4 - 3 * v) * N)
+        E = 8 * np.maximum(0, np.minimum(near, 10**v * mean) - (4 - 3 * v) * N)
         out[:, t] += (bands.T @ (e * E / (N + E))) * (x[:, t] - s[:, t])
     return out
 

@@ -14,7 +14,8 @@ struct Range {
 };
 
 constexpr Range evidence_db{14, 18}, trust_db{15, 25}, quiet_db{18, 24};
-constexpr Range allowed{4, 1}, weight{2, 8}, highest{1, 10};
+constexpr Range allowed{4, 1}, highest{1, 10};
+constexpr double weight = 8;
 constexpr double quiet_share = 0.12;
 constexpr double apart_seconds = 0.24, near_seconds = 0.032, least_seconds = 0.5, remembered_seconds = 4;
 constexpr float silence = 1e-7f;
@@ -68,7 +69,8 @@ Restraint::Heard Restraint::powers(const cfloat* mixture, const cfloat* speech, 
 // Mean over the frames of the least power that sound; power is infinite where they do not
 Restraint::Bands Restraint::taken_in_pauses(const Heard* heard, const std::vector<float>& power, int64_t count) {
   std::copy_n(power.begin(), count_, sorted_.begin());
-  const auto last = sorted_.begin() + static_cast<int64_t>(quiet_share * static_cast<double>(count)) - 1;
+  const auto last =
+      sorted_.begin() + std::max<int64_t>(1, static_cast<int64_t>(quiet_share * static_cast<double>(count))) - 1;
   std::nth_element(sorted_.begin(), last, sorted_.begin() + count_);
   Bands mean{};
   float frames = 0;
@@ -131,8 +133,7 @@ bool Restraint::judge() {
       for (int64_t i = from; i < to; ++i)
         taken += static_cast<double>(heard[i].taken[b]) / static_cast<double>(to - from);
       const double noise = noise_of(static_cast<double>(far[b]) + least, static_cast<double>(quiet[b]) + least);
-      const double lost =
-          at(weight, trust) * std::max(0.0, std::min(taken, most * mean[b]) - at(allowed, trust) * noise);
+      const double lost = weight * std::max(0.0, std::min(taken, most * mean[b]) - at(allowed, trust) * noise);
       spared_[static_cast<size_t>(k)][b] = static_cast<float>(restraint * lost / (noise + lost));
     }
   }

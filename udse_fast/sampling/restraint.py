@@ -27,13 +27,13 @@ BANDS = 8
 EVIDENCE = 14.0, 18.0
 """dB at which restraint begins, and at which it is complete."""
 TRUST = 15.0, 25.0
-"""SNR, dB, from which and up to which the three below go from the first value to the second."""
+"""SNR, dB, from which and up to which the two below go from the first value to the second."""
 ALLOWED = 4.0, 1.0
 """a: so many times N is still noise."""
-WEIGHT = 2.0, 8.0
-"""Of E."""
 HIGHEST = 1.0, 10.0
-"""E is less than so many times the mean of r over time."""
+"""E is less than so many times the mean of r over time, but for its weight."""
+WEIGHT = 8.0
+"""Of E."""
 QUIET = 18.0, 24.0
 """SNR, dB, from which and up to which N goes from that far from words to that in the quietest frames."""
 QUIET_SHARE = 0.12
@@ -119,7 +119,7 @@ class Restraint:
         words = F.max_pool1d(speech[None], 2 * self.apart + 1, 1, self.apart)[0]
         pauses = []
         for power in (words, mixture):
-            highest = power[sounds].kthvalue(int(QUIET_SHARE * count)).values
+            highest = power[sounds].kthvalue(max(1, int(QUIET_SHARE * count))).values
             pauses.append(taken[:, sounds & (power <= highest)].mean(1, keepdim=True))
         share = _between(snr, QUIET)
         noise, all_noise = (n[0] ** (1 - share) * n[1] ** share for n in (pauses, [p.sum() for p in pauses]))
@@ -128,8 +128,8 @@ class Restraint:
         if restraint == 0:
             return None
         trust = _between(snr, TRUST)
-        allowed, weight = (low + trust * (high - low) for low, high in (ALLOWED, WEIGHT))
+        allowed = ALLOWED[0] + trust * (ALLOWED[1] - ALLOWED[0])
         most = HIGHEST[0] * (HIGHEST[1] / HIGHEST[0]) ** trust
         near = F.avg_pool1d(taken, 2 * self.near + 1, 1, self.near, count_include_pad=False)
-        lost = weight * (torch.minimum(near, most * mean) - allowed * noise).clamp_min(0)
+        lost = WEIGHT * (torch.minimum(near, most * mean) - allowed * noise).clamp_min(0)
         return restraint * lost / (noise + lost)
