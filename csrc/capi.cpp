@@ -106,6 +106,10 @@ udse::StreamSettings chosen_settings(const udse::Prior& prior, const udse_option
   if (options.block_frames) settings.block_frames = options.block_frames;
   if (options.steps) settings.steps = options.steps;
   if (options.samples) settings.samples = options.samples;
+  if (options.restraint > UDSE_OFF)
+    throw udse::Error("restraint: expected 0 (as the checkpoint says), UDSE_ON or UDSE_OFF, got " +
+                      std::to_string(options.restraint));
+  if (options.restraint) settings.restraint = options.restraint == UDSE_ON;
   settings.seed = options.seed;
   if (!(options.max_attenuation_db >= 0))
     throw udse::Error("max_attenuation_db: expected 0 (no limit) or more, got " +

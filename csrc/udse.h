@@ -56,12 +56,15 @@ typedef struct udse_options {
   uint32_t buffer_frames;    /* of udse_live: frames of time for a thread of its own; 0: the caller computes */
   uint32_t together;         /* signals that udse_process_many computes side by side, 3 MB each; 0: the channels */
   uint32_t sampler;          /* 0: UDSE_AMORTISED_DDRM where there is a posterior network, else UDSE_DDRM */
+  uint32_t restraint;        /* UDSE_ON: speech that was taken for noise is given back; UDSE_OFF; 0 */
 } udse_options;
 
 enum {
   UDSE_DDRM = 1,           /* asks the prior alone */
   UDSE_AMORTISED_DDRM = 2, /* asks a posterior network too: less noise, less delay */
 };
+
+enum { UDSE_ON = 1, UDSE_OFF = 2 };
 
 UDSE_API udse_options udse_default_options(void);
 UDSE_API const char* udse_version(void);

@@ -85,6 +85,9 @@ void wrong_options_say_what_is_wrong(const udse_prior* prior) {
   options = quick();
   options.block_frames = 9;
   CHECK(refused(options));
+  options = quick();
+  options.restraint = 3;
+  CHECK(refused(options) && std::strstr(error.text, "restraint"));
   CHECK(!udse_open_with(nullptr, &options, &error) && error.code == UDSE_INVALID);
   options = quick();
   options.buffer_frames = 0xffffffff;
