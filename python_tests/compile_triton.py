@@ -126,6 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="cases of test_gpu_backends.py (default: every variant of all)")
     parser.add_argument("--capability", nargs="+", type=int, default=[80, 90])
+    parser.add_argument("--dealt-out", action="store_true", help="every case for one of the capabilities, in turn")
     arguments = parser.parse_args()
     compiled: list[Any] = []
 
@@ -134,10 +135,11 @@ def main() -> int:
 
     JITFunction.run = compile_only
     cases, failed = load_cases(), 0
-    for capability in arguments.capability:
+    for number, capability in enumerate(arguments.capability):
         triton.runtime.driver.set_active(Absent(capability))
         compiled.clear()
-        for name, adapter_call in chosen(cases, arguments.names) if arguments.names else variants(cases):
+        calls = list(chosen(cases, arguments.names) if arguments.names else variants(cases))
+        for name, adapter_call in calls[number :: len(arguments.capability)] if arguments.dealt_out else calls:
             try:
                 adapter_call()
             except Exception as error:

@@ -732,13 +732,13 @@ def test_triton_kernels_in_the_interpreter(tmp_path: Path) -> None:
 
 @pytest.mark.needs("triton")
 def test_triton_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
-    """Every call of the adapters, compiled but not launched."""
+    """Every call of the adapters, compiled for one of them but not launched."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR", str(tmp_path))
     names = "complex_normal complex_normal_in_memory compress nmf online_nmf corrector udiffse_plus diffuseen_paper "
     names += "depse_tl predictor_residual score_noise_guidance paradiffuse_en unexplained_power ddrm posterior_mean"
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("compile_triton.py"), *names.split()],
+        [sys.executable, Path(__file__).with_name("compile_triton.py"), "--dealt-out", *names.split()],
         env=environment,
         capture_output=True,
         text=True,
@@ -749,7 +749,7 @@ def test_triton_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
     for capability in (80, 90):
         found = re.search(rf"sm_{capability}: (\d+) kernels", done.stdout)
         assert found, done.stdout
-        assert int(found[1]) >= len(names.split()) + 8  # and those of the layers
+        assert int(found[1]) >= len(names.split()) // 2 + 4  # and those of the layers
 
 
 @pytest.fixture(scope="module")
