@@ -164,7 +164,7 @@ def latin_1_name(s: Setting) -> None:
 
 
 def hangup_leaves_nothing(s: Setting) -> None:
-    done = s.shell("""{enhance} {sound} -o out.wav --steps 10000 & p=$!
+    done = s.shell("""env --default-signal=HUP {enhance} {sound} -o out.wav --steps 10000 & p=$!
         for i in $(seq 600); do [ -n "$(find . -name '.*partial*')" ] && break; sleep 0.1; done
         [ -n "$(find . -name '.*partial*')" ] && kill -HUP $p; wait $p""")
     assert done.returncode == 129
