@@ -158,7 +158,7 @@ def test_blocks_of_a_signal_know_what_was_heard_before() -> None:
         block = slice(start, start + 2)
         part, heard = restraint(estimate[:, block], clean[:, block], heard)
         parts.append(part)
-    late = slice(126, None)  # two seconds
+    late = slice(160, None)  # after two seconds and a half
     assert error_db(torch.cat(parts, 1)[:, late], clean[:, late]) < error_db(estimate[:, late], clean[:, late]) - 8
     for _ in range(10):
         _, heard = restraint(estimate, clean, heard)
@@ -168,7 +168,8 @@ def test_blocks_of_a_signal_know_what_was_heard_before() -> None:
 @pytest.mark.parametrize("snr_db", [40, 5])
 def test_the_core_gives_what_python_gives(snr_db: float) -> None:
     """Of speech with hardly any noise, which restraint changes once it has heard some; and of noisy speech."""
-    samples, _ = soundfile.read(DATA / "cases" / "speech_4s.flac", dtype="float32", frames=2 * RATE)
+    samples, _ = soundfile.read(DATA / "cases" / "speech_4s.flac", dtype="float32")
+    samples = samples[: 3 * RATE]
     noise = np.random.default_rng(0).standard_normal(len(samples)) * np.sqrt(np.mean(samples**2))
     noisy = (samples + noise * 10 ** (-snr_db / 20)).astype(np.float32)
     enhancer, out = Enhancer(device="cpu"), {}
@@ -176,7 +177,7 @@ def test_the_core_gives_what_python_gives(snr_db: float) -> None:
         native = enhancer.open_stream(RATE, restraint=restraint)
         assert isinstance(native, NativeStream)
         out[restraint] = np.concatenate([native.process(noisy), native.flush()])
-    late = slice(RATE, None)
+    late = slice(2 * RATE, None)
     gained = si_sdr(samples[late], out["auto"][late]) - si_sdr(samples[late], out["off"][late])
     if snr_db == 5:
         assert abs(gained) < 0.1

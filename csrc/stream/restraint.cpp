@@ -17,7 +17,7 @@ constexpr Range evidence_db{14, 18}, trust_db{15, 25}, quiet_db{18, 24};
 constexpr Range allowed{4, 1}, highest{1, 10};
 constexpr double weight = 8;
 constexpr double quiet_share = 0.12;
-constexpr double apart_seconds = 0.24, near_seconds = 0.032, least_seconds = 0.5, remembered_seconds = 4;
+constexpr double apart_seconds = 0.24, near_seconds = 0.032, least_seconds = 2, remembered_seconds = 4;
 constexpr float silence = 1e-7f;
 constexpr double nothing = 1e-10;  // of the mixture's power: where nothing was taken away
 

@@ -44,8 +44,8 @@ NEAR_SECONDS = 0.032
 """On either side of a frame, over which r is averaged for E."""
 SILENCE = 1e-7
 """Power relative to the loudest frame of those that are no pauses, but digital silence or a gate."""
-LEAST_SECONDS = 0.5
-"""Without so many frames there is no evidence."""
+LEAST_SECONDS = 0.5, 2.0
+"""Without so many frames there is no evidence: of a signal, and of a stream, whose noise model learns meanwhile."""
 REMEMBERED_SECONDS = 4.0
 """Of a stream."""
 
@@ -80,7 +80,7 @@ class Restraint:
             return round(seconds * spectral.sample_rate / spectral.hop_length)
 
         self.bands = erb_bands(spectral.bins, spectral.sample_rate / spectral.n_fft)
-        self.least, self.apart, self.near = map(frames, (LEAST_SECONDS, APART_SECONDS, NEAR_SECONDS))
+        self.least, self.apart, self.near = map(frames, (LEAST_SECONDS[goes_on], APART_SECONDS, NEAR_SECONDS))
         self.remembered = frames(REMEMBERED_SECONDS) if goes_on else 0
         self.nothing = torch.zeros(2 + BANDS, 0, dtype=torch.float32)
         """What was heard before a signal begins."""
