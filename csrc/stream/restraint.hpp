@@ -23,23 +23,30 @@ class Restraint {
  private:
   static constexpr std::size_t bands = 8;
   using Bands = std::array<float, bands>;
-  // Powers of a frame; of what was taken away by band
-  struct Heard {
+  // Of a frame; of what was taken away by band
+  struct Powers {
     float mixture, speech;
     Bands taken;
   };
+  // Of a bin: the lower of its two bands, and its share of the upper one
+  struct Place {
+    std::size_t band;
+    float share;
+  };
 
-  Heard powers(const cfloat* mixture, const cfloat* speech, std::int64_t frame) const;
+  Powers powers(const cfloat* mixture, const cfloat* speech, std::int64_t frame) const;
   // What the frames of the block are given back; false: nothing
   bool judge();
-  Bands taken_in_pauses(const Heard* heard, const std::vector<float>& power, std::int64_t count);
+  Bands taken_in_pauses(const Powers* recent, const std::vector<float>& power, std::int64_t count);
+  // Mean of what was taken from a band, around a frame
+  double taken_near(const Powers* recent, std::size_t band, std::int64_t frame) const;
 
   bool on_;
-  std::int64_t bins_, frames_, least_, apart_, near_;
-  std::vector<float> place_;  // of the bins on the scale of the bands
-  std::vector<Heard> heard_;  // the last frames, the latest at the end
-  std::int64_t count_ = 0;    // of them that there are
-  std::vector<float> power_;  // of the frames by which pauses are told, and sorted
+  std::int64_t bins_, frames_, least_, apart_, near_, stays_;
+  std::vector<Place> places_;
+  std::vector<Powers> recent_;  // of the last frames, the latest at the end
+  std::int64_t count_ = 0;      // of them that there are
+  std::vector<float> power_;    // of the frames by which pauses are told, and sorted
   std::vector<float> sorted_;
   std::vector<Bands> spared_;  // (K), share of what was taken away
 };

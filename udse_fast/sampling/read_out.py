@@ -59,7 +59,7 @@ class ReadOut:
         self._powers = torch.zeros(2, spectral.bins, 1, dtype=torch.float32)
         """Sums over time of the powers of speech and noise, by band."""
         self._restraint = Restraint(spectral, goes_on=forgetting > 0) if restraint else None
-        self._heard = torch.zeros(0, dtype=torch.float32) if self._restraint is None else self._restraint.nothing
+        self._recent = torch.zeros(0, dtype=torch.float32) if self._restraint is None else self._restraint.nothing
 
     def __call__(self, posterior: Posterior, mixture: Tensor, level: Tensor) -> Tensor:
         """Speech spectrogram, (F, T) complex, at the level of the input.
@@ -75,7 +75,7 @@ class ReadOut:
             estimate = torch.lerp(estimate, heard, posterior.listening)
         if self._restraint is not None:
             loud = self.spectral.decompress(mixture * level)
-            estimate, self._heard = self._restraint(estimate, loud, self._heard)
+            estimate, self._recent = self._restraint(estimate, loud, self._recent)
         return estimate
 
     def _of_samples(self, posterior: Posterior, mixture: Tensor, level: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class ReadOut:
 
     def state(self) -> dict[str, Any]:
         """What the next call depends on."""
-        return {"powers": self._powers, "heard": self._heard}
+        return {"powers": self._powers, "recent": self._recent}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self._powers, self._heard = state["powers"], state["heard"]
+        self._powers, self._recent = state["powers"], state["recent"]

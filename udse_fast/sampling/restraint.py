@@ -44,10 +44,13 @@ NEAR_SECONDS = 0.032
 """On either side of a frame, over which r is averaged for E."""
 SILENCE = 1e-7
 """Power relative to the loudest frame of those that are no pauses, but digital silence or a gate."""
-LEAST_SECONDS = 0.5, 2.0
+LEAST_SECONDS = 0.5, 1.5
 """Without so many frames there is no evidence: of a signal, and of a stream, whose noise model learns meanwhile."""
 REMEMBERED_SECONDS = 4.0
 """Of a stream."""
+STAYS_SECONDS, STAYS = 0.288, 2.0
+"""A stream does not know the pauses to come: what is always there for so long is noise that has begun, and N is not
+less than so many times its minimum. Sibilants are shorter."""
 
 
 def erb_bands(bins: int, bin_hertz: float) -> Tensor:
@@ -77,38 +80,39 @@ class Restraint:
 
     def __init__(self, spectral: Spectral, goes_on: bool = False) -> None:
         def frames(seconds: float) -> int:
-            return round(seconds * spectral.sample_rate / spectral.hop_length)
+            return max(1, round(seconds * spectral.sample_rate / spectral.hop_length))
 
         self.bands = erb_bands(spectral.bins, spectral.sample_rate / spectral.n_fft)
         self.least, self.apart, self.near = map(frames, (LEAST_SECONDS[goes_on], APART_SECONDS, NEAR_SECONDS))
+        self.stays = frames(STAYS_SECONDS) if goes_on else 0
         self.remembered = frames(REMEMBERED_SECONDS) if goes_on else 0
         self.nothing = torch.zeros(2 + BANDS, 0, dtype=torch.float32)
-        """What was heard before a signal begins."""
+        """What is recent when a signal begins."""
 
-    def __call__(self, speech: Tensor, mixture: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, speech: Tensor, mixture: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
         """Speech (F, T) of speech and mixture (F, T) complex, not compressed; the same where nothing speaks for it.
 
         Args:
             speech, mixture: of the frames that come next.
-            heard: what the last call said of the frames before, (2 + BANDS, n): by frame the powers of the mixture
+            recent: what the last call said of the frames before, (2 + BANDS, n): by frame the powers of the mixture
                 and of the speech, and of what was taken away by band.
 
         Returns:
-            The speech, and what was heard.
+            The speech, and what is recent for the next call.
         """
         taken = mixture - speech
         powers = [z.abs().square() for z in (mixture, speech, taken)]
         fresh = torch.cat([powers[0].sum(0)[None], powers[1].sum(0)[None], self.bands.to(powers[2]) @ powers[2]])
         frames = fresh.shape[1]
-        heard = torch.cat([heard.to(fresh), fresh], dim=1)[:, -max(frames, self.remembered) :]
-        spared = self._spared(heard)
+        recent = torch.cat([recent.to(fresh), fresh], dim=1)[:, -max(frames, self.remembered) :]
+        spared = self._spared(recent)
         if spared is not None:
             speech = speech + (self.bands.to(fresh).T @ spared[:, -frames:]) * taken
-        return speech, heard[:, heard.shape[1] - min(heard.shape[1], self.remembered) :].clone()
+        return speech, recent[:, max(0, recent.shape[1] - self.remembered) :].clone()
 
-    def _spared(self, heard: Tensor) -> Tensor | None:
-        """Share of what was taken away that is given back, (BANDS, T), by what was heard; None: nothing."""
-        mixture, speech, taken = heard[0], heard[1], heard[2:]
+    def _spared(self, recent: Tensor) -> Tensor | None:
+        """Share of what was taken away that is given back, (BANDS, n); None: nothing."""
+        mixture, speech, taken = recent[0], recent[1], recent[2:]
         sounds = mixture > SILENCE * mixture.max()
         count = int(sounds.sum())
         if count < self.least:
@@ -131,5 +135,8 @@ class Restraint:
         allowed = ALLOWED[0] + trust * (ALLOWED[1] - ALLOWED[0])
         most = HIGHEST[0] * (HIGHEST[1] / HIGHEST[0]) ** trust
         near = F.avg_pool1d(taken, 2 * self.near + 1, 1, self.near, count_include_pad=False)
+        if self.stays:
+            lowest = -F.max_pool1d(-near, self.stays, 1)
+            noise = torch.maximum(noise, STAYS * F.pad(lowest, (self.stays - 1, 0)))
         lost = WEIGHT * (torch.minimum(near, most * mean) - allowed * noise).clamp_min(0)
         return restraint * lost / (noise + lost)
