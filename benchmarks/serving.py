@@ -154,7 +154,8 @@ async def malformed(address: str, seconds: float) -> str:
                 writer.write(generator.bytes(generator.integers(1, 2000)))
                 writer.close()
             else:
-                async with websockets.connect(f"ws://{address}/stream?rate={generator.integers(20000)}") as connection:
+                rate = 25 * generator.integers(2000)
+                async with websockets.connect(f"ws://{address}/stream?rate={rate}") as connection:
                     await connection.send([b"odd", "text", bytes(1 << 19)][tried // 2 % 3])
                     await asyncio.wait_for(_read_all(connection), 5)
         tried += 1
@@ -210,7 +211,7 @@ def report(seconds: float, cycles: int) -> Iterator[str]:
     """The lines of the page."""
     head = "| | served | refused | age of a sample, ms: median | 99 % | largest | cores of the server |"
     with server("auto") as (address, process, capacity):
-        yield f"The server measured at its start that **{capacity} streams** fit (70 % of the time for computing)."
+        yield f"The server measured at its start that **{capacity} streams** fit into 70 % of the time."
         clients, cores = measured(process, crowd(address, capacity, seconds))
         latency = max(client.latency for client in clients)
         yield (
@@ -243,8 +244,8 @@ def report(seconds: float, cycles: int) -> Iterator[str]:
         (clients, fast), cores = measured(process, pressed())
         yield row("the same beside one that sends too fast (3)", clients, cores)
         yield (
-            f"\n(1) One step and one sample: {several} fit by that measure, which leaves out what sockets and these "
-            f"clients take of the cores. (2) {'; '.join(said)}. (3) {fast}.\n"
+            f"\n(1) One step and one sample: {several} fit, and those that misbehave take two places. "
+            f"(2) {'; '.join(said)}. (3) {fast}.\n"
         )
     if refused:
         slowest = 1000 * max(client.refused_after for client in refused)

@@ -22,6 +22,7 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ import websockets
 from udse_fast import Enhancer, UdseError
 from udse_fast.audio.pcm import FORMATS
 from udse_fast.serving.batcher import Batcher, Work, compute
-from udse_fast.serving.capacity import real_time_streams
+from udse_fast.serving.capacity import real_time_streams, streams_that_fit
 from udse_fast.serving.inbox import Inbox
 from udse_fast.serving.limits import Limits, Pace
 from udse_fast.serving.metrics import Counter, Histogram, Metrics
@@ -283,6 +284,8 @@ def test_tls_and_certificates_that_are_none(enhancer: Enhancer, tmp_path: Path) 
         ("", ["hello"], 1003, 'the text "end"'),
         ("", [bytes((1 << 16) + 2)], 1009, ""),
         ("?rate=7999", [], 1008, "sample_rate: expected a whole number of Hz"),
+        ("?rate=17321", [], 1008, "rate: expected a multiple of 25 Hz up to 192000, got 17321"),
+        ("?rate=384000", [], 1008, "rate: expected a multiple of 25 Hz up to 192000, got 384000"),
         ("?rate=abc", [], 1008, "rate: expected a whole number, got 'abc'"),
         ("?rate=99999999999999", [], 1008, "rate"),
         ("?channels=3", [], 1008, "channels: expected 1 to 2, got 3"),
@@ -613,17 +616,24 @@ def test_going_down_gives_every_stream_its_rest(enhancer: Enhancer) -> None:
     checked(check())
 
 
-def test_capacity_is_measured_in_streams_that_fit(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that says what each batch takes: 5 % of the time plus 10 % a stream, so 6 fit into 70 %."""
-    now = 0.0
+@pytest.mark.parametrize(("always", "each", "expected"), [(0.05, 0.1, 6), (0.5, 0.3, 1), (0.0, 0.0, 256)])
+def test_capacity_is_what_fits(always: float, each: float, expected: int) -> None:
+    """Where serving takes 5 % of the time plus 10 % a stream, 6 fit into 70 %."""
+    assert streams_that_fit(lambda count: always + each * count) == expected
 
-    def process_many(streams: Any, chunks: Any) -> None:
-        nonlocal now
-        now += (0.05 + 0.1 * len(streams)) * chunks[0].shape[-1] / 16000
 
-    monkeypatch.setattr(enhancer, "process_many", process_many)
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    assert real_time_streams(enhancer) == 6
+def test_capacity_is_measured_with_clients(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing that is as slow as its audio leaves room for one; what is computed is what so many clients send."""
+    together = set[int]()
+
+    def slow(streams: Any, chunks: Any) -> Any:
+        time.sleep(0.02)
+        together.add(len(streams))
+        return Enhancer.process_many(streams, chunks)
+
+    monkeypatch.setattr("udse_fast.serving.batcher.Enhancer", SimpleNamespace(process_many=slow))
+    assert real_time_streams(enhancer) == 1
+    assert together == {1}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <map>
+#include <mutex>
 #include <numeric>
 
 namespace udse {
@@ -82,7 +85,15 @@ ResamplingFilter::ResamplingFilter(int64_t source, int64_t target)
 }
 
 std::shared_ptr<const ResamplingFilter> resampling_filter(int64_t source, int64_t target) {
-  return source == target ? nullptr : std::make_shared<const ResamplingFilter>(source, target);
+  if (source == target) return nullptr;
+  static std::mutex mutex;
+  static std::map<std::pair<int64_t, int64_t>, std::weak_ptr<const ResamplingFilter>> filters;
+  const std::lock_guard lock(mutex);
+  for (auto at = filters.begin(); at != filters.end();) at = at->second.expired() ? filters.erase(at) : std::next(at);
+  auto& known = filters[{source, target}];
+  auto filter = known.lock();
+  if (!filter) known = filter = std::make_shared<const ResamplingFilter>(source, target);
+  return filter;
 }
 
 Resampler::Resampler(std::shared_ptr<const ResamplingFilter> filter) : filter_(std::move(filter)) {

@@ -43,7 +43,7 @@ class Resampler {
   std::vector<float> kept_;  // inputs from the first tap of the next output on
 };
 
-// The filter, or null where the rates are equal.
+// The filter, one for all who use it at the same time, or null where the rates are equal. Takes a lock.
 std::shared_ptr<const ResamplingFilter> resampling_filter(std::int64_t source, std::int64_t target);
 
 }  // namespace udse

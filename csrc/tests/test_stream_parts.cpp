@@ -69,6 +69,13 @@ void tones_pass_or_vanish(int64_t source, int64_t target, double hz, bool passes
   CHECK(count >= (n - resampler.delay()) * target / source - 1);
 }
 
+void streams_share_their_filters() {
+  const auto filter = udse::resampling_filter(44100, 16000);
+  CHECK(filter && filter == udse::resampling_filter(44100, 16000));
+  CHECK(filter != udse::resampling_filter(16000, 44100));
+  CHECK(!udse::resampling_filter(16000, 16000));
+}
+
 bool refused(const std::string& bytes) {
   try {
     udse::parse_safetensors(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
@@ -185,7 +192,8 @@ int main() {
   transforms_are_those_of_the_formula(15, 5, true);
   for (const auto& [source, target] : std::vector<std::pair<int64_t, int64_t>>{
            {16000, 48000}, {48000, 16000}, {44100, 16000}, {16000, 44100}, {8000, 16000}, {16000, 8000}}) {
-    tones_pass_or_vanish(source, target, 1000.5, true);
+    streams_share_their_filters();
+  tones_pass_or_vanish(source, target, 1000.5, true);
     if (target < source) tones_pass_or_vanish(source, target, double(target) * 0.56, false);
   }
   arrays_are_read_in_every_format();

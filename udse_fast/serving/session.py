@@ -28,6 +28,9 @@ TURN_SECONDS = 0.1
 AHEAD_SECONDS, SHORT_TURN_SECONDS = 0.1, 0.05
 """A stream whose audio is so far ahead of the clock can wait, and takes shorter turns: the next one of the others is
 never far."""
+HIGHEST_RATE, RATE_STEP = 192_000, 25
+"""Rates that are served, in Hz. All common ones are multiples of 25; from and to another one, the filter of a resampler
+takes seconds and hundreds of megabytes, which nobody may ask for from afar."""
 END = "end"
 """The text message of a client that has sent everything."""
 
@@ -62,12 +65,15 @@ class Wanted:
             if not (text.isascii() and text.isdigit() and len(text) < 10):
                 raise UdseError(f"{name}: expected a whole number, got {text[:20]!r}")
             numbers[name] = int(text)
+        rate = check_sample_rate(numbers["rate"])
+        if rate > HIGHEST_RATE or rate % RATE_STEP:
+            raise UdseError(f"rate: expected a multiple of {RATE_STEP} Hz up to {HIGHEST_RATE}, got {rate}")
         if not 1 <= numbers["channels"] <= limits.channels:
             raise UdseError(f"channels: expected 1 to {limits.channels}, got {numbers['channels']}")
         chosen = given.get("format", cls.format)
         if chosen not in FORMATS:
             raise UdseError(f"format: expected one of {', '.join(FORMATS)}, got {chosen[:20]!r}")
-        return cls(check_sample_rate(numbers["rate"]), numbers["channels"], chosen)
+        return cls(rate, numbers["channels"], chosen)
 
     def decode(self, message: bytes) -> Samples:
         """(channels, n) of interleaved PCM.
