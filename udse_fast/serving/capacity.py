@@ -42,6 +42,8 @@ def streams_that_fit(load: Callable[[int], float]) -> int:
     while count <= MOST_STREAMS:
         this = load(count)
         if this > LOAD:
+            this = min(this, load(count))  # others may have had the machine for a moment
+        if this > LOAD:
             if count > 1:  # between the last that fits and the first that does not, the time grows evenly
                 step = (this - before) / (count - best)
                 best += math.floor((LOAD - before) / step) if step > 0 else 0
