@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "udse.h"
@@ -117,7 +118,8 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* bytes, std::size_t si
   static udse_prior* const prior =
       udse_read_networks(std::getenv("UDSE_PRIOR"), std::getenv("UDSE_POSTERIOR"), nullptr);
   require(prior != nullptr);
-  static const std::vector<udse_stream*> open = one_of_every_rate(prior);
+  static const auto& open = *new std::vector<udse_stream*>(one_of_every_rate(prior));  // until the process ends
+  require(open.size() == std::size(rates));
   run({bytes, bytes + std::min<std::size_t>(size, 400)}, prior);
   return 0;
 }
