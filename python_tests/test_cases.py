@@ -1,6 +1,6 @@
 """Situations that users of such software reported in public, each with its right value; files in data/cases.
 
-Those of `SOUND` are about the sound of the built-in prior; those of `NOT_YET` it does not get right yet.
+Those of `SOUND` are about the sound of the built-in prior.
 """
 
 from __future__ import annotations
@@ -293,9 +293,8 @@ NOW = [
 SOUND = [
     white_noise_as_a_stream, white_noise_whole, noise_of_a_machine, clean_speech, direct_current, mains_hum,
     opposite_channels_cancel, reverberant_speech, above_the_prior, published_sampler_on_noise,
-    speech_with_little_noise, singing,
+    speech_with_little_noise, singing, whisper,
 ]  # fmt: skip
-NOT_YET = [whisper]
 
 
 @pytest.fixture
@@ -315,10 +314,4 @@ def test_case(case: Callable[[Setting], None], setting: Setting) -> None:
 
 @pytest.mark.parametrize("case", SOUND, ids=lambda case: case.__name__)
 def test_sound(case: Callable[[Setting], None], setting: Setting) -> None:
-    case(setting)
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the built-in prior takes too much of it: docs/limits.md")
-@pytest.mark.parametrize("case", NOT_YET, ids=lambda case: case.__name__)
-def test_sound_that_is_not_kept_yet(case: Callable[[Setting], None], setting: Setting) -> None:
     case(setting)
