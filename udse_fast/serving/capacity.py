@@ -62,7 +62,9 @@ async def _load(enhancer: Enhancer, count: int, settings: dict[str, Any]) -> flo
         server = Server(enhancer, count, stream_settings=settings)
         port = await stack.enter_async_context(server.listening("localhost", 0))
         address = f"ws://localhost:{port}/stream?rate={RATE}"
-        clients = [await stack.enter_async_context(connect(address, compression=None)) for _ in range(count)]
+        clients = [
+            await stack.enter_async_context(connect(address, compression=None, proxy=None)) for _ in range(count)
+        ]
         latencies = [json.loads(await client.recv())["latency_samples"] for client in clients]
         due = [-latency for latency in latencies]  # samples that must come back now
 
