@@ -622,20 +622,34 @@ def test_capacity_is_what_fits(always: float, each: float, expected: int) -> Non
     assert streams_that_fit(lambda count: always + each * count) == expected
 
 
-def test_capacity_is_measured_with_clients(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prior", "blocks"), [("causal", {}), ("speech", {"block_seconds": 0.5})])
+def test_capacity_is_measured_with_clients(
+    prior: str, blocks: dict[str, float], tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Computing that is as slow as its audio leaves room for one; a proxy for the way out is not asked."""
+    enhancer = Enhancer(tiny_checkpoints[prior], "ddrm", steps=1, samples=1, precision="float32")
     together = set[int]()
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
     def slow(streams: Any, chunks: Any) -> Any:
-        time.sleep(0.02)
+        time.sleep(chunks[0].shape[-1] / 16000)
         together.add(len(streams))
         return Enhancer.process_many(streams, chunks)
 
     monkeypatch.setattr("udse_fast.serving.batcher.Enhancer", SimpleNamespace(process_many=slow))
-    assert real_time_streams(enhancer) == 1
+    assert real_time_streams(enhancer, **blocks) == 1
     assert together == {1}
+
+
+def test_capacity_of_streams_that_fail_is_an_error(
+    enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("udse_fast.serving.batcher.Enhancer", SimpleNamespace())  # has no process_many
+    monkeypatch.setattr("udse_fast.serving.batcher._alone", lambda *_: UdseError("no memory"))
+    with pytest.raises(UdseError, match=r"cannot measure how many streams fit .* failed .*--streams N"):
+        real_time_streams(enhancer)
+    assert "a stream failed: no memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,16 +11,21 @@ from typing import Any
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
 
 from udse_fast.enhancer import Enhancer
+from udse_fast.errors import UdseError, reason
+from udse_fast.serving.limits import Limits
 from udse_fast.serving.server import Server
 
 LOAD = 0.7
 """Share of the time that serving may take; the rest is for the flush of streams that end, and bursts."""
 MOST_STREAMS = 256
 RATE, CHUNK_SECONDS = 16000, 0.02
-WARM_CHUNKS, CHUNKS = 5, 25
-"""Of every client: chunks that are left out, as the first of them fill buffers, and chunks that are measured."""
+WARM_SECONDS, SECONDS = 0.1, 0.5
+"""Of every client: audio that is left out, as the first of it fills buffers, and audio that is measured."""
+LEAST_CHUNKS = 3
+"""That are measured where chunks are long."""
 
 
 def real_time_streams(enhancer: Enhancer, **settings: Any) -> int:
@@ -30,10 +34,16 @@ def real_time_streams(enhancer: Enhancer, **settings: Any) -> int:
     What counts is computing, sockets and waiting for each other, with the clients in this process too.
 
     Args:
-        enhancer: whose streams are measured, in a few seconds.
+        enhancer: whose streams are measured, in a few seconds; streams with a latency of seconds in half a minute.
         settings: of `open_stream`.
+
+    Raises:
+        UdseError: a stream fails, or there is no way from this machine to itself.
     """
-    return streams_that_fit(lambda count: asyncio.run(_load(enhancer, count, settings)))
+    try:
+        return streams_that_fit(lambda count: asyncio.run(_load(enhancer, count, settings)))
+    except (OSError, WebSocketException) as error:
+        raise UdseError(f"cannot measure how many streams fit ({reason(error)}); say it with --streams N") from None
 
 
 def streams_that_fit(load: Callable[[int], float]) -> int:
@@ -56,17 +66,23 @@ def streams_that_fit(load: Callable[[int], float]) -> int:
 async def _load(enhancer: Enhancer, count: int, settings: dict[str, Any]) -> float:
     """Seconds until everybody has what belongs to a chunk, per second of audio, where `count` clients send by the
     clock."""
-    chunk_size = round(RATE * CHUNK_SECONDS)
+    latency = enhancer.open_stream(RATE, **settings).latency_seconds
+    # where blocks are long, 20 ms seldom bring anything to compute: then each chunk is about a block
+    chunk_seconds = CHUNK_SECONDS if latency <= WARM_SECONDS else latency
+    warm, chunks = math.ceil(WARM_SECONDS / chunk_seconds), max(LEAST_CHUNKS, math.ceil(SECONDS / chunk_seconds))
+    chunk_size = round(RATE * chunk_seconds)
     noise = (np.random.default_rng(0).standard_normal(chunk_size) * 3000).astype("<i2").tobytes()
+    limits = Limits(message_bytes=len(noise), speed=1e6)
     async with AsyncExitStack() as stack:
-        server = Server(enhancer, count, stream_settings=settings)
+        server = Server(enhancer, count, limits, stream_settings=settings)
         port = await stack.enter_async_context(server.listening("localhost", 0))
         address = f"ws://localhost:{port}/stream?rate={RATE}"
         clients = [
             await stack.enter_async_context(connect(address, compression=None, proxy=None)) for _ in range(count)
         ]
-        latencies = [json.loads(await client.recv())["latency_samples"] for client in clients]
-        due = [-latency for latency in latencies]  # samples that must come back now
+        for client in clients:
+            await client.recv()  # the facts of its stream
+        due = [-round(RATE * latency)] * count  # samples that must come back now
 
         async def turn(client: ClientConnection, number: int) -> None:
             await client.send(noise)
@@ -75,10 +91,10 @@ async def _load(enhancer: Enhancer, count: int, settings: dict[str, Any]) -> flo
                 due[number] -= len(await client.recv()) // 2
 
         measured, started = 0.0, time.perf_counter()
-        for chunk in range(WARM_CHUNKS + CHUNKS):
-            await asyncio.sleep(max(0.0, started + chunk * CHUNK_SECONDS - time.perf_counter()))
+        for chunk in range(warm + chunks):
+            await asyncio.sleep(max(0.0, started + chunk * chunk_seconds - time.perf_counter()))
             sent = time.perf_counter()
             await asyncio.gather(*(turn(client, number) for number, client in enumerate(clients)))
-            if chunk >= WARM_CHUNKS:
+            if chunk >= warm:
                 measured += time.perf_counter() - sent
-    return measured / (CHUNKS * CHUNK_SECONDS)
+    return measured / (chunks * chunk_seconds)
