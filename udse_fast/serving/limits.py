@@ -10,6 +10,9 @@ from udse_fast.checks import Range, real_number, whole_number
 
 MESSAGE_SECONDS = 0.002
 """Audio that a message counts as at least: an empty message is work too."""
+HIGHEST_RATE, RATE_STEP = 192_000, 25
+"""Rates that are served, in Hz. All common ones are multiples of 25; from and to another one, the filter of a resampler
+may take seconds and hundreds of megabytes, which nobody may ask for from afar."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from udse_fast.audio.pcm import FORMATS
 from udse_fast.errors import UdseError
 from udse_fast.serving.batcher import Batcher
 from udse_fast.serving.inbox import Inbox, Samples
-from udse_fast.serving.limits import Limits, Pace
+from udse_fast.serving.limits import HIGHEST_RATE, RATE_STEP, Limits, Pace
 from udse_fast.serving.metrics import Metrics
 from udse_fast.streaming.stream import Stream
 
@@ -28,9 +28,6 @@ TURN_SECONDS = 0.1
 AHEAD_SECONDS, SHORT_TURN_SECONDS = 0.1, 0.05
 """A stream whose audio is so far ahead of the clock can wait, and takes shorter turns: the next one of the others is
 never far."""
-HIGHEST_RATE, RATE_STEP = 192_000, 25
-"""Rates that are served, in Hz. All common ones are multiples of 25; from and to another one, the filter of a resampler
-takes seconds and hundreds of megabytes, which nobody may ask for from afar."""
 END = "end"
 """The text message of a client that has sent everything."""
 
