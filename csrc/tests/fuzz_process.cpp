@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "udse.h"
@@ -37,13 +38,15 @@ void require(bool condition) {
   if (!condition) std::abort();
 }
 
+using OpenStream = std::unique_ptr<udse_stream, void (*)(udse_stream*)>;
+
 // Streams that stay open keep the filters of their rates, half of the work of opening another
-std::vector<udse_stream*> one_of_every_rate(udse_prior* prior) {
-  std::vector<udse_stream*> streams;
+std::vector<OpenStream> one_of_every_rate(udse_prior* prior) {
+  std::vector<OpenStream> streams;
   udse_options options = udse_default_options();
   for (const uint32_t rate : rates) {
     options.sample_rate = rate;
-    streams.push_back(udse_open_with(prior, &options, nullptr));
+    streams.emplace_back(udse_open_with(prior, &options, nullptr), udse_close);
     require(streams.back() != nullptr);
   }
   return streams;
@@ -118,7 +121,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* bytes, std::size_t si
   static udse_prior* const prior =
       udse_read_networks(std::getenv("UDSE_PRIOR"), std::getenv("UDSE_POSTERIOR"), nullptr);
   require(prior != nullptr);
-  [[maybe_unused]] static const auto& open = *new std::vector<udse_stream*>(one_of_every_rate(prior));
+  static const std::vector<OpenStream> open = one_of_every_rate(prior);  // until the process ends
   run({bytes, bytes + std::min<std::size_t>(size, 400)}, prior);
   return 0;
 }
