@@ -348,7 +348,7 @@ def kernel_table(bench: Bench) -> Iterator[str]:
         ):
             if backend.name == "cpp" and device.type == "cuda":
                 continue
-            rows = kernels(arguments.samples, frames, device)
+            rows = kernels(arguments.samples, frames, device, 16 if arguments.tiny else 256)
             if device.type == "cuda":
                 rows |= layers(arguments.samples, frames, device, bench.precision)
             with environment(UDSE_BACKEND=backend.name):
@@ -504,7 +504,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def kernels(
-    samples: int, frames: int, device: torch.device, bins: int = 256, rank: int = 4
+    samples: int, frames: int, device: torch.device, bins: int, rank: int = 4
 ) -> dict[str, tuple[Callable[[], object], float]]:
     """Updates of a step, and the bytes that each has to move."""
 

@@ -141,7 +141,7 @@ def test_every_step_has_a_past_of_its_own(tiny: Enhancer) -> None:
 
 @pytest.mark.parametrize("rate", RATES)
 def test_any_cutting_gives_the_same_bits(identity: Identity, rate: int) -> None:
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(length=st.integers(0, 20_000), cuts=st.lists(st.integers(0, 100_000), max_size=40))
     def check(length: int, cuts: list[int]) -> None:
         x = noise(length)
@@ -540,8 +540,7 @@ def recording(name: str) -> NDArray[np.float32]:
 @pytest.mark.parametrize(
     ("before", "gain"),
     [
-        pytest.param(lambda noisy: np.full(RATE, np.nan), 1, id="not a number"),
-        pytest.param(lambda noisy: np.full(RATE, np.inf), 1, id="infinity"),
+        pytest.param(lambda noisy: np.repeat([np.nan, np.inf], RATE // 2), 1, id="no numbers"),
         pytest.param(lambda noisy: np.zeros(120 * RATE), 1, id="two minutes of silence"),
         pytest.param(lambda noisy: np.clip(100 * noisy, -1, 1), 1, id="clipped at full scale"),
         pytest.param(lambda noisy: noisy, 0.01, id="40 dB quieter"),
@@ -566,7 +565,7 @@ def undisturbed() -> float:
 def quality(x: NDArray[np.float32]) -> float:
     """SI-SDR, dB, of the last three repetitions of the recording, in the mean."""
     clean = recording("clean")
-    y = streamed(Enhancer().open_stream(), x.astype(np.float32), [])
+    y = streamed(Enhancer(steps=4, samples=1).open_stream(), x.astype(np.float32), [])
     assert np.isfinite(y).all()
     return float(np.mean([si_sdr(clean, part) for part in y[-3 * len(clean) :].reshape(3, -1)]))
 

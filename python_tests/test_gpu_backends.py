@@ -501,7 +501,7 @@ def test_network_of_own_convolutions_is_the_plain_one(
     plain = NCSNpp(nf=20, ch_mult=(1, 2), joint=joint).to(DEVICE, memory_format=torch.channels_last)
     for parameter in plain.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    x, time = torch.randn(2, 2, 8, 36, device=DEVICE), torch.tensor([0.8, 0.3], device=DEVICE)
+    x, time = torch.randn(2, 2, 8, 20, device=DEVICE), torch.tensor([0.8, 0.3], device=DEVICE)
     with torch.no_grad():
         expected = plain.predict_noise(x, time)
         result = fused_ncsnpp(plain).half().predict_noise(x, time)
@@ -719,15 +719,16 @@ def test_triton_kernels_in_the_interpreter(tmp_path: Path) -> None:
         "no:cacheprovider",
         __file__,
         "-k",
-        # of the networks that without a label, of the passes one with a corrector and one without
+        # of the networks that without a label, of the passes one with a corrector and one without, of the types of
+        # 16 bits that which it rounds as devices do
         "triton and not compile and not interpreter and not (network and True) and "
-        "not (replayed and not (diffuseen or ddrm))",
+        "not (replayed and not (diffuseen or ddrm)) and not bfloat16",
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
     ran = re.search(r"^(\d+) passed, \d+ deselected in", done.stdout, re.MULTILINE)
     assert ran, done.stdout[-3000:]  # none was skipped
-    assert int(ran[1]) >= len(OTHERS) * len(SHAPES) + 5 * len(UPDATES) + 3 * len(LAYERS) + len(CONVOLUTIONS)
+    assert int(ran[1]) >= len(OTHERS) * len(SHAPES) + 5 * len(UPDATES) + 2 * len(LAYERS) + len(CONVOLUTIONS)
 
 
 @pytest.mark.needs("triton")
@@ -801,8 +802,8 @@ def test_cuda_kernels_compile_for_turing_to_hopper(device_library: Path) -> None
             # over one instruction (the loop's branch) it is how a warp leaves a loop together
             assert all(int(to, 16) - int(at, 16) == 0x20 for at, to in calls)
         there = set(re.findall(r"sm_(\d+)", listed.stdout))
-        # an installation may be for the GPU that is there alone
-        assert there if device_library == cuda_library.library_path() else {"75", "80", "86", "90"} <= there
+        # where there is a GPU an installation may be for it alone
+        assert there if DEVICE == "cuda" else {"75", "80", "86", "90"} <= there
         command = [dump, "--dump-resource-usage", str(device_library)]
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert set(re.findall(r"STACK:(\d+)", used)) == {"0"}  # what kernels add up stays in registers

@@ -520,9 +520,6 @@ template <class T>
 void test_convolution(gpu::Dtype dtype) {
   CHECK(ConvolutionCase<T>(40, 8, 0, 96, 0).right(dtype));
   CHECK(ConvolutionCase<T>(8, 5, 9, 10, 1).right(dtype));
-  udse::emulation::device().barriers = false;
-  CHECK(!ConvolutionCase<T>(40, 8, 0, 10, 0).right(dtype));
-  udse::emulation::device().barriers = true;
   gpu::Convolution wide{};
   wide.channels = wide.columns = 20;
   CHECK(gpu::udse_cuda_convolution(&wide, nullptr));
@@ -538,10 +535,12 @@ int main() {
   for (const int capability : {75, 80}) test_matrix_product<gpu::Half>(capability);
   test_matrix_product<gpu::BFloat16>(80);
   test_convolution<gpu::BFloat16>(gpu::bfloat16);
-  for (const int capability : {75, 80}) {
-    udse::emulation::device().capability = capability;
-    test_convolution<gpu::Half>(gpu::float16);
-  }
+  udse::emulation::device().barriers = false;
+  CHECK(!ConvolutionCase<gpu::BFloat16>(40, 8, 0, 10, 0).right(gpu::bfloat16));
+  udse::emulation::device().barriers = true;
+  udse::emulation::device().capability = 75;  // whose products of matrices are others, and only of this type
+  test_convolution<gpu::Half>(gpu::float16);
+  udse::emulation::device().capability = 80;
   test_updates({2, 8, 33}, 5);
   test_updates({3, 5, 67}, 3);
   test_noise_and_compression();
