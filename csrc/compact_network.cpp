@@ -661,7 +661,10 @@ CompactNetwork::Workspace& CompactNetwork::Workspace::operator=(Workspace&&) noe
 CompactNetwork::Workspace::~Workspace() = default;
 
 CompactNetwork::CompactNetwork(const Weights& weights, const std::vector<int64_t>& dilations, bool centred)
-    : network_(std::make_unique<Network>(weights, dilations, centred)) {}
+    : network_(std::make_unique<Network>(weights, dilations, centred)) {
+  // a block of a stream is a few rows, which wait for the weights
+  if (!centred && kernels().reads_halves) network_->keep_in_halves();
+}
 
 CompactNetwork::~CompactNetwork() = default;
 

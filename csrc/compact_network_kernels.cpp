@@ -2,6 +2,10 @@
 // namespace is called.
 #include "compact_network_kernels.hpp"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace udse {
 namespace UDSE_ISA {
 namespace {
@@ -30,6 +34,34 @@ inline Vector load(const float* p) {
   Vector v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
+}
+
+#if !defined(__AVX2__)
+// A half as a float: exponents of 15 and 127, mantissas of 10 and 23 bits, denormals in units of 2^-24
+inline float widened(Half half) {
+  const std::uint32_t magnitude = half & 0x7fffu, sign = (half & 0x8000u) << 16;
+  const float denormal = static_cast<float>(magnitude) * 0x1p-24f;
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &denormal, sizeof bits);
+  if (magnitude >= 0x400u) bits = (magnitude << 13) + (112u << 23);
+  bits |= sign;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+#endif
+
+// `lanes` halves; denormals stay what they are, whether or not the processor takes those of 32 bits for 0
+inline Vector load(const Half* p) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vector v;
+  for (int i = 0; i < lanes; ++i) v[i] = widened(p[i]);
+  return v;
+#endif
 }
 
 inline void store(const Vector& v, float* p) { __builtin_memcpy(p, &v, sizeof v); }
@@ -78,11 +110,11 @@ inline Vector finished(const Vector& y, const float* out, Finish finish) {
 }
 
 // R rows by P panels of outputs
-template <int P, int R>
-void tile(const Convolution& c, int64_t taps, int64_t first_panel, const float* in, const Windows& windows, float* out,
-          int64_t out_row, Finish finish) {
+template <int P, int R, class Number>
+void tile(const Convolution& c, const Number* weights, int64_t taps, int64_t first_panel, const float* in,
+          const Windows& windows, float* out, int64_t out_row, Finish finish) {
   const int64_t window = c.window, row = windows.row, next = c.taps * window * panel;
-  const float* weights = c.weights + first_panel * next;
+  weights += first_panel * next;
   Vector sum[R][P][vectors];
   UDSE_UNROLL
   for (int r = 0; r < R; ++r) UDSE_UNROLL
@@ -90,7 +122,7 @@ void tile(const Convolution& c, int64_t taps, int64_t first_panel, const float* 
   for (int v = 0; v < vectors; ++v)
     sum[r][p][v] = c.bias ? load(c.bias + (first_panel + p) * panel + v * lanes) : Vector{};
   for (int64_t tap = 0; tap < taps; ++tap, in += windows.tap, weights += window * panel) {
-    const float* w = weights;
+    const Number* w = weights;
     for (int64_t k = 0; k < window; ++k, w += panel) {
       Vector b[P][vectors];
       UDSE_UNROLL
@@ -119,7 +151,8 @@ void tile_of(int rows, const Convolution& c, int64_t taps, int64_t first_panel, 
              float* out, int64_t out_row, Finish finish) {
   if constexpr (R < most_rows[P])
     if (rows > R) return tile_of<P, R + 1>(rows, c, taps, first_panel, in, windows, out, out_row, finish);
-  tile<P, R>(c, taps, first_panel, in, windows, out, out_row, finish);
+  if (c.weights) return tile<P, R>(c, c.weights, taps, first_panel, in, windows, out, out_row, finish);
+  tile<P, R>(c, c.halves, taps, first_panel, in, windows, out, out_row, finish);
 }
 
 // `panels` of output channels from `first_panel` on
@@ -293,7 +326,7 @@ void answer(const Answer& a) {
 
 }  // namespace
 
-const NetworkKernels network_kernels = {convolve, band_sums, from_products, norm_film_silu, silu, answer};
+const NetworkKernels network_kernels = {lanes >= 8, convolve, band_sums, from_products, norm_film_silu, silu, answer};
 
 }  // namespace UDSE_ISA
 }  // namespace udse

@@ -8,6 +8,8 @@ namespace udse {
 
 constexpr std::int64_t panel = 16;  // channels that lie side by side; maps and weights are padded to whole panels
 
+using Half = std::uint16_t;  // a number of 16 bits, IEEE 754 binary16
+
 // A convolution over (time, frequency) as a matrix product: the rows of the left matrix are windows, read where they
 // lie.
 struct Convolution {
@@ -15,6 +17,7 @@ struct Convolution {
   std::int64_t panels;        // of output channels
   const float* weights;       // (panels, taps, window, 16)
   const float* bias;          // (panels, 16); null for none
+  const Half* halves;         // the weights, where `weights` is null
 };
 
 // Four outputs of a kernel of 3 bands take 6 products instead of 12 (Winograd's F(4, 3); Lavin and Gray 2016): each
@@ -71,6 +74,7 @@ struct Answer {
 };
 
 struct NetworkKernels {
+  bool reads_halves;  // as fast as floats
   // `rows` windows of each of `frames` frames; where `next_ends`, the last frame has no last tap
   void (*convolve)(const Convolution&, const Windows&, std::int64_t frames, std::int64_t rows, bool next_ends,
                    const Rows& out, Finish);

@@ -1,6 +1,8 @@
 #include "compact_weights.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <utility>
 
 namespace udse {
@@ -54,7 +56,29 @@ Residual residual_over_time(const Checkpoint& checkpoint, const std::string& nam
           layer(checkpoint, name + ".conv2", channels, channels, 1, 1)};
 }
 
+// Whether `value` is a half, and which
+bool is_half(float value, Half& half) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude >= (113u << 23)) {  // exponents of 15 and 127, mantissas of 10 and 23 bits
+    half = static_cast<Half>(sign | (magnitude - (112u << 23)) >> 13);
+    return magnitude < (143u << 23) && (magnitude & 0x1fffu) == 0;
+  }
+  const float units = std::abs(value) * 0x1p24f;  // denormals
+  half = static_cast<Half>(sign | static_cast<std::uint32_t>(units));
+  return units == std::floor(units);
+}
+
 }  // namespace
+
+void Layer::keep_in_halves() {
+  Halves same(weights.size());
+  for (int64_t i = 0; i < weights.size(); ++i)
+    if (!is_half(weights.data()[i], same.data()[i])) return;
+  halves = std::move(same);
+  weights = Floats();
+}
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw Error(message);
@@ -106,6 +130,11 @@ CompactWeights::CompactWeights(const Weights& weights, const std::vector<int64_t
   read_over_time(checkpoint, dilations);
   read_heads(checkpoint);
   read_film(checkpoint);
+}
+
+void CompactWeights::keep_in_halves() {
+  for (Layer* layer : {&to_frames, &from_frames, &film}) layer->keep_in_halves();
+  for (Residual& block : over_time) block.conv1.keep_in_halves(), block.conv2.keep_in_halves();
 }
 
 void CompactWeights::read_embedding(const Checkpoint& checkpoint) {

@@ -18,19 +18,23 @@ constexpr std::int64_t padded(std::int64_t channels) { return whole_panels(chann
 void require(bool condition, const std::string& message);
 
 // Numbers in whole cache lines, zero at first.
-class Floats {
+template <class Number>
+class Lines {
  public:
-  explicit Floats(std::int64_t size = 0) : lines_(index(whole_panels(size))) {}
-  float* data() { return lines_.data()->v; }
-  const float* data() const { return lines_.data()->v; }
-  std::int64_t size() const { return static_cast<std::int64_t>(lines_.size()) * panel; }
+  explicit Lines(std::int64_t size = 0) : lines_(index((size + of_line - 1) / of_line)) {}
+  Number* data() { return lines_.empty() ? nullptr : lines_.data()->v; }
+  const Number* data() const { return lines_.empty() ? nullptr : lines_.data()->v; }
+  std::int64_t size() const { return static_cast<std::int64_t>(lines_.size()) * of_line; }
 
  private:
+  static constexpr std::int64_t of_line = 64 / sizeof(Number);
   struct alignas(64) Line {
-    float v[panel];
+    Number v[of_line];
   };
   std::vector<Line> lines_;
 };
+using Floats = Lines<float>;
+using Halves = Lines<Half>;
 
 class Checkpoint {
  public:
@@ -52,6 +56,7 @@ class Checkpoint {
 // A convolution with its weights.
 struct Layer {
   Floats weights, bias;
+  Halves halves;  // the weights, where there are none of 32 bits
   Convolution shape{};
   std::int64_t products = 1;  // or `points`, with weights for each
 
@@ -59,7 +64,7 @@ struct Layer {
   Layer(std::int64_t taps, std::int64_t window, std::int64_t columns, std::int64_t products = 1)
       : weights(products * padded(columns) * taps * window),
         bias(padded(columns)),
-        shape{taps, window, whole_panels(columns), nullptr, nullptr},
+        shape{taps, window, whole_panels(columns), nullptr, nullptr, nullptr},
         products(products) {}
 
   // Puts in the weights (O, C, taps, W) and biases of `name`, or (O, C) of a matrix: output o into column(o), channel c
@@ -83,7 +88,14 @@ struct Layer {
     }
   }
 
-  Convolution convolution() const { return with(weights.data(), bias.data()); }
+  // Keeps weights that are numbers of 16 bits in these: the same results, and half of the memory to be read for them.
+  void keep_in_halves();
+
+  Convolution convolution() const {
+    Convolution c = with(weights.data(), bias.data());
+    c.halves = halves.data();
+    return c;
+  }
   Convolution product(std::int64_t i) const { return with(weights.data() + i * size(), nullptr); }
 
  private:
@@ -133,6 +145,8 @@ struct CompactWeights {
 
   // Copies what it needs. dilations: of the layers over time.
   CompactWeights(const Weights& weights, const std::vector<std::int64_t>& dilations, bool centred);
+  // Those of the layers whose rows are frames, most of the network
+  void keep_in_halves();
 
  private:
   void read_embedding(const Checkpoint& checkpoint);

@@ -44,14 +44,35 @@ double finished(double y, double before, udse::Finish finish) {
   return finish == udse::Finish::silu ? silu(y) : y;
 }
 
-void convolution(int64_t panels, int64_t taps, int64_t window, int64_t frames, int64_t rows, bool next_ends) {
+double of_half(udse::Half half) {
+  const int exponent = half >> 10 & 31, mantissa = half & 1023;
+  const double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  return half & 0x8000 ? -magnitude : magnitude;
+}
+
+// Any of up to 1, one in eight of them denormal
+std::vector<udse::Half> random_halves(int64_t n) {
+  std::vector<udse::Half> a(n);
+  for (udse::Half& x : a) {
+    const auto bits = static_cast<udse::Half>(generator());
+    x = static_cast<udse::Half>(bits & (generator() % 8 ? 0xbbff : 0x83ff));
+  }
+  return a;
+}
+
+void convolution(int64_t panels, int64_t taps, int64_t window, int64_t frames, int64_t rows, bool next_ends,
+                 bool of_halves) {
   const int64_t row = 5, frame = rows * row + window, out_row = panels * 16, out_frame = rows * out_row;
-  const Floats weights = random_floats(panels * taps * window * 16), bias = random_floats(panels * 16),
-               in = random_floats((frames + taps) * frame), before = random_floats(frames * out_frame);
+  const std::vector<udse::Half> halves = random_halves(panels * taps * window * 16);
+  Floats weights = random_floats(panels * taps * window * 16);
+  if (of_halves) std::transform(halves.begin(), halves.end(), weights.begin(), of_half);
+  const Floats bias = random_floats(panels * 16), in = random_floats((frames + taps) * frame),
+               before = random_floats(frames * out_frame);
   for (const udse::Finish finish : {udse::Finish::store, udse::Finish::add, udse::Finish::silu}) {
     Floats out = before;
-    kernels().convolve({taps, window, panels, weights.data(), bias.data()}, {in.data(), frame, row, frame}, frames,
-                       rows, next_ends, {out.data(), out_frame, out_row}, finish);
+    kernels().convolve(
+        {taps, window, panels, of_halves ? nullptr : weights.data(), bias.data(), of_halves ? halves.data() : nullptr},
+        {in.data(), frame, row, frame}, frames, rows, next_ends, {out.data(), out_frame, out_row}, finish);
     for (int64_t i = 0; i < frames * out_frame; ++i) {
       const int64_t t = i / out_frame, r = i / out_row % rows, p = i % out_row / 16, c = i % 16;
       double sum = bias[p * 16 + c];
@@ -285,8 +306,8 @@ int main() {
   each_isa([] {
     for (int64_t panels = 1; panels <= 7; ++panels)
       for (const int64_t rows : {1, 2, 5, 8, 13, 32}) {
-        convolution(panels, 3, 9, 3, rows, true);
-        convolution(panels, 5, 4, 1, rows, false);
+        convolution(panels, 3, 9, 3, rows, true, false);
+        for (const bool of_halves : {false, true}) convolution(panels, 5, 4, 1, rows, false, of_halves);
       }
     for (const int64_t channels : {16, 48}) products(1, channels), products(5, channels);
     for (const int64_t channels : {1, 15, 16, 17, 48}) norm(7, channels), norm(1, channels + 1);
