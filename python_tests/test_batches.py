@@ -214,6 +214,9 @@ def test_json(fast: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert found["real_time_factor"] == pytest.approx(found["wall_seconds"] / 0.75, abs=1e-3)  # both are rounded
     assert (files["a.wav"]["out"], files["a.wav"]["seconds"], files["a.wav"]["error"]) == ("out/a.wav", 0.5, None)
     assert "nothing of that name" in files["gone.wav"]["error"]
+    assert files["a.wav"]["loading_seconds"] > 0.002 > files["b.wav"]["loading_seconds"]  # loaded once
+    parts = sum(entry["wall_seconds"] + entry["loading_seconds"] for entry in found["files"])
+    assert 0.5 * found["wall_seconds"] < parts < found["wall_seconds"] + 0.01
 
 
 def test_json_of_one_file_that_fails(fast: list[str], capsys: pytest.CaptureFixture[str]) -> None:

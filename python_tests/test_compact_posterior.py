@@ -14,6 +14,7 @@ from udse_fast.networks import build_network
 from udse_fast.networks.compact_posterior import CompactPosterior, compressed_variance, fused, linear_variance
 from udse_fast.networks.past import LayerPast as Past
 from udse_fast.sampling.noise_guesses import factorised, predicted, steady_guess
+from udse_fast.training.batches import Augmentation
 from udse_fast.training.corpus import Corpus
 from udse_fast.training.noise_variances import SOURCES, draw_noise_variance, draw_source
 from udse_fast.training.posterior_batches import PosteriorBatches
@@ -149,6 +150,23 @@ def test_a_batch_is_what_the_network_meets(batches: PosteriorBatches) -> None:
         assert bool(((ratio[noisy] > 0.4) & (ratio[noisy] < 2.5)).all())
     assert max(loudest) <= 1.0001
     assert min(loudest) < 0.9
+
+
+def test_bright_voices_have_more_above_a_few_kilohertz(batches: PosteriorBatches) -> None:
+    """By 2 to 18 dB of amplitude, in as many of the crops as is said; levels are those of the loudest bin."""
+
+    def tilts(share: float) -> torch.Tensor:
+        changed = PosteriorBatches(
+            batches.speech, batches.spectral, size=1, frames=60, augmentation=Augmentation(bright_share=share)
+        )
+        power = torch.cat([changed[number].clean.abs() ** 4 for number in range(40)])
+        return 10 * torch.log10(power[:, 200:].sum((1, 2)) / power[:, 1:30].sum((1, 2)))
+
+    plain = tilts(0.0)
+    spoken = plain.isfinite()  # some are noise alone
+    assert float((tilts(1.0) - plain)[spoken].mean()) > 5
+    rare = tilts(0.3)[spoken]
+    assert 0 < float((rare - plain[spoken]).gt(1).float().mean()) < 0.6
 
 
 def test_the_same_number_is_the_same_batch(batches: PosteriorBatches) -> None:

@@ -22,6 +22,7 @@ from udse_fast.errors import UdseError, notice, report_error
 if TYPE_CHECKING:
     from udse_fast.audio.files import Recording
     from udse_fast.enhancer import Enhancer
+    from udse_fast.plots import RunningSpectrogram
 
 PUSH_SECONDS = 1.0
 """Audio read at a time."""
@@ -105,9 +106,10 @@ def _tell(outcome: Outcome, arguments: argparse.Namespace, listener: Any) -> Non
             return
         assert outcome.out is not None
         factor = outcome.wall_seconds / outcome.seconds
+        loading = f", after {outcome.loading_seconds:.1f} s of loading" if outcome.loading_seconds >= 0.05 else ""
         print(
             f"{shown(outcome.source)} -> {shown(outcome.out)}: {outcome.seconds:.2f} s "
-            f"in {outcome.wall_seconds:.2f} s, RTF {factor:.2f}",
+            f"in {outcome.wall_seconds:.2f} s, RTF {factor:.2f}{loading}",
             file=listener,
             flush=True,
         )
@@ -136,6 +138,7 @@ def _described(outcome: Outcome) -> dict[str, Any]:
         "out": None if outcome.out is None else str(outcome.out),
         "seconds": round(outcome.seconds, 3),
         "wall_seconds": round(outcome.wall_seconds, 3),
+        "loading_seconds": round(outcome.loading_seconds, 3),
         "error": outcome.error,
     }
 
@@ -213,19 +216,24 @@ def _lost(job: Job, how: str) -> Outcome:
 def _perform(job: Job, enhancer: Callable[[], Enhancer], progress: bool, causal: bool) -> Outcome:
     """Enhance one recording; raises UdseError only where the settings are wrong."""
     from udse_fast.audio.files import UnreadableError, open_recording
+    from udse_fast.plots import draw_spectrograms
 
-    started = time.perf_counter()
     with ExitStack() as stack:
         try:
             recording = stack.enter_context(open_recording(job.source))
         except UdseError as error:
             return Outcome(job.source, error=shown_error(error), unreadable=True)
+        started = time.perf_counter()
         loaded = enhancer()
+        ready = time.perf_counter()
         try:
-            _enhance_recording(loaded, recording, job, progress, causal)
+            panels = _enhance_recording(loaded, recording, job, progress, causal)
+            wall = time.perf_counter() - ready
+            if job.plot is not None:
+                draw_spectrograms(job.plot, panels)
         except UdseError as error:
             return Outcome(job.source, error=shown_error(error), unreadable=isinstance(error, UnreadableError))
-        return Outcome(job.source, job.out, recording.seconds_read, time.perf_counter() - started)
+        return Outcome(job.source, job.out, recording.seconds_read, wall, ready - started)
 
 
 def shown_error(error: UdseError) -> str:
@@ -233,9 +241,12 @@ def shown_error(error: UdseError) -> str:
     return str(error).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progress: bool, causal: bool) -> None:
+def _enhance_recording(
+    enhancer: Enhancer, recording: Recording, job: Job, progress: bool, causal: bool
+) -> dict[str, RunningSpectrogram]:
+    """The panels of the picture, if one is wanted."""
     from udse_fast.audio.files import written_audio
-    from udse_fast.plots import RunningSpectrogram, draw_spectrograms
+    from udse_fast.plots import RunningSpectrogram
 
     layout = recording.layout
     expected = layout.frames / layout.sample_rate
@@ -272,8 +283,7 @@ def _enhance_recording(enhancer: Enhancer, recording: Recording, job: Job, progr
         give_out(stream.flush_separate())
     for remark in remarks_on(recording, expected):
         notice(remark)
-    if job.plot is not None:
-        draw_spectrograms(job.plot, panels)
+    return panels
 
 
 def _mouths(recording: Recording) -> Any:

@@ -37,6 +37,9 @@ class Outcome:
     out: Path | None = None
     seconds: float = 0.0
     wall_seconds: float = 0.0
+    """Of the enhancement, without `loading_seconds` and the picture."""
+    loading_seconds: float = 0.0
+    """Of the Enhancer, before the first recording."""
     error: str | None = None
     unreadable: bool = False
     """The input is the reason."""

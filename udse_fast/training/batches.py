@@ -58,6 +58,8 @@ class Augmentation:
     """Crops are played up to this share faster or slower."""
     equalisation_db: float = 0.0
     """Standard deviation, over the bins, of a smooth random frequency response."""
+    bright_share: float = 0.0
+    """Of a posterior network's crops: those with sibilants as loud as the vowels, as of a bright, close microphone."""
 
     def response(self, rng: np.random.Generator, count: int, bins: int) -> NDArray[np.float32]:
         """Draw amplitude responses (count, F): in dB they are cosines of 1/2 to 2 periods over the band."""

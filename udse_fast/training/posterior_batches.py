@@ -142,7 +142,7 @@ class PosteriorBatches:
         if self.augmentation.equalisation_db:
             spectra = spectra * torch.from_numpy(self.augmentation.response(rng, 1, self.spectral.bins))[0, :, None]
         hertz = torch.arange(self.spectral.bins) * self.spectral.sample_rate / self.spectral.n_fft
-        if rng.random() < 0.2:  # close to a bright microphone: sibilants as loud as the vowels, and no bursts of noise
+        if rng.random() < self.augmentation.bright_share:  # such sibilants are no bursts of noise
             corner, octaves = float(rng.uniform(1500, 4500)), float(rng.uniform(0.2, 0.8))
             shelf = torch.sigmoid(torch.log2(hertz.clamp_min(1) / corner) / octaves)
             spectra = spectra * (1 + (10 ** float(rng.uniform(0.1, 0.9)) - 1) * shelf)[:, None]
