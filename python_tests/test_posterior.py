@@ -403,6 +403,67 @@ def test_samples_do_not_depend_on_how_they_are_split() -> None:
     assert torch.equal(run(4, 0)[2:], run(2, 2))
 
 
+def shared(sampler: str, samples: int, shared_steps: int, **more: Any) -> tuple[Tensor, list[int]]:
+    """The speech, and how many samples each call of the network was asked about."""
+    asked = list[int]()
+
+    def score(state: Tensor, time: float | Tensor, source: str) -> Tensor:
+        if source == "speech":
+            asked.append(len(state))
+        return gaussian_score(state, time, source)
+
+    settings: dict[str, Any] = {"steps": 5, "seed": 3, "corrector_snr": 0, "noise_model": FixedVariance(NOISE), **more}
+    speech = posterior_sample(
+        MIXTURE, score, sampler, samples=samples, shared_steps=shared_steps, **settings
+    ).speech  # fmt: skip
+    return speech, asked
+
+
+@pytest.mark.parametrize("sampler", ["ddrm", "diffuseen", "depse_il"])
+def test_shared_steps_are_those_of_one_sample(sampler: str) -> None:
+    """Known noise: the first sample is what it would be alone, and the others go apart where it is said."""
+    alone, _ = shared(sampler, 1, 0)
+    apart, asked = shared(sampler, 3, 0)
+    assert asked == [3, 3, 3, 3, 3]
+    spread = []
+    for shared_steps in (1, 2, 3, 4):
+        speech, asked = shared(sampler, 3, shared_steps)
+        assert asked == [1] * shared_steps + [3] * (5 - shared_steps)
+        torch.testing.assert_close(speech[:1], alone, rtol=0, atol=0)
+        spread.append(float(speech.std(0).mean()))
+    assert 0 < spread[3] < spread[0] < 1.2 * float(apart.std(0).mean())  # the later they part, the less they differ
+    torch.testing.assert_close(shared(sampler, 3, 40)[0], shared(sampler, 3, 4)[0], rtol=0, atol=0)
+    torch.testing.assert_close(shared(sampler, 1, 3)[0], alone, rtol=0, atol=0)
+
+
+def test_shared_steps_of_a_linear_prior_keep_the_mean() -> None:
+    """The mean over many samples that share all but their last noise is that of their one path, by linearity."""
+
+    def no_noise_until_the_end(name: str, index: int) -> Tensor:
+        z = torch.zeros(400, 5, 6, dtype=torch.complex128)
+        if name == "predictor_speech" and index == 2:
+            z = torch.randn(400, 5, 6, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+        return z
+
+    speech, _ = shared("depse_tl", 400, 3, randomness=no_noise_until_the_end)
+    path, _ = shared("depse_tl", 1, 0, randomness=zeros)
+    spread = speech.std(0)
+    assert float(spread.min()) > 1e-3
+    assert float(((speech.mean(0) - path[0]).abs() / spread).max()) < 5 / math.sqrt(400)
+
+
+@pytest.mark.parametrize("sampler", OF_PRIORS)
+@pytest.mark.parametrize("reuse", [False, True])
+def test_every_sampler_can_share_steps(sampler: str, reuse: bool) -> None:
+    speech, asked = shared(
+        sampler, 2, 2, noise_model=None, em_rounds=2, corrector_snr=0.3, reuse_estimate=reuse, rank=2
+    )  # fmt: skip
+    assert speech.shape == (2, 5, 6)
+    assert bool(torch.isfinite(torch.view_as_real(speech)).all())
+    assert not torch.equal(speech[0], speech[1])
+    assert set(asked) == {1, 2}
+
+
 class Noted(FixedVariance):
     """A known variance that notes what it would be fitted to."""
 
@@ -485,6 +546,8 @@ def test_noise_start_has_the_power_of_the_mixture() -> None:
         ({"sampler": "ddim"}, "expected one of udiffse"),
         ({"steps": 0}, "steps"),
         ({"samples": 1.5}, "samples"),
+        ({"shared_steps": -1}, "shared_steps"),
+        ({"sampler": "sgmse", "mixture": MIXTURE.repeat(2, 1, 1), "shared_steps": 1}, "0 for a batch of recordings"),
         ({"lambda_": 2}, "unknown option lambda_"),
         ({"mixture": torch.zeros(3, 4)}, "complex tensor"),
         ({"mixture": torch.full((3, 4), complex("nan"))}, "finite"),

@@ -112,6 +112,7 @@ class BlockEnhancer(ABC, Generic[Memory]):
         return SamplerSettings(
             self.model.sampler,
             samples=settings.samples,
+            shared_steps=settings.shared_steps,
             rank=settings.rank,
             em_rounds=settings.em_rounds,
             seed=self.seed,

@@ -68,6 +68,9 @@ class SamplingSettings(Checked):
 
     steps: int = _whole(30, Range(1, 100_000))
     samples: int = _whole(4, Range(1, 10_000))
+    shared_steps: int = _whole(0, Range(0, 100_000))
+    """Steps at the beginning that the samples have in common, all but the last step at most; then each goes on with
+    noise of its own. 0, as published: they are apart from the start."""
     start_time: float = _real(1.0, Range(0, 1, excluded=True))
     end_time: float = _real(0.03, Range(0, 1, excluded=True))
     corrector_snr: float = _real(0.5, CORRECTOR_SNR)

@@ -21,6 +21,7 @@ class DdrmSampler final : public BlockSampler {
 
  private:
   NoiseKey draw(Role role, std::size_t step) const;
+  Shape shape_of(std::size_t call) const;  // of its states
 
   Shape shape_;
   std::uint64_t seed_;

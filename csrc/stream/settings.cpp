@@ -15,6 +15,7 @@ struct Whole {
 constexpr Whole whole_numbers[] = {
     {"steps", &StreamSettings::steps, 1, 64},  // the network keeps what it knows of 64 noise levels
     {"samples", &StreamSettings::samples, 1, 64},
+    {"shared_steps", &StreamSettings::shared_steps, 0, 100'000},
     {"rank", &StreamSettings::rank, 1, 32},
     {"nmf_iterations", &StreamSettings::nmf_iterations, 1, 1000},
     {"block_frames", &StreamSettings::block_frames, 1, 8},

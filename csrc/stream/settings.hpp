@@ -15,7 +15,7 @@ enum class HighBand { follow, keep, cut };  // above the network's band
 // As `InferenceSettings` and the options of the samplers in Python, with the same names, defaults and ranges.
 struct StreamSettings {
   Sampler sampler = Sampler::ddrm;
-  std::int64_t steps = 30, samples = 4, rank = 4, nmf_iterations = 1, block_frames = 0;
+  std::int64_t steps = 30, samples = 4, shared_steps = 0, rank = 4, nmf_iterations = 1, block_frames = 0;
   double start_time = 1, end_time = 0.03;
   double eta = 0.85, noise_bias = 1.3, variance_scale = 1;
   std::int64_t em_rounds = 5, fits = 30;  // of amortised_ddrm, as `listening`

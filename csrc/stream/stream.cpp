@@ -258,8 +258,8 @@ int64_t Stream::recovered_blocks() const {
 std::uint64_t Stream::facts() const {
   const StreamSettings& s = settings_;
   return hash_of(prior_->fingerprint, sample_rate_, channel_count_, s.sampler, s.em_rounds, s.fits, s.listening,
-                 s.steps, s.samples, s.rank, s.nmf_iterations, s.block_frames, s.start_time, s.end_time, s.eta,
-                 s.noise_bias, s.variance_scale, s.start_share, s.readout, s.restraint, s.wiener_exponent,
+                 s.steps, s.samples, s.shared_steps, s.rank, s.nmf_iterations, s.block_frames, s.start_time, s.end_time,
+                 s.eta, s.noise_bias, s.variance_scale, s.start_share, s.readout, s.restraint, s.wiener_exponent,
                  s.blend_ratio, s.forgetting_seconds, s.forgetting_spread, s.noise_floor, s.level_seconds,
                  s.remaining_noise, s.seed, s.remove_hum, s.common_gain, s.high_band);
 }

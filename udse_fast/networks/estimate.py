@@ -55,6 +55,12 @@ class Estimate(NamedTuple):
         variance, noise = (z.contiguous().to(like.device, real) for z in (said.variance, said.log_noise.exp()))
         return cls(as_complex(said.clean), variance, noise, as_complex(said.heard))
 
+    def repeated(self, samples: int) -> Estimate:
+        """The same for each of so many samples, of what was said about one."""
+        speech, variance, noise_variance = (z.repeat(samples, 1, 1) for z in self[:3])
+        heard = None if self.heard is None else self.heard.repeat(samples, 1, 1)
+        return Estimate(speech, variance, noise_variance, heard)
+
     def for_states(self, like: Tensor) -> Estimate:
         """For each of the states (B, F, T) complex, what may have been said once; in their precision."""
 

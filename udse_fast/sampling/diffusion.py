@@ -10,7 +10,7 @@ from udse_fast.kernels.predictor_corrector import corrector
 from udse_fast.kernels.predictor_corrector.reference import tweedie_mean
 from udse_fast.kernels.step import Step
 from udse_fast.sampling.likelihoods.base import Likelihood, States, Transition
-from udse_fast.sampling.randomness import Draw, drawn
+from udse_fast.sampling.randomness import Draw, drawn, of_first_sample
 from udse_fast.sampling.requests import Pass, Request
 from udse_fast.sampling.sde import SDE, Time
 
@@ -45,6 +45,7 @@ def reverse_diffusion(
     sde: SDE,
     corrector_snr: float = 0.5,
     reuse_estimate: bool = False,
+    shared_steps: int = 0,
     callback: Callback | None = None,
 ) -> Pass[States]:
     """Predictor-corrector reverse pass(es) from `times[0]` to `times[-1]` (Song et al. 2021, Alg. 2 and 3).
@@ -59,6 +60,8 @@ def reverse_diffusion(
         corrector_snr: r of the corrector's step (r sigma)^2; 0 leaves the corrector (and its network call) out.
         reuse_estimate: the predictor takes the denoised estimate of the corrector's network call, in place of a call of
             its own; without a corrector it changes nothing.
+        shared_steps: steps at the beginning that the samples have in common, fewer than there are times. The noise of
+            the step to the next one is the first that each of them has for itself.
         callback: called in every step.
 
     Yields:
@@ -69,7 +72,7 @@ def reverse_diffusion(
     """
     mixture, wants_variance = likelihood.mixture, likelihood.needs_posterior_variance
     F, T = mixture.shape[-2:]
-    shape = (samples, F, T)
+    shape = (1 if shared_steps else samples, F, T)
     sizes = [dt] * len(times) if isinstance(dt, float) else dt
     coefficients = [
         sde.coefficients(t, size, corrector_snr * likelihood.corrector_scale)
@@ -79,8 +82,9 @@ def reverse_diffusion(
     yield from likelihood.prepare(sde)
     for round_ in range(likelihood.rounds):
         states = {}
+        own = of_first_sample(draw) if shared_steps else draw
         for source in likelihood.sources:
-            noise = drawn(draw(f"init_{source}", round_), shape, mixture)
+            noise = drawn(own(f"init_{source}", round_), shape, mixture)
             states[source] = likelihood.start(source, noise, coefficients[0])
         for step, (t, c) in enumerate(zip(times, coefficients, strict=True)):
             index, last = round_ * len(times) + step, step == len(times) - 1
@@ -92,7 +96,7 @@ def reverse_diffusion(
             for repeat in range(index * repeats, (index + 1) * repeats):
                 answers = yield _requests(likelihood, states, t, c, reuse_estimate and wants_variance)
                 corrected = {
-                    source: corrector(Step(s, answer.score, c, draw(f"corrector_{source}", repeat)))
+                    source: corrector(Step(s, answer.score, c, own(f"corrector_{source}", repeat)))
                     for (source, s), answer in zip(states.items(), answers, strict=True)
                 }
                 if reuse_estimate:
@@ -105,10 +109,14 @@ def reverse_diffusion(
             # predictor: N(s + gamma s dt + g^2 S(s, t) dt, g^2 dt)
             if not (corrects and reuse_estimate):
                 answers = yield _requests(likelihood, states, t, c, wants_variance)
+            if step == shared_steps - 1:  # from here on the samples go apart
+                own = draw
+                states = {source: s.repeat(samples, 1, 1) for source, s in states.items()}
+                answers = [answer.repeated(samples) for answer in answers]
             following = None if last else coefficients[step + 1]
             transitions = {}
             for (source, s), answer in zip(states.items(), answers, strict=True):
-                z = None if last else draw(f"predictor_{source}", index)
+                z = None if last else own(f"predictor_{source}", index)
                 transitions[source] = Transition(
                     s, answer.score, t, c, following, z, step, round_, index, answer.posterior_variance, answer.estimate
                 )
@@ -116,7 +124,7 @@ def reverse_diffusion(
                 callback(StepInfo(step, len(times), round_, transitions))
 
             # likelihood: from that Gaussian to the next state
-            states = yield from likelihood.advance(transitions, draw)
+            states = yield from likelihood.advance(transitions, own)
     return states
 
 

@@ -37,6 +37,8 @@ class SamplerSettings:
     Args:
         sampler: a name of `sampler_names()`.
         steps: N. samples: B. rank: R of the NMF. em_rounds: rounds of UDiffSE. seed: of all draws.
+        shared_steps: steps at the beginning of a reverse pass that all samples have in common, N - 1 at most: where
+            the level of the noise is high, they differ little. None of the published algorithms.
         times: N decreasing times, each a float or one per frame (T,); default linspace(1, 0.03, N).
         dt: step size, one or N; default 1/N.
         corrector_snr: r of the corrector; 0 leaves it out.
@@ -61,6 +63,7 @@ class SamplerSettings:
     sde: SDE = field(default_factory=OUVE)
     options: Mapping[str, Any] = field(default_factory=dict)
     reuse_estimate: bool = False
+    shared_steps: int = 0
 
     def __post_init__(self) -> None:
         row = find_sampler(self.sampler)
@@ -80,6 +83,7 @@ class SamplerSettings:
             "corrector_snr": real_number("corrector_snr", self.corrector_snr, CORRECTOR_SNR),
             "options": row.checked(dict(self.options)),
             "reuse_estimate": flag("reuse_estimate", self.reuse_estimate),
+            "shared_steps": min(whole_number("shared_steps", self.shared_steps, Range(0)), len(times) - 1),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -183,6 +187,7 @@ def posterior_sample(
     corrector_snr: float = 0.5,
     sde: SDE | None = None,
     reuse_estimate: bool = False,
+    shared_steps: int = 0,
     conditions: Mapping[str, Conditions] | None = None,
     callback: Callback | None = None,
     **options: Any,
@@ -197,8 +202,8 @@ def posterior_sample(
             For "sgmse": of one that knows the recording.
             For "amortised": e_step(mixture, noise variance) -> `udse_fast.networks.estimate.Estimate`, see `EStep`.
         sampler: a name of `sampler_names()`.
-        steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, reuse_estimate, options: see
-            `SamplerSettings`.
+        steps, samples, rank, em_rounds, seed, times, dt, corrector_snr, sde, reuse_estimate, shared_steps, options:
+            see `SamplerSettings`.
         randomness: draw(name, index) -> complex normal (B, F, T); default: counter-based, from `seed`.
         first_frame: of the default randomness; the absolute number of the first frame.
         initial_nmf: W (F, R), H (R, T); default: random with mean(W H) = mean |x|^2.
@@ -227,6 +232,7 @@ def posterior_sample(
         OUVE() if sde is None else sde,
         options,
         reuse_estimate,
+        shared_steps,
     )
     with torch.no_grad():
         posterior = run(
@@ -313,6 +319,8 @@ def posterior_pass(
         raise UdseError(
             f"samples: expected {len(mixture)}, one for each recording of the batch, got {settings.samples}"
         )
+    if mixture.ndim == 3 and settings.shared_steps:
+        raise UdseError(f"shared_steps: expected 0 for a batch of recordings, got {settings.shared_steps}")
     if row.noise == "nmf" and noise_model is None:
         if initial_nmf is None:
             noise_model = NMF(*row.likelihood.start_noise(mixture, settings.rank, settings.seed, 1.0))
@@ -398,6 +406,7 @@ class ReversePass:
             sde=settings.sde,
             corrector_snr=settings.corrector_snr,
             reuse_estimate=settings.reuse_estimate,
+            shared_steps=settings.shared_steps,
             callback=self.callback,
         )
         factors = model.variance if isinstance(model, NMF) else ()

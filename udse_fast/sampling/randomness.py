@@ -24,6 +24,16 @@ def drawn(value: Tensor | NoiseKey, shape: Sequence[int], like: Tensor) -> Tenso
     return value.to(like)
 
 
+def of_first_sample(draw: Draw) -> Draw:
+    """The numbers that the first sample gets, (1, F, T)."""
+
+    def first(name: str, index: int) -> Tensor | NoiseKey:
+        value = draw(name, index)
+        return value if isinstance(value, NoiseKey) else value[:1]  # of a key as many are made as are wanted
+
+    return first
+
+
 def counter_based(seed: int, first_frame: int | Tensor = 0, first_sample: int = 0) -> Draw:
     """Philox 4x32-10 draws that depend on seed, name, index, frame, bin and sample only, not on how the signal is cut.
 

@@ -83,6 +83,12 @@ class Answer(NamedTuple):
         score = (c.delta * estimate.speech - request.state) * (1 / c.sigma**2)
         return cls(score, estimate.variance, estimate=estimate)
 
+    def repeated(self, samples: int) -> Answer:
+        """The same for each of so many samples, of an answer about one; without the product with a Jacobian."""
+        variance = None if self.posterior_variance is None else self.posterior_variance.repeat(samples, 1, 1)
+        estimate = None if self.estimate is None else self.estimate.repeated(samples)
+        return Answer(self.score.repeat(samples, 1, 1), variance, estimate=estimate)
+
     def moved(self, before: Tensor, after: Tensor, coefficients: Coefficients) -> Answer:
         """The score at another state of the same time, if the denoised estimate stays what it is.
 

@@ -23,7 +23,7 @@ from udse_fast.streaming.stream import Stream
 from udse_fast.video.track import VideoTrack
 
 _NUMBERS: Final = (
-    "steps", "samples", "start_time", "end_time", "rank", "nmf_iterations", "em_rounds", "start_share",
+    "steps", "samples", "shared_steps", "start_time", "end_time", "rank", "nmf_iterations", "em_rounds", "start_share",
     "wiener_exponent", "blend_ratio", "forgetting_seconds", "forgetting_spread", "noise_floor", "level_seconds",
 )  # fmt: skip
 """Settings that the core takes."""
